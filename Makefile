@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` and `make test` on Debian or Ubuntu with Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check format setup gate clean
+
+demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
+	$(BIN)/p3o demo
+
+test: $(VENV)/.installed-dev ## all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev ## format, lint, types, layers
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+gate: $(VENV)/.installed ## the embedded task's acceptance gate over 3 seeds
+	$(BIN)/p3o gate --json gate.json
+
+setup: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "p3o needs Python 3.11 or later; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no venv module; run: apt-get install python3-venv"; exit 2; }
+
+# torch is named with the rest and pinned: a free range would fetch gigabytes of CUDA on a machine without a GPU.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Benchmarks on problems whose truth is known: distances from the best possible KL–reward frontier."""

@@ -1,0 +1,142 @@
+"""What is compared: the benchmark's problems, its methods, and what is tuned of each.
+
+A method is an algorithm of the package with a way to spend samples (K, epochs, replay). Every method gets the same
+samples. What matters to it is tuned on seeds of its own (``TUNING_SEEDS``), separately on every problem: the
+learning rate of all, and of PPO also λ, the critic's rate and its warm-up: it is tuned with more care, not less.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from p3o.algorithms import ALGORITHMS
+from p3o.bench.bandit import ShiftedBandit
+from p3o.bench.factorised import Factorised
+from p3o.bench.problems import Problem
+from p3o.bench.sequence import EnumerableSequence
+from p3o.bench.train import Schedule
+
+SHIFTS = (0, 1, 10, 100)
+LENGTHS = (20, 80, 160)
+TUNING_SEEDS = (901, 902, 903)
+EVALUATION_SEEDS = (1, 2, 3, 4, 5)
+FULL_EVALUATION_SEEDS = tuple(range(1, 13))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem as it is benchmarked.
+
+    Attributes:
+        build: from seeds to the problem.
+        betas: β of the runs whose points make one frontier.
+        rates: learning rates to choose from.
+        samples: responses sampled in a run.
+    """
+
+    build: Callable[[Sequence[int]], Problem]
+    betas: tuple[float, ...]
+    rates: tuple[float, ...]
+    samples: int
+
+
+TASKS: dict[str, Task] = {
+    **{
+        f"bandit_{shift}": Task(partial(ShiftedBandit, shift=shift), (0.15, 0.3, 0.6), (0.02, 0.04, 0.08, 0.16), 6400)
+        for shift in SHIFTS
+    },
+    "sequence": Task(EnumerableSequence, (0.25, 0.4, 0.6, 1.0), (0.0025, 0.005, 0.01, 0.02), 6400),
+    **{
+        f"factorised_{length}": Task(
+            partial(Factorised, length=length), (0.15, 0.22, 0.32, 0.5), (0.003, 0.006, 0.012, 0.024), 6400
+        )
+        for length in LENGTHS
+    },
+}
+
+PROBLEMS: dict[str, tuple[str, ...]] = {
+    "bandit": ("bandit_0",),
+    "sequence": ("sequence",),
+    "factorised": tuple(f"factorised_{length}" for length in LENGTHS),
+}
+"""The three problems of the summary and the tasks that each is the mean of."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that may be tuned of a method on a task; as JSON in the file of chosen settings.
+
+    Attributes:
+        learning_rate: Adam's, of the policy.
+        critic_factor: the critic's learning rate as a multiple of the policy's.
+        kl_stop: limit of the mean ½·(log-ratio)² on fresh groups.
+        algorithm: settings of the algorithm other than β.
+        schedule: fields of ``Schedule`` other than samples.
+    """
+
+    learning_rate: float
+    critic_factor: float = 1.0
+    kl_stop: float = 0.05
+    algorithm: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        title: as people write it.
+        algorithm: its name in ``ALGORITHMS``.
+        schedule: how it spends samples.
+        settings: settings of the algorithm, the same on every task.
+        refinements: after the learning rate is chosen: changes to try one after another, each kept if it helps.
+    """
+
+    title: str
+    algorithm: str
+    schedule: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    refinements: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether comparisons suffice as feedback."""
+        return ALGORITHMS[self.algorithm].build(ALGORITHMS[self.algorithm].config()).accepts_comparisons
+
+
+REPLAY = {"responses": 8, "replay": 15, "epochs": 2, "minibatches": 8}
+_CRITIC = (
+    {"algorithm": {"lam": 1.0}},
+    {"critic_factor": 3.0},
+    {"critic_factor": 0.3},
+    {"schedule": {"warm_up": 5}},
+)
+
+METHODS: dict[str, Method] = {
+    "reinforce": Method("REINFORCE, K=1", "reinforce", {"responses": 1}),
+    "ppg": Method("PPG, K=2", "ppg", {"responses": 2}),
+    "online_dpo": Method("Online DPO, K=2", "online_dpo", {"responses": 2}),
+    "rebel": Method("REBEL, K=2", "rebel", {"responses": 2}),
+    "p3o_v1": Method("P3O-V1, K=2", "p3o_v1", {"responses": 2}),
+    "p3o_v2": Method("P3O-V2, K=2", "p3o_v2", {"responses": 2}),
+    "grpo": Method("GRPO, K=8", "grpo", {"responses": 8}),
+    "rloo": Method("RLOO, K=8", "rloo", {"responses": 8}),
+    "p3o_v2_k8": Method("P3O-V2, K=8", "p3o_v2", {"responses": 8}),
+    "ppo": Method("PPO", "ppo", {"responses": 1}, {"value_epsilon": None}, _CRITIC),
+    "rloo_replay": Method("RLOO + replay", "rloo", REPLAY),
+    "ppo_replay": Method(
+        "PPO + replay",
+        "ppo",
+        REPLAY | {"responses": 1},
+        {"value_epsilon": None},
+        (*_CRITIC, {"schedule": {"recentre": True}}, {"schedule": {"replay": 7, "minibatches": 4}}),
+    ),
+    "p3o_r": Method("P3O-R", "p3o_r", REPLAY),
+}
+
+
+def schedule_of(task: Task, setting: Setting, *, evaluations: int = 24) -> Schedule:
+    """The schedule of a setting on a task."""
+    return Schedule(**{"samples": task.samples, "evaluations": evaluations, **setting.schedule})

@@ -1,0 +1,210 @@
+"""Problem (b): short responses of a neural autoregressive policy, enumerated on prompts that were never trained on.
+
+A prompt is three attributes of six values; a response is up to five tokens of {end, 1, 2, 3} and ends with ``end`` or at the
+limit: 364 responses, all enumerable. The reward adds what the first attribute thinks of each token, the second of each
+pair of neighbours and the third of the first token and the length; it has standard deviation 1 under the reference.
+Twenty-four of the 216 prompts are held out.
+
+The policy is a frozen random perceptron, the reference, plus a trained one, the adapter. Both read the attributes, the position
+and the last two tokens: as autoregressive as a transformer (the policy has to learn which tokens lead to good continuations)
+and many times cheaper at this size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from p3o.bench.network import BatchedNetwork
+from p3o.bench.problems import Point, Rollout, SeededNoise, choose, exact_point, gibbs_point, on_grid
+
+ATTRIBUTES = 3
+VALUES = 6
+VOCABULARY = 4
+END = 0
+LENGTH = 5
+HELD_OUT = 24
+
+# One-hot inputs: the attributes, the position, the last token and the one before (VOCABULARY stands for "none").
+_INPUTS = ATTRIBUTES * VALUES + LENGTH + 2 * (VOCABULARY + 1)
+BASE = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=VOCABULARY)
+ADAPTER = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=VOCABULARY, hidden=64)
+CRITIC = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=1, hidden=64)
+
+
+class EnumerableSequence:
+    """Responses of up to five tokens, with held-out prompts."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = seeds
+        instance = SeededNoise(seeds, stream=5)
+        self._base = BASE.initialise(instance.normal(BASE.parameters).float())
+        self._adapter = ADAPTER.initialise(instance.normal(ADAPTER.parameters).float())
+        self._adapter[:, -ADAPTER.hidden * ADAPTER.outputs :] = 0.0  # the output layer
+        self._critic = CRITIC.initialise(instance.normal(CRITIC.parameters).float())
+        self._critic[:, -CRITIC.hidden :] = 0.0
+        self._token_effect = instance.normal(VALUES, VOCABULARY)
+        self._neighbour_effect = instance.normal(VALUES, VOCABULARY, VOCABULARY)
+        self._first_effect = instance.normal(VALUES, VOCABULARY)
+        self._length_effect = instance.normal(VALUES, LENGTH + 1)
+        self._scale = torch.ones(len(seeds), dtype=torch.float64)
+        prompts = torch.cartesian_prod(*[torch.arange(VALUES)] * ATTRIBUTES)
+        order = instance.uniform(prompts.shape[0]).argsort(-1)
+        self._train, self._held_out = prompts[order[:, HELD_OUT:]], prompts[order[:, :HELD_OUT]]
+        self._responses, self._response_mask, self._prefix_row, prefixes = _enumerate_responses()
+        prefixes = prefixes.expand(len(seeds), HELD_OUT, -1, -1)
+        self._held_out_inputs = self.encode(self._held_out, prefixes)
+        self._reference_logprobs = self._response_logprobs(self._adapter)
+        rewards = self._enumerated_rewards()
+        probabilities = self._reference_logprobs.exp()
+        centred = rewards - (probabilities * rewards).sum(-1, keepdim=True)
+        self._scale = 1.0 / (probabilities * centred**2).sum(-1).mean(-1).sqrt()
+        self._rewards = self._enumerated_rewards()
+        self._noise = SeededNoise(seeds, stream=6)
+
+    def initial_policy(self) -> Float[Tensor, "policy parameter"]:
+        """An adapter whose outputs are 0: the reference."""
+        return self._adapter.clone()
+
+    def initial_critic(self) -> Float[Tensor, "policy critic"]:
+        """A network of the policy's size whose outputs are 0."""
+        return self._critic.clone()
+
+    def prompts(self, groups: int) -> Int[Tensor, "policy group attribute"]:
+        """Training prompts, with replacement."""
+        chosen = self._noise.integers(self._train.shape[1], groups)
+        return self._train.gather(1, chosen.unsqueeze(-1).expand(-1, -1, ATTRIBUTES))
+
+    def sample(
+        self, policy: Float[Tensor, "policy parameter"], prompts: Int[Tensor, "policy group attribute"], responses: int
+    ) -> Rollout:
+        """Token by token; after ``end`` the response is padding."""
+        policies, groups, _ = prompts.shape
+        uniform = self._noise.uniform(groups, responses, LENGTH)
+        tokens = torch.zeros(policies, groups, responses, LENGTH, dtype=torch.long)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        for t in range(LENGTH):
+            rows = _inputs(prompts, tokens[..., : t + 1], first=t)
+            probabilities = _next_token(policy, torch.cat([rows, BASE(self._base, rows)], -1)).exp()
+            chosen = choose(probabilities.reshape(policies, groups, responses, VOCABULARY), uniform[..., t])
+            tokens[..., t] = chosen.masked_fill(~mask[..., t], END)
+            if t + 1 < LENGTH:
+                mask[..., t + 1] = mask[..., t] & (tokens[..., t] != END)
+        return Rollout(tokens, mask)
+
+    def encode(
+        self, prompts: Int[Tensor, "policy group attribute"], tokens: Int[Tensor, "policy group response time"]
+    ) -> Float[Tensor, "policy group response time input"]:
+        """One-hot inputs of every state, then the frozen reference's logits there."""
+        rows = _inputs(prompts, tokens)
+        return torch.cat([rows, BASE(self._base, rows)], -1).reshape(*tokens.shape, -1)
+
+    def logprobs(
+        self,
+        policy: Float[Tensor, "policy parameter"],
+        inputs: Float[Tensor, "policy group response time input"],
+        tokens: Int[Tensor, "policy group response time"],
+    ) -> Float[Tensor, "policy group response time"]:
+        """log π(y_t | x, y_<t); padding holds the log-prob of ``end``, which the mask hides."""
+        logprobs = _next_token(policy, inputs.flatten(1, 3)).reshape(*tokens.shape, VOCABULARY)
+        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    def values(
+        self,
+        critic: Float[Tensor, "policy critic"],
+        inputs: Float[Tensor, "policy group response time input"],
+        tokens: Int[Tensor, "policy group response time"],
+    ) -> Float[Tensor, "policy group response time"]:
+        """The critic's value of each token's state."""
+        return CRITIC(critic, inputs[..., :_INPUTS].flatten(1, 3)).reshape(tokens.shape)
+
+    def rewards(
+        self, prompts: Int[Tensor, "policy group attribute"], rollout: Rollout
+    ) -> Float[Tensor, "policy group response"]:
+        """The four effects, summed and scaled, on the exact grid."""
+        return self._reward(prompts.unsqueeze(2).expand(-1, -1, rollout.tokens.shape[2], -1), *rollout)
+
+    def evaluate(self, policy: Float[Tensor, "policy parameter"]) -> Point:
+        """Exact E[r] and KL on the held-out prompts."""
+        return exact_point(self._response_logprobs(policy), self._reference_logprobs, self._rewards)
+
+    def gibbs(self, beta: float) -> Point:
+        """The Gibbs policy's, on the held-out prompts."""
+        return gibbs_point(self._reference_logprobs, self._rewards, beta)
+
+    def _response_logprobs(self, policy: Float[Tensor, "policy parameter"]) -> Float[Tensor, "policy prompt outcome"]:
+        policies, prompts, _ = self._held_out.shape
+        logprobs = _next_token(policy, self._held_out_inputs.flatten(1, 3))
+        logprobs = logprobs.reshape(policies, prompts, -1, LENGTH, VOCABULARY).double()
+        paths = logprobs[:, :, self._prefix_row]
+        chosen = paths.gather(-1, self._responses.expand(policies, prompts, -1, -1).unsqueeze(-1)).squeeze(-1)
+        return chosen.masked_fill(~self._response_mask, 0.0).sum(-1)
+
+    def _enumerated_rewards(self) -> Float[Tensor, "policy prompt outcome"]:
+        policies, prompts, _ = self._held_out.shape
+        outcomes = self._responses.shape[0]
+        return self._reward(
+            self._held_out.unsqueeze(2).expand(-1, -1, outcomes, -1),
+            self._responses.expand(policies, prompts, -1, -1),
+            self._response_mask.expand(policies, prompts, -1, -1),
+        )
+
+    def _reward(
+        self,
+        prompts: Int[Tensor, "policy group response attribute"],
+        tokens: Int[Tensor, "policy group response time"],
+        mask: Bool[Tensor, "policy group response time"],
+    ) -> Float[Tensor, "policy group response"]:
+        row = torch.arange(tokens.shape[0])[:, None, None]
+        a, b, c = prompts.unbind(-1)
+        token = self._token_effect[row.unsqueeze(-1), a.unsqueeze(-1), tokens].masked_fill(~mask, 0.0).sum(-1)
+        neighbours = self._neighbour_effect[row.unsqueeze(-1), b.unsqueeze(-1), tokens[..., :-1], tokens[..., 1:]]
+        neighbour = neighbours.masked_fill(~mask[..., 1:], 0.0).sum(-1)
+        first = self._first_effect[row, c, tokens[..., 0]]
+        length = self._length_effect[row, c, mask.sum(-1)]
+        return on_grid((token + neighbour + first + length) * self._scale[:, None, None])
+
+
+def _next_token(
+    policy: Float[Tensor, "policy parameter"], rows: Float[Tensor, "policy row input"]
+) -> Float[Tensor, "policy row vocab"]:
+    return torch.log_softmax(rows[..., _INPUTS:] + ADAPTER(policy, rows[..., :_INPUTS]), -1)
+
+
+def _inputs(
+    prompts: Int[Tensor, "policy group attribute"], tokens: Int[Tensor, "policy group response time"], *, first: int = 0
+) -> Float[Tensor, "policy row input"]:
+    """Inputs of the states in which the tokens from position ``first`` on are chosen, one row per state."""
+    policies, groups, responses, length = tokens.shape
+    none = torch.full_like(tokens[..., :1], VOCABULARY)
+    last = torch.cat([none, tokens[..., :-1]], -1)[..., first:]
+    before_last = torch.cat([none, none, tokens[..., :-2]], -1)[..., first:length]
+    shape = (policies, groups, responses, length - first)
+    attributes = one_hot(prompts, VALUES).flatten(-2)[:, :, None, None].expand(*shape, -1)
+    position = torch.eye(LENGTH)[first:length].expand(*shape, -1)
+    codes = [attributes, position, one_hot(last, VOCABULARY + 1), one_hot(before_last, VOCABULARY + 1)]
+    return torch.cat([code.float() for code in codes], -1).flatten(1, 3)
+
+
+def _enumerate_responses() -> tuple[
+    Int[Tensor, "outcome time"], Bool[Tensor, "outcome time"], Int[Tensor, " outcome"], Int[Tensor, "1 1 prefix time"]
+]:
+    """All responses, their masks, the prefix along which each one lies, and all prefixes of LENGTH − 1 symbols (padded)."""
+    symbols = torch.arange(1, VOCABULARY)
+    prefixes = torch.cartesian_prod(*[symbols] * (LENGTH - 1))
+    responses, masks, rows = [], [], []
+    for steps in range(LENGTH):
+        # Prefixes are in lexicographic order, so every stride-th one begins with a new choice of the first `steps` symbols.
+        stride = (VOCABULARY - 1) ** (LENGTH - 1 - steps)
+        for row in range(0, prefixes.shape[0], stride):
+            for last in range(VOCABULARY) if steps == LENGTH - 1 else [END]:
+                response = torch.zeros(LENGTH, dtype=torch.long)
+                response[:steps] = prefixes[row, :steps]
+                response[steps] = last
+                responses.append(response)
+                masks.append(torch.arange(LENGTH) <= steps)
+                rows.append(row)
+    paths = torch.nn.functional.pad(prefixes, (0, 1))
+    return torch.stack(responses), torch.stack(masks), torch.tensor(rows), paths[None, None]

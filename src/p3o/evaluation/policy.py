@@ -1,0 +1,191 @@
+"""What a policy is worth: reward and KL of sampled responses on held-out prompts.
+
+Both come from the same samples. The KL is the full-vocabulary estimate, in nats per response (``p3o.functional.kl``), at the
+temperature of the sampling; greedy and best-of-n texts are not samples of the policy, so they have no KL here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from p3o.functional.kl import kl_policy_reference_full_vocabulary, kl_policy_reference_k1
+from p3o.functional.logprobs import token_logprobs
+from p3o.models.language import response_logits
+from p3o.models.sampling import sample_responses
+from p3o.models.tokens import decode_responses, encode_prompt, end_id, pad_id, pad_left
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+class EvaluationConfig(BaseModel):
+    """Settings of the evaluation on held-out prompts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: int = Field(512, gt=1, description="Held-out prompts, one sampled response each.")
+    every: int = Field(10, gt=0, description="RL steps between evaluations; the first and last are always evaluated.")
+    best_of: tuple[int, ...] = Field((4, 16), description="Best-of-n yardsticks of the SFT model, by the reward.")
+    batch_size: int = Field(128, gt=0, description="Prompts per forward pass.")
+    followed_prompts: int = Field(8, ge=0, description="Prompts whose texts are kept at every evaluation.")
+
+
+@dataclass(frozen=True)
+class PolicyEvaluation:
+    """Per-prompt results, in the order of the prompts. ``gold``, ``kl`` and ``kl_k1`` may be absent (None)."""
+
+    responses: list[str]
+    reward: list[float]
+    gold: list[float] | None
+    kl: list[float] | None
+    kl_k1: list[float] | None
+    length: list[int]
+    ended: list[bool]
+
+    def summary(self) -> dict[str, float]:
+        """Means, with the standard error of each mean as ``NAME_se``."""
+        row: dict[str, float] = {"prompts": len(self.responses)}
+        for name in ("reward", "gold", "kl", "kl_k1"):
+            values = getattr(self, name)
+            if values is not None:
+                row[name], row[f"{name}_se"] = mean_and_error(values)
+        row["length"] = sum(self.length) / len(self.length)
+        row["ended"] = sum(self.ended) / len(self.ended)
+        return row
+
+    def rows(self) -> list[dict[str, object]]:
+        """One record per prompt."""
+        names = [name for name in ("reward", "gold", "kl", "length", "ended") if getattr(self, name) is not None]
+        return [
+            {"response": text, **{name: getattr(self, name)[i] for name in names}}
+            for i, text in enumerate(self.responses)
+        ]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, s/√n with the sample standard deviation."""
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, sqrt(variance / len(values))
+
+
+class Evaluator:
+    """Evaluates policies on the same held-out prompts with the same random numbers.
+
+    Args:
+        tokenizer: of the policies.
+        reference: what the KL is measured from.
+        prompts: held-out prompts, rendered.
+        scorer: the reward, without training-time offsets.
+        gold: an exact reward, where there is one.
+        max_new_tokens: length limit, end of sequence included.
+        temperature: of sampling and of the KL.
+        missing_eos_penalty: subtracted from the reward and the gold reward of a cut response, as in training.
+        batch_size: prompts per forward pass.
+        seed: of sampling; every evaluation starts from it anew.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: PreTrainedModel,
+        prompts: Sequence[str],
+        scorer: Scorer,
+        *,
+        gold: Scorer | None,
+        max_new_tokens: int,
+        temperature: float,
+        missing_eos_penalty: float,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.tokenizer, self.reference, self.prompts = tokenizer, reference, list(prompts)
+        self.scorer, self.gold, self.missing_eos_penalty = scorer, gold, missing_eos_penalty
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.batch_size, self.seed = batch_size, seed
+        self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        self.device = next(reference.parameters()).device
+
+    @torch.no_grad()
+    def sampled(self, policy: PreTrainedModel) -> PolicyEvaluation:
+        """One sampled response per prompt, with its KL."""
+        return self._evaluate(policy, temperature=self.temperature, best_of=1, with_kl=True)
+
+    @torch.no_grad()
+    def greedy(self, policy: PreTrainedModel) -> PolicyEvaluation:
+        """The greedy response to each prompt."""
+        return self._evaluate(policy, temperature=0.0, best_of=1, with_kl=False)
+
+    @torch.no_grad()
+    def best_of(self, policy: PreTrainedModel, n: int) -> PolicyEvaluation:
+        """The response with the highest reward among n samples of each prompt."""
+        return self._evaluate(policy, temperature=self.temperature, best_of=n, with_kl=False)
+
+    def _evaluate(
+        self, policy: PreTrainedModel, *, temperature: float, best_of: int, with_kl: bool
+    ) -> PolicyEvaluation:
+        generator = torch.Generator().manual_seed(self.seed)
+        texts: list[str] = []
+        rewards: list[float] = []
+        golds: list[float] = []
+        kls: list[float] = []
+        k1s: list[float] = []
+        lengths: list[int] = []
+        ends: list[bool] = []
+        size = max(1, self.batch_size // best_of)
+        for start in range(0, len(self.prompts), size):
+            prompts = self.prompts[start : start + size]
+            batch = pad_left(self.encoded[start : start + size], pad_id(self.tokenizer)).to(self.device)
+            responses = sample_responses(
+                policy,
+                batch,
+                responses_per_prompt=best_of,
+                max_new_tokens=self.max_new_tokens,
+                eos_id=end_id(self.tokenizer),
+                pad_id=pad_id(self.tokenizer),
+                temperature=temperature,
+                generator=generator,
+            )
+            candidates = decode_responses(self.tokenizer, responses)
+            penalty = self.missing_eos_penalty * (~responses.ended).double().cpu()
+            reward = self._scores(self.scorer, prompts, candidates) - penalty
+            chosen = reward.argmax(-1)
+            pick = torch.arange(len(prompts)), chosen
+            texts += [group[i] for group, i in zip(candidates, chosen.tolist(), strict=True)]
+            rewards += reward[pick].tolist()
+            if self.gold is not None:
+                best = [[group[i]] for group, i in zip(candidates, chosen.tolist(), strict=True)]
+                golds += (self._scores(self.gold, prompts, best).squeeze(-1) - penalty[pick]).tolist()
+            lengths += responses.mask.sum(-1).cpu()[pick].tolist()
+            ends += responses.ended.cpu()[pick].tolist()
+            if with_kl:
+                policy_logits = response_logits(policy, batch, responses)
+                reference_logits = response_logits(self.reference, batch, responses)
+                full = kl_policy_reference_full_vocabulary(
+                    policy_logits, reference_logits, responses.mask, temperature=temperature
+                )
+                k1 = kl_policy_reference_k1(
+                    token_logprobs(policy_logits, responses.tokens, temperature=temperature),
+                    token_logprobs(reference_logits, responses.tokens, temperature=temperature),
+                    responses.mask,
+                )
+                kls += full.flatten().tolist()
+                k1s += k1.flatten().tolist()
+        return PolicyEvaluation(
+            texts,
+            rewards,
+            golds if self.gold else None,
+            kls if with_kl else None,
+            k1s if with_kl else None,
+            lengths,
+            ends,
+        )
+
+    def _scores(self, scorer: Scorer, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> torch.Tensor:
+        """Scores of [prompt][candidate], float64."""
+        repeated = [prompt for prompt, group in zip(prompts, candidates, strict=True) for _ in group]
+        flat = [text for group in candidates for text in group]
+        return torch.tensor(list(scorer(repeated, flat)), dtype=torch.float64).view(len(prompts), -1)

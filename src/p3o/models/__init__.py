@@ -1,0 +1,1 @@
+"""What touches transformers: tokenizing, language models, heads, sampling, saving."""

@@ -1,0 +1,157 @@
+"""Text to token ids and back, in the one form that every stage reads.
+
+A prompt and its response are encoded apart and joined as ids, so that supervised fine-tuning, the reward model and RL see
+the same prompt tokens whatever the tokenizer would merge across the boundary. The end of sequence is part of a finished
+response. Prompts are padded on the left, responses on the right; masks come from lengths, never from ``== pad_id``,
+because many tokenizers pad with their end of sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from p3o.errors import P3OError
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts padded on the left."""
+
+    tokens: Int[Tensor, "group prompt_time"]
+    mask: Bool[Tensor, "group prompt_time"]
+
+    def repeat(self, responses: int) -> "PromptBatch":
+        """Each prompt ``responses`` times in a row: [group · response, prompt_time]."""
+        return type(self)(self.tokens.repeat_interleave(responses, 0), self.mask.repeat_interleave(responses, 0))
+
+    def to(self, device: torch.device) -> "PromptBatch":
+        """The same on another device."""
+        return type(self)(self.tokens.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """Responses of each prompt, padded on the right.
+
+    Attributes:
+        tokens: ids; padding holds the pad id.
+        mask: True on response tokens, the end of sequence included.
+        ended: whether the response has its end of sequence (otherwise it was cut at the length limit).
+    """
+
+    tokens: Int[Tensor, "group response time"]
+    mask: Bool[Tensor, "group response time"]
+    ended: Bool[Tensor, "group response"]
+
+    def to(self, device: torch.device) -> "ResponseBatch":
+        """The same on another device."""
+        return type(self)(self.tokens.to(device), self.mask.to(device), self.ended.to(device))
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The end-of-sequence id.
+
+    Raises:
+        P3OError: if the tokenizer has none; a response could never end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise P3OError(
+            "the tokenizer has no eos_token: set one in its tokenizer_config.json, responses must be able to end"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills padding: the tokenizer's pad token, else its end of sequence (masks do not depend on it)."""
+    return end_id(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Ids of a prompt, with the tokenizer's own first token (BOS) where it has one and never an end of sequence. The text
+    of a rendered chat template that already begins with BOS gets no second one."""
+    bos = tokenizer.bos_token
+    begun = isinstance(bos, str) and prompt.startswith(bos)
+    ids: list[int] = tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
+    plain: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if len(ids) > len(plain) and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]  # some tokenizers close every text; a prompt is open
+    return ids
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
+    """Ids of a finished response: its text, then the end of sequence."""
+    ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
+    return [*ids, end_id(tokenizer)]
+
+
+def pad_left(rows: Sequence[Sequence[int]], fill: int) -> PromptBatch:
+    """Rows of ids as one left-padded batch."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = True
+    return PromptBatch(tokens, mask)
+
+
+def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "row time"], Bool[Tensor, "row time"]]:
+    """Rows of ids as one right-padded batch with its mask."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return tokens, mask
+
+
+def decode_responses(tokenizer: PreTrainedTokenizerBase, responses: ResponseBatch) -> list[list[str]]:
+    """The text of every response, special tokens left out: [group][response]."""
+    return [
+        [
+            tokenizer.decode(tokens[mask].tolist(), skip_special_tokens=True)
+            for tokens, mask in zip(group_tokens, group_mask, strict=True)
+        ]
+        for group_tokens, group_mask in zip(responses.tokens, responses.mask, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class GroupTokens:
+    """One prompt with its responses as plain ids: what a buffer keeps and a minibatch is padded from."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    ended: list[bool]
+
+
+def split_groups(prompts: PromptBatch, responses: ResponseBatch) -> list[GroupTokens]:
+    """A padded batch as groups of plain ids."""
+    return [
+        GroupTokens(
+            prompt=tokens[mask].tolist(),
+            responses=[row[keep].tolist() for row, keep in zip(group_tokens, group_mask, strict=True)],
+            ended=ended.tolist(),
+        )
+        for tokens, mask, group_tokens, group_mask, ended in zip(
+            prompts.tokens, prompts.mask, responses.tokens, responses.mask, responses.ended, strict=True
+        )
+    ]
+
+
+def collate_groups(groups: Sequence[GroupTokens], fill: int, *, time: int) -> tuple[PromptBatch, ResponseBatch]:
+    """Groups of equal K as one padded batch, responses padded to ``time``."""
+    prompts = pad_left([group.prompt for group in groups], fill)
+    responses = len(groups[0].responses)
+    tokens = torch.full((len(groups), responses, time), fill, dtype=torch.long)
+    mask = torch.zeros((len(groups), responses, time), dtype=torch.bool)
+    for g, group in enumerate(groups):
+        for k, row in enumerate(group.responses):
+            tokens[g, k, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[g, k, : len(row)] = True
+    return prompts, ResponseBatch(tokens, mask, torch.tensor([group.ended for group in groups]))

@@ -1,0 +1,313 @@
+"""The sections of the report in their order. A section without data says in a sentence why it is empty."""
+
+from collections.abc import Callable, Sequence
+
+from p3o.report.blocks import Block, Code, Facts, Figure, FollowedBlock, Panel, Section, TableBlock, TextsBlock
+from p3o.report.charts import Yardstick, frontier_chart, proxy_gold_chart, shift_chart
+from p3o.report.curves import Line, curve_chart
+from p3o.report.frontiers import (
+    Measure,
+    best_of_n,
+    best_of_n_kl,
+    frontiers,
+    judge,
+    over_optimisation,
+    value_of,
+)
+from p3o.report.numbers import duration, percent
+from p3o.report.palette import Palette, readable
+from p3o.report.rundata import RunData, TrainingStep
+from p3o.report.tables import (
+    evaluation_table,
+    fit_table,
+    head_to_head_table,
+    over_optimisation_table,
+    shift_table,
+)
+from p3o.report.texts import EVEN_PROMPTS, before_and_after, followed
+
+# Key in metrics.jsonl, heading, axis title, axis number format.
+_CURVES = (
+    ("reward", "Training reward", "mean per response", ""),
+    ("kl_k1", "KL to SFT, estimator k1", "nats per response", ""),
+    ("length", "Length", "tokens per response", ""),
+    ("ended", "Share ended", "share of responses", "~%"),
+    ("clip_fraction", "Clip fraction", "share of loss terms", "~%"),
+    ("half_squared_log_ratio", "Distance from the sampling policy", "½ (log-ratio)², nats²", ""),
+    ("updates", "Updates done", "per step", ""),
+    ("loss", "Loss, each algorithm's own", "per batch", ""),
+)
+_TESTS = {
+    "pairs": "Held-out pairs",
+    "accuracy_gold": "Agrees with the gold order",
+    "accuracy_cross_prompt": "Prefers an answer to this prompt",
+}
+_SMALL = 190
+"""Height of a chart among many, in pixels."""
+
+
+def all_sections(data: RunData, palette: Palette) -> list[Section]:
+    """Every section, in the order of the page."""
+    builders: list[Callable[[RunData, Palette], Section | None]] = [
+        frontier_section,
+        over_optimisation_section,
+        training_section,
+        head_to_head_section,
+        shift_section,
+        reward_model_section,
+        texts_section,
+        evaluation_section,
+        run_section,
+    ]
+    return [section for build in builders if (section := build(data, palette)) is not None]
+
+
+def yardsticks(data: RunData, measure: Measure) -> list[Yardstick]:
+    """What needs no reinforcement learning: SFT samples, the greedy SFT model, the best of n samples of it."""
+    found = []
+    for row in data.evaluations:
+        value = value_of(row, measure)
+        if row.algorithm is not None or value is None:
+            continue
+        n = best_of_n(row)
+        if n is not None:
+            found.append(Yardstick(f"best of {n}", *value, kl=best_of_n_kl(n)))
+        elif row.decoding == "sample":
+            found.append(Yardstick("SFT", *value, kl=0.0))
+        else:
+            found.append(Yardstick(f"SFT, {row.decoding}", *value, kl=None))
+    return found
+
+
+def frontier_section(data: RunData, palette: Palette) -> Section:
+    """KL–reward frontiers: gold and proxy side by side."""
+    title = "Reward against KL"
+    measures: list[Measure] = ["reward", "gold"] if data.has_gold else ["reward"]
+    panels: list[Panel] = []
+    blocks: list[Block] = []
+    for measure in measures:
+        found = frontiers(data, measure)
+        if found:
+            heading = "Gold reward" if measure == "gold" else "Proxy reward, the one that training maximises"
+            chart = frontier_chart(found, yardsticks(data, measure), measure, palette).specification(
+                palette, height=380
+            )
+            panels.append(Panel(heading, chart, f"{heading} against KL to the SFT model, per algorithm"))
+            name = "Gold" if measure == "gold" else "Proxy"
+            blocks.append(TableBlock(fit_table(found, palette), f"{name} reward: fit, and the best within an equal KL"))
+    if not panels:
+        return Section("frontier", title, "No policy trained by reinforcement learning has been evaluated in this run.")
+    intro = (
+        "Each point is a policy during training, larger at its last step: how much reward it gets, and how far it has "
+        "moved from the SFT model. Up is better, left is cheaper. Bars are 95\N{NO-BREAK SPACE}% intervals over prompts; "
+        "the curves are fits of reward(SFT) + a·√KL + b·KL. Greedy SFT and best-of-n need no training and show what "
+        "that buys."
+    )
+    caption = (
+        "KL is summed over the whole vocabulary at each token and over the tokens of the response. A reward model's "
+        "level has no meaning of its own, only differences. Best of n stands at log n − (n−1)/n nats, the bound of its KL."
+    )
+    if not data.has_gold:
+        caption += " This run has no gold reward: nothing here tells real improvement from fooling the reward."
+    names = [f.algorithm for f in frontiers(data, "reward")]
+    return Section("frontier", title, intro, [Figure(panels, names, caption, columns=len(panels)), *blocks])
+
+
+def over_optimisation_section(data: RunData, palette: Palette) -> Section:
+    """Proxy against gold."""
+    title = "Proxy against gold"
+    if not data.has_gold:
+        return Section("overoptimisation", title, "Left out: this run has no gold reward to hold the proxy against.")
+    gold = {frontier.algorithm: frontier for frontier in frontiers(data, "gold")}
+    pairs = [(proxy, gold[proxy.algorithm]) for proxy in frontiers(data, "reward") if proxy.algorithm in gold]
+    if not pairs:
+        return Section("overoptimisation", title, "Left out: no trained policy has been judged by the gold reward.")
+    intro = (
+        "The same policies again: what training gained on the reward model, and what that was worth. A path that bends down "
+        "has begun to exploit the reward model's mistakes. Bars are 95\N{NO-BREAK SPACE}% intervals of the gold reward."
+    )
+    chart = proxy_gold_chart(pairs, palette).specification(palette, height=340)
+    panel = Panel(
+        "Gold gained against proxy gained", chart, "Gold reward gained against proxy reward gained, per algorithm"
+    )
+    table = over_optimisation_table(data, over_optimisation(data), palette)
+    figure = Figure([panel], [proxy.algorithm for proxy, _ in pairs], columns=1)
+    return Section("overoptimisation", title, intro, [figure, TableBlock(table)])
+
+
+def training_section(data: RunData, palette: Palette) -> Section:
+    """Curves of reinforcement learning and, behind them, of supervised fine-tuning."""
+    title = "Training curves"
+    panels = [
+        panel
+        for key, heading, y_title, y_format in _CURVES
+        if (panel := _curve_panel(data, palette, key, heading, y_title, y_format))
+    ]
+    blocks: list[Block] = []
+    if panels:
+        names = list(dict.fromkeys(a for steps in data.training.values() for s in steps if (a := s.algorithm)))
+        blocks.append(
+            Figure(
+                panels,
+                names,
+                "A step samples one batch of prompts and trains on it. Lines are moving means of the faint values behind.",
+                columns=3,
+            )
+        )
+    sft = _stage_panels(
+        data.sft, palette, [("loss", "training loss"), ("heldout_loss", "held-out loss")], "nats per token"
+    )
+    if sft:
+        blocks.append(Figure(sft, [], "Supervised fine-tuning, the start of everything above.", columns=3))
+    if not blocks:
+        return Section("training", title, "Left out: metrics.jsonl holds no training steps.")
+    intro = "What each algorithm reported while it trained, on its training prompts." if panels else "No RL steps yet."
+    return Section("training", title, intro, blocks)
+
+
+def head_to_head_section(data: RunData, palette: Palette) -> Section:
+    """Win rates."""
+    title = "Head to head"
+    if not data.comparisons:
+        why = "Left out: head_to_head.json is missing or empty; it is written after the last evaluation."
+        return Section("headtohead", title, why)
+    intro = (
+        "Two policies answer the same held-out prompts once each; the higher reward wins, a tie counts one half. The bar "
+        "spans the 95\N{NO-BREAK SPACE}% interval; where it crosses the middle, the prompts do not tell the two apart."
+    )
+    blocks: list[Block] = []
+    for by in sorted({c.by for c in data.comparisons}, key=lambda by: by != judge(data)):
+        table = head_to_head_table(data, [c for c in data.comparisons if c.by == by], palette)
+        blocks.append(TableBlock(table, f"Judged by {'proxy' if by == 'reward' else by} reward"))
+    return Section("headtohead", title, intro, blocks)
+
+
+def shift_section(data: RunData, palette: Palette) -> Section | None:
+    """The same algorithms under per-prompt reward offsets; absent unless the run made the comparison."""
+    if not data.shifted:
+        return None
+    measure = judge(data)
+    shifts = sorted({row.reward_shift for row in data.shifted})
+    shifted = [
+        (shift, frontier)
+        for shift in shifts
+        for frontier in frontiers(data, measure, [row for row in data.shifted if row.reward_shift == shift])
+    ]
+    names = {frontier.algorithm for _, frontier in shifted}
+    plain = [frontier for frontier in frontiers(data, measure) if frontier.algorithm in names]
+    if not plain or not shifted:
+        return None
+    intro = (
+        "Trained again with a random offset on every prompt's reward. Offsets change no comparison between two "
+        "responses to the same prompt, and a reward model's are arbitrary; an algorithm that sees only "
+        "differences cannot notice them. Lines without offsets are solid, with offsets dashed."
+    )
+    chart = shift_chart(plain, shifted, measure, palette).specification(palette, height=360)
+    panel = Panel("With and without per-prompt offsets", chart, "Frontiers with and without per-prompt reward offsets")
+    figure = Figure([panel], [frontier.algorithm for frontier in plain], columns=1)
+    table = TableBlock(shift_table(plain, shifted, measure, palette))
+    return Section("shift", "Per-prompt reward offsets", intro, [figure, table])
+
+
+def reward_model_section(data: RunData, palette: Palette) -> Section:
+    """Accuracy of the reward model, and its training."""
+    title = "Reward model"
+    facts = [
+        (_TESTS.get(name, readable(name)), _test_value(name, value))
+        for name, value in (data.reward_test or {}).items()
+        if isinstance(value, int | float | str)
+    ]
+    panels = [
+        panel
+        for key, unit in (("loss", "nats per pair"), ("accuracy", "share of pairs"))
+        for panel in _stage_panels(data.reward_training, palette, [(key, key)], unit)
+    ]
+    if not facts and not panels:
+        return Section("rewardmodel", title, "Left out: this run trained no reward model of its own.")
+    intro = (
+        "The proxy, learned from labelled pairs (Bradley–Terry) and tested on pairs that it has not seen. "
+        "At 50 % it would know nothing."
+    )
+    blocks: list[Block] = [Facts("On held-out pairs", facts)] if facts else []
+    if panels:
+        blocks.append(Figure(panels, [], "Training of the reward model."))
+    return Section("rewardmodel", title, intro, blocks)
+
+
+def _test_value(name: str, value: int | float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return percent(value, 1) if name.startswith("accuracy") else f"{value:.6g}"
+
+
+def texts_section(data: RunData, _palette: Palette) -> Section:
+    """Responses before and after."""
+    title = "Texts before and after"
+    shown = before_and_after(data)
+    blocks: list[Block] = [TextsBlock(shown)] if shown else []
+    if data.samples:
+        blocks.append(FollowedBlock(followed(data.samples)))
+    if not blocks:
+        return Section(
+            "texts", title, "Left out: responses.jsonl holds no responses of the SFT model and a trained policy."
+        )
+    intro = (
+        f"Sampled once at the temperature of training, and chosen by rule: {EVEN_PROMPTS} prompts at even distances "
+        f"through the held-out set, and for each algorithm the greatest rise and the greatest fall in "
+        f"{'gold' if judge(data) == 'gold' else 'proxy'} reward against SFT. Extremes show what can happen, not what is usual."
+    )
+    return Section("texts", title, intro, blocks)
+
+
+def evaluation_section(data: RunData, palette: Palette) -> Section:
+    """All evaluations."""
+    if not data.evaluations:
+        return Section("evaluations", "All evaluations", "Left out: metrics.jsonl holds no evaluations.")
+    intro = "Means over held-out prompts ± one standard error; KL in nats per response."
+    table = TableBlock(evaluation_table(data, palette), f"{len(data.evaluations)} evaluations", folded=True)
+    return Section("evaluations", "All evaluations", intro, [table])
+
+
+def run_section(data: RunData, _palette: Palette) -> Section:
+    """Configuration, versions, seeds, machine, time."""
+    info = data.info
+    basics = [("Run", info.name), ("Status", "complete" if info.finished else info.status), ("Seed", str(info.seed))]
+    if info.threads is not None:
+        basics.append(("Threads", str(info.threads)))
+    blocks: list[Block] = [Facts("Run", basics)]
+    if info.machine:
+        blocks.append(Facts("Machine", [(readable(name), str(value)) for name, value in info.machine.items()]))
+    if info.versions:
+        blocks.append(Facts("Versions", list(info.versions.items())))
+    if info.seconds:
+        total = [("Total", duration(sum(info.seconds.values())))] if "total" not in info.seconds else []
+        blocks.append(Facts("Time", [*((readable(n), duration(s)) for n, s in info.seconds.items()), *total]))
+    blocks.append(Code("config.yaml, every setting resolved", data.config))
+    return Section("run", "How this run was made", "", blocks)
+
+
+def _curve_panel(data: RunData, palette: Palette, key: str, heading: str, y_title: str, y_format: str) -> Panel | None:
+    lines = [
+        Line(steps[0].algorithm, run, [float(s.step) for s in rows], [s.values[key] for s in rows])
+        for run, steps in data.training.items()
+        if (rows := [s for s in steps if key in s.values])
+    ]
+    if not lines:
+        return None
+    chart = curve_chart(lines, palette, y_title=y_title, y_format=y_format)
+    return Panel(heading, chart.specification(palette, height=_SMALL), f"{heading} along training, per algorithm")
+
+
+def _stage_panels(
+    steps: Sequence[TrainingStep], palette: Palette, keys: Sequence[tuple[str, str]], unit: str
+) -> list[Panel]:
+    """A panel for each quantity that a stage before reinforcement learning recorded."""
+    panels = []
+    for key, name in keys:
+        rows = [step for step in steps if key in step.values]
+        if rows:
+            line = Line(None, name, [float(s.step) for s in rows], [s.values[key] for s in rows])
+            chart = curve_chart([line], palette, y_title=unit, x_title="Update")
+            heading = f"{name[:1].upper()}{name[1:]}"
+            panels.append(Panel(heading, chart.specification(palette, height=_SMALL), f"{heading}, {unit}"))
+    return panels

@@ -1,0 +1,85 @@
+"""Which responses the report shows, chosen by a rule and not by hand: some prompts at even distances, and the extremes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from p3o.report.frontiers import Measure, judge
+from p3o.report.rundata import Response, RunData, Sample
+
+EVEN_PROMPTS = 4
+"""Prompts taken at even distances through the held-out set, whatever the policies made of them."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One held-out prompt with the SFT model's response and every trained policy's, and why it is shown.
+
+    ``reasons`` pairs a policy ("" for none) with words.
+    """
+
+    prompt: str
+    reasons: list[tuple[str, str]]
+    responses: list[Response]
+
+
+def before_and_after(data: RunData) -> list[Shown]:
+    """The prompts to show: evenly spaced ones first, then each policy's greatest rise and greatest fall against SFT.
+
+    Changes are in the judging reward (gold where it exists) between one sample of each; ties go to the smaller prompt
+    index. Only prompts with a sampled SFT response count.
+    """
+    measure = judge(data)
+    by_policy: dict[str, dict[int, Response]] = {}
+    for response in data.responses:
+        if response.decoding == "sample":
+            by_policy.setdefault(response.policy, {}).setdefault(response.prompt_index, response)
+    before = by_policy.pop("sft", {})
+    trained = {policy: by_policy[policy] for policy in data.trained_policies if policy in by_policy}
+    if not before or not trained:
+        return []
+    reasons: dict[int, list[tuple[str, str]]] = {index: [("", "by position")] for index in _even(sorted(before))}
+    for policy, responses in trained.items():
+        for index, words in _extremes(before, responses, measure):
+            reasons.setdefault(index, []).append((policy, words))
+    return [
+        Shown(
+            prompt=before[index].prompt,
+            reasons=why,
+            responses=[before[index], *(rows[index] for rows in trained.values() if index in rows)],
+        )
+        for index, why in reasons.items()
+    ]
+
+
+def followed(samples: Sequence[Sample]) -> Mapping[str, list[Sample]]:
+    """The first prompt that was followed through training, one list of samples per policy in the order of steps."""
+    if not samples:
+        return {}
+    first = min(sample.prompt_index for sample in samples)
+    chosen: dict[str, list[Sample]] = {}
+    for sample in sorted((s for s in samples if s.prompt_index == first), key=lambda s: s.step):
+        chosen.setdefault(sample.policy, []).append(sample)
+    return chosen
+
+
+def _even(indices: Sequence[int]) -> list[int]:
+    count = min(EVEN_PROMPTS, len(indices))
+    return [indices[position * len(indices) // count] for position in range(count)]
+
+
+def _extremes(before: Mapping[int, Response], after: Mapping[int, Response], measure: Measure) -> list[tuple[int, str]]:
+    """Prompt indices of the greatest rise and the greatest fall, where there was one."""
+    changes = sorted(
+        (_value(after[index], measure) - _value(before[index], measure), -index) for index in before if index in after
+    )
+    if not changes:
+        return []
+    (fall, worst), (rise, best) = changes[0], changes[-1]
+    return [
+        *([(-best, "greatest rise")] if rise > 0 else []),
+        *([(-worst, "greatest fall")] if fall < 0 else []),
+    ]
+
+
+def _value(response: Response, measure: Measure) -> float:
+    return response.gold if measure == "gold" and response.gold is not None else response.reward

@@ -1,0 +1,350 @@
+"""Stage 3: reinforcement learning from sampled groups, the same loop for every algorithm.
+
+A step reads as the paper's algorithm box: sample K responses for each prompt, score them, take several epochs of minibatch
+updates on the groups in the replay buffer, and stop early when the policy has moved far enough. The loop does not know
+which algorithm it runs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from p3o.algorithms import Algorithm
+from p3o.algorithms.base import half_squared_log_ratio
+from p3o.errors import P3OError
+from p3o.functional.advantages import reward_gaps
+from p3o.functional.kl import kl_policy_reference_k1
+from p3o.functional.logprobs import sequence_logprobs
+from p3o.models.heads import Critic
+from p3o.models.language import response_logprobs
+from p3o.models.sampling import sample_responses
+from p3o.models.tokens import (
+    GroupTokens,
+    PromptBatch,
+    ResponseBatch,
+    collate_groups,
+    decode_responses,
+    encode_prompt,
+    end_id,
+    pad_id,
+    pad_left,
+    split_groups,
+)
+from p3o.training.optimisation import OptimiserConfig, make_optimiser, shuffled_batches
+from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
+from p3o.types import Experience
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""A reward: ``(prompts, responses) -> one score per response``."""
+
+
+class OnlineConfig(OptimiserConfig):
+    """Settings of the RL stage that every algorithm shares."""
+
+    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of the policy.")
+    critic_learning_rate: float | None = Field(None, gt=0, description="Of the critic; null: the policy's.")
+    critic_warmup_steps: int = Field(
+        0, ge=0, description="Steps, with samples of their own, in which only the critic learns."
+    )
+    steps: int = Field(100, gt=0, description="Batches of prompts to sample and learn from.")
+    prompts_per_step: int = Field(16, gt=0, description="Prompts (groups) sampled per step.")
+    responses_per_prompt: int = Field(2, ge=2, description="K, responses sampled per prompt.")
+    epochs: int = Field(2, gt=0, description="Passes over the buffer per step.")
+    minibatches: int = Field(2, gt=0, description="Updates per pass.")
+    micro_batch_prompts: int | None = Field(None, gt=0, description="Prompts per forward pass; null: a minibatch.")
+    replay_batches: int = Field(0, ge=0, description="Earlier batches kept beside the fresh one.")
+    kl_stop: float | None = Field(
+        0.05, gt=0, description="End a step's updates when mean ½·(log-ratio)² per response passes this; null: never."
+    )
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature, of all log-probs too.")
+    max_new_tokens: int = Field(64, gt=0, description="Length limit of a response, end of sequence included.")
+    missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from the reward of a cut response.")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The groups of one step as sampled."""
+
+    groups: list[GroupTokens]
+    experience: Experience
+    ended: float
+
+
+class OnlineTrainer:
+    """Runs the RL stage. ``policy`` is trained in place; ``reference`` never changes.
+
+    Args:
+        policy: a causal language model in evaluation mode (no dropout).
+        reference: the frozen policy as it was handed over.
+        critic: for algorithms that need one.
+        tokenizer: of the policy.
+        algorithm: what turns groups into a loss.
+        scorer: the reward.
+        prompts: training prompts, rendered.
+        config: settings.
+        seed: of prompt order, sampling and minibatches, each with a generator of its own.
+
+    Raises:
+        P3OError: if there are fewer prompts than a step needs, or the algorithm's critic is missing.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        algorithm: Algorithm,
+        scorer: Scorer,
+        prompts: Sequence[str],
+        config: OnlineConfig,
+        *,
+        seed: int,
+        critic: Critic | None = None,
+    ) -> None:
+        if len(prompts) < config.prompts_per_step:
+            raise P3OError(
+                f"rl.prompts_per_step: {config.prompts_per_step} prompts a step, but there are only {len(prompts)} training "
+                "prompts; give more prompts or lower it"
+            )
+        if config.minibatches > config.prompts_per_step:
+            raise P3OError(
+                f"rl.minibatches: a step of {config.prompts_per_step} prompts cannot be cut into {config.minibatches}"
+            )
+        if algorithm.needs_critic and critic is None:
+            raise P3OError("this algorithm needs a critic")
+        self.policy, self.reference, self.critic = policy, reference, critic
+        self.tokenizer, self.algorithm, self.scorer, self.config = tokenizer, algorithm, scorer, config
+        self.device = next(policy.parameters()).device
+        self.prompts = list(prompts)
+        self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        seeds = torch.Generator().manual_seed(seed)
+        self.prompt_generator, self.sampling_generator, self.minibatch_generator = (
+            torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=seeds))) for _ in range(3)
+        )
+        self.prompt_order: Iterator[Tensor] = shuffled_batches(
+            len(prompts), config.prompts_per_step, generator=self.prompt_generator
+        )
+        self.parameters = list(policy.parameters())
+        parameter_groups: list[dict[str, object]] = [{"params": list(policy.parameters())}]
+        if critic is not None:
+            self.parameters += list(critic.parameters())
+            rate = config.critic_learning_rate or config.learning_rate
+            parameter_groups.append({"params": list(critic.parameters()), "lr": rate})
+        # The schedule counts steps, not updates: how many updates a step takes is for kl_stop to decide.
+        self.optimiser, self.schedule = make_optimiser(parameter_groups, config, config.steps)
+        self.buffer: ReplayBuffer[GroupTokens] = ReplayBuffer(config.replay_batches)
+
+    def warm_up_critic(self) -> dict[str, float]:
+        """One step of sampling and scoring in which only the critic learns."""
+        rollout = self.sample()
+        experience = self.prepared(rollout.experience, rollout.groups)
+        metrics = MetricsAverage()
+        for _ in range(self.config.epochs):
+            for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
+                self.accumulate(experience, rollout.groups, chosen, metrics, first=False, critic_only=True)
+                self.apply_update()
+        return metrics.result()
+
+    def step(self) -> dict[str, float]:
+        """Sample, score, update. Returns the step's metrics."""
+        rollout = self.sample()
+        self.buffer.add(rollout.experience, rollout.groups)
+        groups = self.buffer.rows()
+        experience = self.prepared(self.buffer.experience(), groups)
+        metrics = MetricsAverage()
+        updates, stopped = 0, False
+        for _ in range(self.config.epochs):
+            for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
+                moved = self.accumulate(experience, groups, chosen, metrics, first=updates == 0)
+                if self.config.kl_stop is not None and moved > self.config.kl_stop:
+                    self.optimiser.zero_grad()
+                    stopped = True
+                    break
+                self.apply_update()
+                updates += 1
+            if stopped:
+                break
+        self.schedule.step()
+        return self.describe(rollout) | metrics.result() | {"updates": updates, "stopped_early": int(stopped)}
+
+    def sample(self) -> Rollout:
+        """K responses for each of the next prompts, scored, with the learner's own log-probs."""
+        config = self.config
+        chosen = next(self.prompt_order).tolist()
+        prompts = pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
+        responses = sample_responses(
+            self.policy,
+            prompts,
+            responses_per_prompt=config.responses_per_prompt,
+            max_new_tokens=config.max_new_tokens,
+            eos_id=end_id(self.tokenizer),
+            pad_id=pad_id(self.tokenizer),
+            temperature=config.temperature,
+            generator=self.sampling_generator,
+        )
+        rewards = self.score([self.prompts[i] for i in chosen], responses)
+        groups = split_groups(prompts, responses)
+        time = responses.tokens.shape[-1]
+        experience = Experience(
+            response_mask=responses.mask,
+            behaviour_logprobs=self.logprobs(self.policy, groups, time),
+            reference_logprobs=self.logprobs(self.reference, groups, time),
+            reward_gaps=reward_gaps(rewards),
+            rewards=rewards,
+            age=torch.zeros(len(chosen), dtype=torch.long, device=self.device),
+        )
+        return Rollout(groups, experience, responses.ended.float().mean().item())
+
+    def score(self, prompts: Sequence[str], responses: ResponseBatch) -> Float[Tensor, "group response"]:
+        """Rewards in float64, so that r + shift is exact and the gaps of shifted rewards equal the unshifted ones.
+
+        Raises:
+            P3OError: if the reward is not finite; training on would end in NaN weights.
+        """
+        texts = decode_responses(self.tokenizer, responses)
+        repeated = [prompt for prompt in prompts for _ in range(self.config.responses_per_prompt)]
+        flat = [text for group in texts for text in group]
+        rewards = torch.tensor(list(self.scorer(repeated, flat)), dtype=torch.float64)
+        if not bool(rewards.isfinite().all()):
+            at = int((~rewards.isfinite()).nonzero()[0])
+            raise P3OError(
+                f"the reward of a response is {rewards[at].item()}; prompt {repeated[at][:80]!r}, response "
+                f"{flat[at][:80]!r}: a reward must be a finite number"
+            )
+        cut = (~responses.ended).double().cpu()
+        return (rewards.view(cut.shape) - self.config.missing_eos_penalty * cut).to(self.device)
+
+    def prepared(self, experience: Experience, groups: Sequence[GroupTokens]) -> Experience:
+        """The experience with fresh critic values, where there is a critic, and the algorithm's targets."""
+        if self.critic is not None:
+            experience = experience.replace(values=self.values(groups, experience.response_mask.shape[-1]))
+        return self.algorithm.prepare(experience)
+
+    def accumulate(
+        self,
+        experience: Experience,
+        groups: Sequence[GroupTokens],
+        chosen: Tensor,
+        metrics: "MetricsAverage",
+        *,
+        first: bool,
+        critic_only: bool = False,
+    ) -> float:
+        """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over.
+
+        Returns the mean of ½·(log-ratio)² on the fresh groups: how far the policy has moved since it sampled them.
+        """
+        size = self.config.micro_batch_prompts or len(chosen)
+        moved, fresh = 0.0, 0
+        whole = self.weight(experience.select(chosen))
+        for part in chosen.split(size):
+            minibatch = experience.select(part)
+            prompts, responses = self.collate([groups[i] for i in part.tolist()], minibatch.response_mask.shape[-1])
+            if critic_only:
+                policy_logprobs = minibatch.behaviour_logprobs
+            else:
+                policy_logprobs = response_logprobs(
+                    self.policy, prompts, responses, temperature=self.config.temperature
+                )
+            new = fresh_groups(minibatch)
+            if first:
+                # Before the first update π_θ is π_old: the training pass itself gives log π_old, so the ratio is exactly 1.
+                behaviour = torch.where(new[:, None, None], policy_logprobs.detach(), minibatch.behaviour_logprobs)
+                minibatch = minibatch.replace(behaviour_logprobs=behaviour)
+            values = self.critic(prompts, responses) if self.critic is not None else None
+            output = self.algorithm.loss(policy_logprobs, minibatch, values)
+            share = self.weight(minibatch) / whole
+            (output.loss * share).backward()
+            metrics.add({**output.metrics, "loss": output.loss.detach()}, share)
+            if bool(new.any()):
+                mask = minibatch.response_mask[new]
+                distance = half_squared_log_ratio(
+                    sequence_logprobs(policy_logprobs[new], mask),
+                    sequence_logprobs(minibatch.behaviour_logprobs[new], mask),
+                )
+                moved += distance.item() * int(new.sum())
+                fresh += int(new.sum())
+        return moved / max(fresh, 1)
+
+    def weight(self, experience: Experience) -> float:
+        """How much of a minibatch this part is, in the unit that the algorithm's loss averages over."""
+        if self.algorithm.averages_over == "tokens":
+            return float(experience.response_mask.sum())
+        return float(experience.groups)
+
+    def apply_update(self) -> None:
+        """One optimiser step on the accumulated gradients."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    def collate(self, groups: Sequence[GroupTokens], time: int) -> tuple[PromptBatch, ResponseBatch]:
+        """The groups padded, on the device."""
+        prompts, responses = collate_groups(groups, pad_id(self.tokenizer), time=time)
+        return prompts.to(self.device), responses.to(self.device)
+
+    @torch.no_grad()
+    def logprobs(
+        self, model: PreTrainedModel, groups: Sequence[GroupTokens], time: int
+    ) -> Float[Tensor, "group response time"]:
+        """Token log-probs of the groups, micro-batch by micro-batch."""
+        size = self.config.micro_batch_prompts or len(groups)
+        parts = [
+            response_logprobs(model, *self.collate(groups[i : i + size], time), temperature=self.config.temperature)
+            for i in range(0, len(groups), size)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def values(self, groups: Sequence[GroupTokens], time: int) -> Float[Tensor, "group response time"]:
+        """The critic's values, micro-batch by micro-batch."""
+        assert self.critic is not None
+        size = self.config.micro_batch_prompts or len(groups)
+        parts = [self.critic(*self.collate(groups[i : i + size], time)) for i in range(0, len(groups), size)]
+        return torch.cat(parts)
+
+    def describe(self, rollout: Rollout) -> dict[str, float]:
+        """What was sampled, in numbers."""
+        experience = rollout.experience
+        assert experience.rewards is not None
+        kl = kl_policy_reference_k1(
+            experience.behaviour_logprobs, experience.reference_logprobs, experience.response_mask
+        )
+        return {
+            "reward": experience.rewards.mean().item(),
+            "reward_gap": experience.reward_gaps.abs().mean().item(),
+            "kl_k1": kl.mean().item(),
+            "length": experience.response_mask.sum(-1).float().mean().item(),
+            "ended": rollout.ended,
+        }
+
+
+class MetricsAverage:
+    """Averages the metrics of micro-batches and minibatches; maxima stay maxima and counts are summed."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, metrics: dict[str, Tensor], weight: float) -> None:
+        """Take in the metrics of a micro-batch with its share of the minibatch."""
+        for name, value in metrics.items():
+            number = value.item()
+            if name.endswith("_max"):
+                self.sums[name] = max(self.sums.get(name, number), number)
+                self.weights[name] = 1.0
+            elif name.endswith("_clamped"):
+                self.sums[name] = self.sums.get(name, 0.0) + number
+                self.weights[name] = 1.0
+            else:
+                self.sums[name] = self.sums.get(name, 0.0) + number * weight
+                self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def result(self) -> dict[str, float]:
+        """The averages."""
+        return {name: total / self.weights[name] for name, total in self.sums.items()}

@@ -1,0 +1,263 @@
+"""The folder of a run: what was asked for, what came of it, and how it ended.
+
+    runs/NAME/
+      config.yaml    the resolved configuration
+      run.json       name, status (running, complete or failed), seed, threads, versions, machine, seconds of each stage
+      metrics.jsonl  one JSON object a line with its "stage"; no clock times, so the same seed gives the same file
+
+A folder that holds something is never written over without being asked.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from p3o import __version__
+from p3o.errors import P3OError, did_you_mean, shorten
+from p3o.files import (
+    append_jsonl,
+    atomic_directory,
+    path_is_possible,
+    plain_os_errors,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+class RunFolder:
+    """The folder of one run. As a context manager it records how the run ended, and goes if nothing was made in it.
+
+    ``RunFolder.create`` makes a new one, ``RunFolder.open`` goes on in one that is there:
+
+        with RunFolder.create(Path("runs"), "first", config=text, seed=0, threads=2) as folder:
+            with folder.stage("sft"):
+                folder.metrics({"stage": "sft", "step": 0, "loss": 0.7})
+
+    Attributes:
+        path: the folder.
+        record: what run.json holds.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any], *, new: bool = False, overwrite: bool = False) -> None:
+        self.path = path
+        self.record = record
+        self._new = new
+        self._overwrite = overwrite
+
+    @classmethod
+    def create(
+        cls, output: Path, name: str, *, config: str, seed: int, threads: int, overwrite: bool = False
+    ) -> "RunFolder":
+        """A new folder ``output/name`` with its config.yaml and run.json.
+
+        Args:
+            output: the folder of all runs; created if needed.
+            name: one path part.
+            config: the resolved configuration as YAML.
+            seed: of the whole run.
+            threads: number of CPU threads that torch computes with.
+            overwrite: whether to remove what an earlier run left under this name. Only a run's folder is ever removed.
+
+        Raises:
+            P3OError: if the name is no name, the folder holds something that may not be removed, or the system refuses.
+        """
+        path = _checked(output, name)
+        if overwrite and path.exists():
+            _remove_run(path)
+        with plain_os_errors(path, "created"):
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise P3OError(f"{path}: exists already and is not empty; choose another --name or pass --overwrite")
+        record = {
+            "name": name,
+            "status": "running",
+            "seed": seed,
+            "threads": threads,
+            "versions": versions(),
+            "machine": machine(),
+            "seconds": {},
+        }
+        folder = cls(path, record, new=True)
+        write_text(path / CONFIG_FILE, config)
+        folder._save()
+        return folder
+
+    @classmethod
+    def open(cls, output: Path, name: str, *, overwrite: bool = False) -> "RunFolder":
+        """The folder of an earlier run, to go on in.
+
+        Args:
+            output: the folder of all runs.
+            name: the run's.
+            overwrite: whether ``stage`` may do a stage again that is done already.
+
+        Raises:
+            P3OError: if there is no such run.
+        """
+        path = _checked(output, name)
+        if not (path / RUN_FILE).is_file():
+            known = [file.parent.name for file in output.glob(f"*/{RUN_FILE}")] if output.is_dir() else []
+            advice = did_you_mean(name, known) or "check --name and --output"
+            raise P3OError(f"{path}: no run there (no {RUN_FILE}); {advice}")
+        with plain_os_errors(path / RUN_FILE, "read"):
+            text = (path / RUN_FILE).read_bytes()
+        try:
+            record = json.loads(text)
+            record["seconds"] = dict(record["seconds"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise P3OError(f"{path / RUN_FILE}: not written by p3o; choose another --name") from error
+        return cls(path, record, overwrite=overwrite)
+
+    def __enter__(self) -> "RunFolder":
+        self.record["status"] = "running"
+        self._save()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.record["status"] = "complete"
+            self._save()
+            return
+        if self._new and {file.name for file in self.path.iterdir()} <= {RUN_FILE, CONFIG_FILE}:
+            # Bad input, told before the first stage: the same command shall work when it is mended.
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        self.record["status"] = "failed"
+        # A full disk refuses this as well; the error that ended the run is the one to show.
+        with suppress(P3OError):
+            self._save()
+
+    @contextmanager
+    def stage(self, name: str, *, owns: Callable[[Mapping[str, Any]], bool] | None = None) -> Iterator[None]:
+        """A stage of the run: its seconds are recorded when it succeeds, and by that it counts as done.
+
+        What an unfinished attempt left in metrics.jsonl is removed first.
+
+        Args:
+            name: of the stage.
+            owns: which rows of metrics.jsonl are this stage's; by default those whose "stage" is ``name`` or begins with
+                ``name_``.
+
+        Raises:
+            P3OError: if the stage is done already and the folder was not opened with ``overwrite``.
+        """
+        self.refuse_if_done(name)
+        self._drop_metrics(owns or (lambda row: row["stage"] == name or row["stage"].startswith(f"{name}_")))
+        self.record["seconds"].pop(name, None)
+        self._save()
+        started = time.monotonic()
+        yield
+        self.record["seconds"][name] = round(time.monotonic() - started, 3)
+        self._save()
+
+    def refuse_if_done(self, stage: str) -> None:
+        """Check that the stage may be done now.
+
+        Raises:
+            P3OError: if it is done already and the folder was not opened with ``overwrite``.
+        """
+        if self.done(stage) and not self._overwrite:
+            raise P3OError(
+                f"{self.path}: its stage '{stage}' is done already; choose another --name or pass --overwrite"
+            )
+
+    def done(self, stage: str) -> bool:
+        """Whether the stage has succeeded in this folder."""
+        return stage in self.record["seconds"]
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl, at once on the disk.
+
+        Raises:
+            P3OError: if a number is NaN or infinite, or the system refuses.
+        """
+        append_jsonl(self.path / METRICS_FILE, row)
+
+    @contextmanager
+    def directory(self, name: str) -> Iterator[Path]:
+        """A folder to save a model in: it appears as ``path/name`` when it is whole, in place of an earlier one.
+
+        Raises:
+            P3OError: if the system refuses.
+        """
+        with atomic_directory(self.path / name, replace=True) as temporary:
+            yield temporary
+
+    def _drop_metrics(self, owned: Callable[[Mapping[str, Any]], bool]) -> None:
+        path = self.path / METRICS_FILE
+        if path.exists():
+            rows = read_jsonl(path)
+            kept = [row for row in rows if not owned(row)]
+            if len(kept) < len(rows):
+                write_jsonl(path, kept)
+
+    def _save(self) -> None:
+        write_json(self.path / RUN_FILE, self.record)
+
+
+def free_name(output: Path, name: str) -> str:
+    """``name``, or the first of ``name-2``, ``name-3``, … that no folder in ``output`` has."""
+    candidates = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(candidate for candidate in candidates if not (output / candidate).exists())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and what it computes with."""
+    found = {"python": platform.python_version(), "p3o": __version__}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the run computes on: system, processor, number of processors that it may use, memory in GiB."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"system": platform.system(), "processor": _processor(), "processors": usable}
+    with suppress(ValueError, OSError, AttributeError):  # not every system tells
+        found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    return found
+
+
+def _processor() -> str:
+    """The processor's own name where Linux tells it, else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _checked(output: Path, name: str) -> Path:
+    """``output/name``, if the name is one plain path part."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise P3OError(f"--name {shorten(name)}: not a run's name; use letters, digits, '.', '-' and '_'")
+    if not path_is_possible(output):
+        raise P3OError(f"--output {str(output)!r}: not a possible path; it holds characters that no name can hold")
+    return output / name
+
+
+def _remove_run(path: Path) -> None:
+    with plain_os_errors(path, "removed"):
+        if not (path / RUN_FILE).is_file() and any(path.iterdir()):
+            raise P3OError(
+                f"{path}: not the folder of a run (no {RUN_FILE}), so it is not removed; choose another --name"
+            )
+        shutil.rmtree(path)

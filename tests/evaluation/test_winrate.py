@@ -1,0 +1,81 @@
+"""Win rates against scipy's interval, a closed form for ties and the coverage that an interval promises."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from p3o.evaluation.winrate import head_to_head, wilson_interval
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize(("wins", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (146, 256), (511, 512)])
+def test_wilson_interval_equals_scipy(wins: int, n: int, confidence: float) -> None:
+    expected = binomtest(wins, n).proportion_ci(confidence_level=confidence, method="wilson")
+    assert wilson_interval(wins, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_papers_57_per_cent_of_256_is_51_to_63() -> None:
+    low, high = wilson_interval(146, 256)
+    assert (round(low, 3), round(high, 3)) == (0.509, 0.629)
+
+
+def test_ties_count_one_half() -> None:
+    result = head_to_head([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 3.0, 5.0])
+    assert (result.wins, result.ties, result.losses, result.win_rate) == (1, 2, 1, 0.5)
+    assert result.method == "bootstrap"
+
+
+def test_without_ties_the_interval_is_wilsons() -> None:
+    result = head_to_head([1.0] * 30 + [-1.0] * 10, [0.0] * 40)
+    assert (result.win_rate, result.method) == (0.75, "wilson")
+    assert (result.low, result.high) == wilson_interval(30, 40)
+
+
+def test_per_prompt_offsets_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    a, b, offset = rng.integers(-8, 8, size=(3, 200)) / 4.0
+    assert head_to_head(a, b) == head_to_head(a + 64 * offset, b + 64 * offset)
+
+
+def test_bootstrap_interval_is_near_the_normal_approximation() -> None:
+    # 1200 wins, 1200 ties, 600 losses: scores 1, ½, 0 with mean .6 and variance .14.
+    a, b = np.repeat([1.0, 0.0, -1.0], [1200, 1200, 600]), np.zeros(3000)
+    result = head_to_head(a, b)
+    half_width = 1.959964 * np.sqrt(0.14 / 3000)
+    assert (result.low, result.high) == pytest.approx((0.6 - half_width, 0.6 + half_width), abs=5e-4)
+    assert result == head_to_head(a, b)
+    assert result.low != head_to_head(a, b, seed=1).low
+
+
+def test_swapping_the_two_mirrors_the_result() -> None:
+    a, b = np.array([1.0, 0.0, 2.0, 2.0, 5.0]), np.zeros(5)
+    there, back = head_to_head(a, b), head_to_head(b, a)
+    assert (there.wins, there.losses, there.win_rate) == (back.losses, back.wins, 1 - back.win_rate)
+
+
+@pytest.mark.parametrize("tie_rate", [0.0, 0.3])
+def test_intervals_cover_the_truth_as_often_as_they_say(tie_rate: float) -> None:
+    rng = np.random.default_rng(0)
+    win_rate, n, covered, trials = 0.57, 200, 0, 600
+    chances = np.array([win_rate - tie_rate / 2, tie_rate, 1 - win_rate - tie_rate / 2])
+    for _ in range(trials):
+        outcome = rng.choice([1.0, 0.0, -1.0], size=n, p=chances)
+        result = head_to_head(outcome, np.zeros(n), resamples=1000)
+        covered += result.low <= win_rate <= result.high
+    # Three standard errors of a 95 % coverage over 600 trials.
+    assert covered / trials == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / trials))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [([1.0], [1.0, 2.0], "equally long"), ([], [], "equally long"), ([float("nan")], [0.0], "NaN")],
+)
+def test_bad_rewards_are_refused(a: list[float], b: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        head_to_head(a, b)
+
+
+@pytest.mark.parametrize(("wins", "n", "confidence"), [(-1, 5, 0.95), (6, 5, 0.95), (0, 0, 0.95), (1, 5, 1.0)])
+def test_bad_counts_are_refused(wins: int, n: int, confidence: float) -> None:
+    with pytest.raises(ValueError, match="got"):
+        wilson_interval(wins, n, confidence)

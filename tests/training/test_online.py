@@ -1,0 +1,184 @@
+"""The RL loop: exact ratios, exact shift invariance, micro-batches that change nothing, errors that name the cause."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from p3o.algorithms import ALGORITHMS, make_algorithm
+from p3o.data.embedded import task
+from p3o.data.embedded.language import build_model, build_tokenizer
+from p3o.errors import P3OError
+from p3o.feedback.simulated import prompt_offsets
+from p3o.models.heads import Critic
+from p3o.models.language import frozen_copy
+from p3o.training.online import MetricsAverage, OnlineConfig, OnlineTrainer, Scorer
+
+TOKENIZER = build_tokenizer()
+PROMPTS = task.prompts(24, seed=0, split="train")
+
+
+def the_count(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """A reward that a random model can climb at once: how often the word "the" comes."""
+    return [float(response.split().count("the")) for response in responses]
+
+
+def varied(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """A reward with a full float32 mantissa, as a reward model gives."""
+    return [torch.tensor(sum(map(ord, response)) / 977.0).sin().item() for response in responses]
+
+
+def trainer(
+    name: str = "p3o_v2", scorer: Scorer = varied, *, settings: dict[str, object] | None = None, **training: object
+) -> OnlineTrainer:
+    """A trainer on a random model, with small settings."""
+    algorithm = make_algorithm(name, **(settings or {}))
+    policy = build_model(TOKENIZER, seed=0).eval()
+    defaults = {
+        "steps": 4,
+        "prompts_per_step": 4,
+        "responses_per_prompt": 3,
+        "max_new_tokens": 8,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "warmup_fraction": 0.0,
+    }
+    critic = None
+    if algorithm.needs_critic:
+        critic = Critic(build_model(TOKENIZER, seed=0).model)
+    config = OnlineConfig(**(defaults | training))
+    return OnlineTrainer(
+        policy, frozen_copy(policy), TOKENIZER, algorithm, scorer, PROMPTS, config, seed=5, critic=critic
+    )
+
+
+def weights(run: OnlineTrainer) -> torch.Tensor:
+    """All weights of the policy in one vector."""
+    assert isinstance(run.policy, LlamaForCausalLM)
+    return torch.cat([parameter.detach().flatten() for parameter in run.policy.parameters()])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_steps_and_changes_the_policy(name: str) -> None:
+    run = trainer(name)
+    before = weights(run)
+    metrics = run.step()
+    assert metrics["updates"] >= 1
+    assert all(value == value for value in metrics.values()), "no NaN"
+    assert not torch.equal(before, weights(run))
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "online_dpo"])
+def test_the_first_ratio_is_exactly_one(name: str) -> None:
+    metrics = trainer(name, epochs=1, minibatches=1).step()
+    assert metrics["ratio_max"] == 1.0
+    assert metrics["half_squared_log_ratio"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["p3o_v1", "p3o_v2", "ppg", "online_dpo", "rebel"])
+def test_offsets_on_the_prompts_change_no_bit_of_a_relative_run(name: str) -> None:
+    def shifted(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        offsets = prompt_offsets(prompts, standard_deviation=10.0, seed=0)
+        return [reward + offset for reward, offset in zip(varied(prompts, responses), offsets, strict=True)]
+
+    plain, moved = trainer(name, settings={"beta": 0.1}), trainer(name, shifted, settings={"beta": 0.1})
+    for _ in range(3):
+        plain.step()
+        moved.step()
+    assert torch.equal(weights(plain), weights(moved))
+
+
+def test_offsets_on_the_prompts_do_change_ppo() -> None:
+    """The negative control of the test above."""
+
+    def shifted(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        offsets = prompt_offsets(prompts, standard_deviation=10.0, seed=0)
+        return [reward + offset for reward, offset in zip(varied(prompts, responses), offsets, strict=True)]
+
+    plain, moved = trainer("ppo"), trainer("ppo", shifted)
+    plain.step()
+    moved.step()
+    assert not torch.equal(weights(plain), weights(moved))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_change_nothing(name: str, size: int) -> None:
+    """Gradients of micro-batches are weighted by their share, of groups or of tokens (responses differ in length)."""
+    whole, parts = trainer(name), trainer(name, micro_batch_prompts=size)
+    gradients = []
+    for run in (whole, parts):
+        rollout = run.sample()
+        experience = run.prepared(rollout.experience, rollout.groups)
+        chosen = torch.arange(experience.groups)
+        run.accumulate(experience, rollout.groups, chosen, MetricsAverage(), first=True)
+        gradients.append(torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]))
+    scale = gradients[0].abs().max()
+    torch.testing.assert_close(gradients[1] / scale, gradients[0] / scale, atol=2e-5, rtol=0)
+
+
+def test_kl_stop_ends_the_updates_of_a_step() -> None:
+    free = trainer(epochs=4, kl_stop=None, learning_rate=3e-2).step()
+    stopped = trainer(epochs=4, kl_stop=1e-4, learning_rate=3e-2).step()
+    assert (free["updates"], free["stopped_early"]) == (8, 0)
+    assert stopped["stopped_early"] == 1
+    assert stopped["updates"] == 1, "the first update moves the policy, the check before the second one ends the step"
+
+
+def test_replay_trains_on_earlier_groups_too() -> None:
+    run = trainer(replay_batches=2)
+    sizes = []
+    for _ in range(4):
+        run.step()
+        sizes.append(len(run.buffer))
+    assert sizes == [4, 8, 12, 12]
+
+
+def test_critic_warm_up_leaves_the_policy_alone() -> None:
+    run = trainer("ppo", critic_learning_rate=1e-2)
+    before = weights(run)
+    first = run.warm_up_critic()
+    for _ in range(5):
+        last = run.warm_up_critic()
+    assert torch.equal(before, weights(run))
+    assert last["value_loss"] < first["value_loss"]
+
+
+def test_the_reward_is_climbed() -> None:
+    run = trainer(
+        scorer=the_count,
+        steps=25,
+        prompts_per_step=8,
+        responses_per_prompt=4,
+        learning_rate=3e-3,
+        settings={"beta": 0.01},
+    )
+    rewards = [run.step()["reward"] for _ in range(25)]
+    assert sum(rewards[-5:]) > 3 * sum(rewards[:5]) + 1
+
+
+def test_a_reward_that_is_not_finite_stops_the_run() -> None:
+    run = trainer(scorer=lambda prompts, responses: [float("nan")] * len(responses))
+    with pytest.raises(P3OError, match=r"reward of a response is nan; prompt ['\"]Human"):
+        run.step()
+
+
+def test_a_cut_response_pays_the_penalty() -> None:
+    plain, paying = trainer(), trainer(missing_eos_penalty=3.0)
+    first, second = plain.sample(), paying.sample()
+    cut = torch.tensor([[not ended for ended in group.ended] for group in first.groups])
+    assert cut.any()
+    assert first.experience.rewards is not None
+    assert second.experience.rewards is not None
+    torch.testing.assert_close(second.experience.rewards, first.experience.rewards - 3.0 * cut.double())
+
+
+def test_too_few_prompts_are_told_at_the_start() -> None:
+    with pytest.raises(P3OError, match=r"rl\.prompts_per_step: 99 prompts a step, but there are only 24"):
+        trainer(prompts_per_step=99)
+
+
+def test_more_minibatches_than_prompts_are_told_at_the_start() -> None:
+    with pytest.raises(P3OError, match=r"rl\.minibatches: a step of 4 prompts cannot be cut into 5"):
+        trainer(minibatches=5)
