@@ -41,6 +41,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubPipeline:
     (tmp_path / "config.yaml").write_text("embedded: {}\nthreads: 1\n")
     stub = StubPipeline()
     monkeypatch.setattr(p3o, "pipeline", stub, raising=False)
+    monkeypatch.setattr("p3o.report.terminal_summary", lambda path: f"[summary of {path}]".upper())
     return stub
 
 
@@ -57,7 +58,7 @@ def test_run_makes_the_folder_and_calls_the_pipeline(
     assert folder.path == Path("runs/a")
     assert folder.record["seed"] == 7
     assert status("a") == "complete"
-    assert capsys.readouterr().out == f"written to {Path('runs/a')}\n"
+    assert capsys.readouterr().out == "[SUMMARY OF RUNS/A]\nwritten to runs/a\n"
     assert cli.main(["run", "--config", "runs/a/config.yaml", "--output", "elsewhere"]) == 0
     again = pipeline.runs[1]
     assert again[0] == config.model_copy(update={"name": "a"})

@@ -12,14 +12,13 @@ A line holds if it holds on every seed. What the gate asks for:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import as_file, files
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from p3o import pipeline
 from p3o.config import RunConfig
-from p3o.config_loading import dump_config, load_config
+from p3o.config_loading import dump_config, load_packaged_config
 from p3o.files import read_jsonl, write_json
 from p3o.training.progress import Progress
 from p3o.training.tracking import METRICS_FILE, RunFolder, free_name, machine, versions
@@ -44,12 +43,6 @@ class Line:
     passed: bool
 
 
-def packaged_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A configuration that comes with the package."""
-    with as_file(files("p3o") / "configs" / f"{name}.yaml") as path:
-        return load_config(path, overrides, RunConfig)
-
-
 def run_gate(
     seeds: int, *, output: Path, json_path: Path | None, progress: Progress, quick: bool = False
 ) -> list[Line]:
@@ -64,7 +57,9 @@ def run_gate(
     """
     runs: list[Sequence[Row]] = []
     for seed in range(seeds):
-        config = packaged_config("demo_quick" if quick else "demo", [f"seed={seed}"]).with_shifted_runs(SHIFT)
+        config = load_packaged_config("demo_quick" if quick else "demo", [f"seed={seed}"], RunConfig).with_shifted_runs(
+            SHIFT
+        )
         name = free_name(output, f"gate-seed-{seed}")
         threads = config.threads or 1
         with RunFolder.create(output, name, config=dump_config(config), seed=seed, threads=threads) as folder:
@@ -152,5 +147,5 @@ def _mean(rows: Sequence[Row], run: str, key: str) -> float:
     return float(sum(values) / len(values))
 
 
-def _at_least(name: str, threshold: float, values: list[Any]) -> Line:
+def _at_least(name: str, threshold: int | float, values: list[Any]) -> Line:
     return Line(name, f">= {threshold:g}", values, all(value >= threshold for value in values))

@@ -27,12 +27,12 @@ from p3o.inputs import Inputs, Pair, Scorer, read_inputs, starting_model
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy, load_language_model, load_tokenizer, save_model
 from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompt, encode_response, end_id, pad_id, pad_left
+from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, end_id, pad_id, pad_left
 from p3o.report import build_report
 from p3o.training.online import OnlineTrainer
 from p3o.training.progress import Progress
 from p3o.training.reward_model import ranking_accuracy, train_reward_model
-from p3o.training.sft import completion_loss, train_sft
+from p3o.training.sft import EncodedPair, completion_loss, train_sft
 from p3o.training.tracking import RunFolder
 
 STAGES = ("sft", "sample", "reward", "rl", "evaluate", "report")
@@ -131,9 +131,11 @@ class Pipeline:
         """
         limit = self.tokenizer.model_max_length
         room = self.config.rl.training.max_new_tokens
-        for number, prompt in enumerate(self.inputs.prompts + self.inputs.heldout_prompts, start=1):
-            length = len(encode_prompt(self.tokenizer, prompt))
-            if length + room > limit:
+        prompts = self.inputs.prompts + self.inputs.heldout_prompts
+        for number, (prompt, ids) in enumerate(
+            zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True), start=1
+        ):
+            if (length := len(ids)) + room > limit:
                 raise P3OError(
                     f"prompt {number}: its {length} tokens and rl.training.max_new_tokens {room} pass the model's limit of "
                     f"{limit}; shorten it or lower max_new_tokens ({prompt[:60]!r})"
@@ -154,7 +156,7 @@ class Pipeline:
                 if start is not None
                 else load_language_model(str(self.config.model), device=self.device)
             )
-            rows = [self._encoded(row) for row in self.inputs.demonstrations]
+            rows = self._encoded(self.inputs.demonstrations)
             steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
             with self.progress.stage("sft", total=steps) as advance:
 
@@ -164,7 +166,7 @@ class Pipeline:
 
                 fill = pad_id(self.tokenizer)
                 train_sft(model, rows, config, fill=fill, seed=stage_seed(self.config.seed, "sft"), log=log)
-            heldout = [self._encoded(row) for row in self.inputs.heldout_demonstrations]
+            heldout = self._encoded(self.inputs.heldout_demonstrations)
             if heldout:
                 loss = completion_loss(model, heldout, fill=fill, batch_size=config.micro_batch_size)
                 self.folder.metrics({"stage": "sft", "step": steps, "heldout_loss": loss})
@@ -210,7 +212,7 @@ class Pipeline:
         with self.progress.stage("sample", total=len(prompts)) as advance:
             for start in range(0, len(prompts), size):
                 batch = prompts[start : start + size]
-                encoded = [encode_prompt(self.tokenizer, prompt) for prompt in batch]
+                encoded = encode_prompts(self.tokenizer, batch)
                 responses = sample_responses(
                     policy,
                     pad_left(encoded, pad_id(self.tokenizer)).to(self.device),
@@ -270,7 +272,7 @@ class Pipeline:
         )
         return [pairs[i] for i in order.tolist()]
 
-    def gold_accuracies(self, reward_model: RewardModel) -> dict[str, float]:
+    def gold_accuracies(self, reward_model: RewardModel) -> dict[str, int | float]:
         """How well the model knows the gold reward: on pairs of SFT samples, and across prompts."""
         if self.config.embedded is None or self.inputs.gold is None:
             return {}
@@ -434,9 +436,9 @@ class Pipeline:
         with self.folder.stage("report"):
             build_report(self.folder.path)
 
-    def _encoded(self, row: tuple[str, str]) -> tuple[list[int], list[int]]:
-        prompt, completion = row
-        return encode_prompt(self.tokenizer, prompt), encode_response(self.tokenizer, completion)
+    def _encoded(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in rows])
+        return list(zip(prompts, encode_responses(self.tokenizer, [text for _, text in rows]), strict=True))
 
 
 def compare(final: Mapping[str, PolicyEvaluation]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ policy moves.
 import numpy as np
 import pytest
 import torch
+from tests.exact.enumeration import Enumeration, logprobs_of_responses, random_rewards, random_table
 
-from exact.enumeration import Enumeration, logprobs_of_responses, random_rewards, random_table
 from p3o.algorithms import make_algorithm
 
 BETA, EPSILON = 0.3, 0.2

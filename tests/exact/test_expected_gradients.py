@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from exact.enumeration import (
+from tests.exact.enumeration import (
     Enumeration,
     expected_reward,
     gradient,
@@ -16,6 +14,8 @@ from exact.enumeration import (
     random_rewards,
     random_table,
 )
+from torch import Tensor
+
 from p3o.algorithms import make_algorithm
 
 BETA = 0.3

@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
-from exact.enumeration import (
+from tests.exact.enumeration import (
     Enumeration,
     expected_reward,
     gibbs_logprobs,
@@ -17,6 +15,8 @@ from exact.enumeration import (
     random_table,
     table_of,
 )
+from torch import Tensor
+
 from p3o.algorithms import make_algorithm
 from p3o.algorithms.dpo import dpo_loss
 

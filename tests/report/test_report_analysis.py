@@ -42,6 +42,7 @@ def test_frontiers_start_at_the_sft_model_and_compare_at_the_common_kl() -> None
     assert matched_kl([p3o, ppo]) == 4.0
     assert (p3o.value_at(4.0), ppo.value_at(4.0)) == pytest.approx((3.5, 0.9))
     assert [point.last for point in ppo.points] == [False, False, True]
+    assert ppo.fit is None  # two points besides SFT fit exactly, whatever they are
     assert frontiers(data, "gold") == []
 
 

@@ -121,7 +121,9 @@ def test_a_run_that_has_only_begun_says_what_is_not_there(tmp_path: Path) -> Non
     run = write_run(tmp_path, ["p3o_v2"])
     for name in ("responses.jsonl", "samples.jsonl", "head_to_head.json"):
         (run / name).unlink()
-    (run / "metrics.jsonl").write_text('{"stage": "sft", "step": 1, "loss": 2.0}\n')
+    (run / "metrics.jsonl").write_text(
+        '{"stage": "sft", "step": 1, "loss": 2}\n{"stage": "sft", "step": 2, "loss": 1}\n'
+    )
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(info | {"status": "running", "seconds": {}}))
     page = Page(build_report(run).read_text(encoding="utf-8"))

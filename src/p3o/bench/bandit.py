@@ -55,6 +55,7 @@ class ShiftedBandit:
         self, prompts: Int[Tensor, "policy group"], tokens: Int[Tensor, "policy group response 1"]
     ) -> Int[Tensor, "policy group"]:
         """The prompts themselves."""
+        del tokens
         return prompts
 
     def logprobs(

@@ -61,6 +61,7 @@ class Factorised:
         self, prompts: Float[Tensor, "policy group feature"], tokens: Int[Tensor, "policy group response time"]
     ) -> Float[Tensor, "policy group feature"]:
         """The prompts themselves."""
+        del tokens
         return prompts
 
     def logprobs(

@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from p3o.bench import results as result_files
 from p3o.bench.efficiency import limits, objective_ratio, seed_frontiers
-from p3o.bench.methods import EVALUATION_SEEDS, FULL_EVALUATION_SEEDS, METHODS, TASKS, Setting
+from p3o.bench.methods import EVALUATION_SEEDS, FULL_EVALUATION_SEEDS, METHODS, TASKS, Setting, tuned_on
 from p3o.bench.summary import summarise
 from p3o.bench.table import frontier_table
-from p3o.bench.tune import SETTINGS_FILE, read_settings, run, settings_as_json, tune
+from p3o.bench.tune import SETTINGS_FILE, for_all_tasks, read_settings, run, settings_as_json, tune
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
@@ -43,9 +43,11 @@ def main(json_path: Path | None, *, full: bool, output: Path | None) -> None:
     result_files.check_writable(json_path, output)
     pairs = [(method, task) for method in METHODS for task in TASKS]
     if full:
-        tuned = _in_parallel(_tune, pairs, console, "tuning")
-        chosen = {(task, method): setting for method, task, setting, _ in tuned}
-        sweep = settings_as_json(chosen, [row for *_, rows in tuned for row in rows])
+        to_tune = [(method, task) for method, task in pairs if tuned_on(method, task) == task]
+        tuned = _in_parallel(_tune, to_tune, console, "tuning")
+        best = {(task, method): setting for method, task, setting, _ in tuned}
+        sweep = settings_as_json(best, [row for *_, rows in tuned for row in rows])
+        chosen = for_all_tasks(best)
     else:
         chosen, sweep = read_settings(), None
     jobs = [(method, task, chosen[task, method], seeds) for method, task in pairs]

@@ -27,7 +27,7 @@ class BatchedNetwork:
     inputs: int
     active: int
     outputs: int
-    hidden: int = 32
+    hidden: int = 40
 
     @property
     def parameters(self) -> int:

@@ -6,7 +6,7 @@ in one tensor program, each with its own instance of the problem, drawn from its
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,7 @@ class Point(NamedTuple):
     kl: Float[Tensor, " policy"]
 
 
+@runtime_checkable
 class Problem(Protocol):
     """A bandit over responses, small or regular enough for E[r], KL and the Gibbs policy to be exact."""
 

@@ -11,6 +11,7 @@ and many times cheaper at this size.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,8 +31,8 @@ HELD_OUT = 24
 # One-hot inputs: the attributes, the position, the last token and the one before (VOCABULARY stands for "none").
 _INPUTS = ATTRIBUTES * VALUES + LENGTH + 2 * (VOCABULARY + 1)
 BASE = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=VOCABULARY)
-ADAPTER = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=VOCABULARY, hidden=64)
-CRITIC = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=1, hidden=64)
+ADAPTER = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=VOCABULARY)
+CRITIC = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=1)
 
 
 class EnumerableSequence:
@@ -53,9 +54,11 @@ class EnumerableSequence:
         prompts = torch.cartesian_prod(*[torch.arange(VALUES)] * ATTRIBUTES)
         order = instance.uniform(prompts.shape[0]).argsort(-1)
         self._train, self._held_out = prompts[order[:, HELD_OUT:]], prompts[order[:, :HELD_OUT]]
-        self._responses, self._response_mask, self._prefix_row, prefixes = _enumerate_responses()
-        prefixes = prefixes.expand(len(seeds), HELD_OUT, -1, -1)
-        self._held_out_inputs = self.encode(self._held_out, prefixes)
+        self._responses, self._response_mask = _enumerate_responses()
+        first_visit, state = _states(self._responses)
+        outcomes = self._responses.expand(len(seeds), HELD_OUT, -1, -1)
+        self._state_inputs = self.encode(self._held_out, outcomes).flatten(2, 3)[:, :, first_visit]
+        self._state_and_token = state * VOCABULARY + self._responses
         self._reference_logprobs = self._response_logprobs(self._adapter)
         rewards = self._enumerated_rewards()
         probabilities = self._reference_logprobs.exp()
@@ -135,12 +138,9 @@ class EnumerableSequence:
         return gibbs_point(self._reference_logprobs, self._rewards, beta)
 
     def _response_logprobs(self, policy: Float[Tensor, "policy parameter"]) -> Float[Tensor, "policy prompt outcome"]:
-        policies, prompts, _ = self._held_out.shape
-        logprobs = _next_token(policy, self._held_out_inputs.flatten(1, 3))
-        logprobs = logprobs.reshape(policies, prompts, -1, LENGTH, VOCABULARY).double()
-        paths = logprobs[:, :, self._prefix_row]
-        chosen = paths.gather(-1, self._responses.expand(policies, prompts, -1, -1).unsqueeze(-1)).squeeze(-1)
-        return chosen.masked_fill(~self._response_mask, 0.0).sum(-1)
+        logprobs = _next_token(policy, self._state_inputs.flatten(1, 2)).double()
+        table = logprobs.reshape(policy.shape[0], HELD_OUT, -1)
+        return table[:, :, self._state_and_token].masked_fill(~self._response_mask, 0.0).sum(-1)
 
     def _enumerated_rewards(self) -> Float[Tensor, "policy prompt outcome"]:
         policies, prompts, _ = self._held_out.shape
@@ -188,23 +188,27 @@ def _inputs(
     return torch.cat([code.float() for code in codes], -1).flatten(1, 3)
 
 
-def _enumerate_responses() -> tuple[
-    Int[Tensor, "outcome time"], Bool[Tensor, "outcome time"], Int[Tensor, " outcome"], Int[Tensor, "1 1 prefix time"]
-]:
-    """All responses, their masks, the prefix along which each one lies, and all prefixes of LENGTH − 1 symbols (padded)."""
-    symbols = torch.arange(1, VOCABULARY)
-    prefixes = torch.cartesian_prod(*[symbols] * (LENGTH - 1))
-    responses, masks, rows = [], [], []
-    for steps in range(LENGTH):
-        # Prefixes are in lexicographic order, so every stride-th one begins with a new choice of the first `steps` symbols.
-        stride = (VOCABULARY - 1) ** (LENGTH - 1 - steps)
-        for row in range(0, prefixes.shape[0], stride):
-            for last in range(VOCABULARY) if steps == LENGTH - 1 else [END]:
-                response = torch.zeros(LENGTH, dtype=torch.long)
-                response[:steps] = prefixes[row, :steps]
-                response[steps] = last
-                responses.append(response)
-                masks.append(torch.arange(LENGTH) <= steps)
-                rows.append(row)
-    paths = torch.nn.functional.pad(prefixes, (0, 1))
-    return torch.stack(responses), torch.stack(masks), torch.tensor(rows), paths[None, None]
+def _enumerate_responses() -> tuple[Int[Tensor, "outcome time"], Bool[Tensor, "outcome time"]]:
+    """All responses and their masks: ``end`` after 0 … LENGTH − 1 symbols, or a symbol at the limit."""
+    symbols = range(1, VOCABULARY)
+    responses = [
+        [*start, last] + [END] * (LENGTH - 1 - steps)
+        for steps in range(LENGTH)
+        for start in product(symbols, repeat=steps)
+        for last in (range(VOCABULARY) if steps == LENGTH - 1 else [END])
+    ]
+    tokens = torch.tensor(responses)
+    ended_before = torch.nn.functional.pad((tokens == END).cumsum(-1)[:, :-1], (1, 0))
+    return tokens, ended_before == 0
+
+
+def _states(responses: Int[Tensor, "outcome time"]) -> tuple[Int[Tensor, " state"], Int[Tensor, "outcome time"]]:
+    """Distinct inputs (position, last two tokens) among all positions of all responses: where each one first occurs in the
+    flattened responses, and which one each position has."""
+    prompt = torch.zeros(1, 1, ATTRIBUTES, dtype=torch.long)
+    rows = _inputs(prompt, responses[None, None])[0]
+    states, state = torch.unique(rows, dim=0, return_inverse=True)
+    first_visit = torch.full((states.shape[0],), rows.shape[0]).scatter_reduce(
+        0, state, torch.arange(rows.shape[0]), reduce="amin"
+    )
+    return first_visit, state.reshape(responses.shape)

@@ -148,7 +148,7 @@ class _Run:
             "response_mask": rollout.response_mask,
             "behaviour_logprobs": problem.logprobs(self.policy.parameters, inputs, rollout.tokens),
             "reference_logprobs": problem.logprobs(self._reference, inputs, rollout.tokens),
-            "reward_gaps": reward_gaps(rewards),
+            "reward_gaps": reward_gaps(rewards.flatten(0, 1)).unflatten(0, rewards.shape[:2]),
             "rewards": rewards,
             "age": torch.zeros(rewards.shape[:2], dtype=torch.long),
         }

@@ -12,11 +12,11 @@ from typing import Any
 
 from p3o.algorithms import make_algorithm
 from p3o.bench.efficiency import efficiencies
-from p3o.bench.methods import METHODS, TASKS, TUNING_SEEDS, Method, Setting, Task, schedule_of
+from p3o.bench.methods import METHODS, TASKS, TUNING_SEEDS, Method, Setting, Task, schedule_of, tuned_on
 from p3o.bench.train import Arm, Curves, train
 
 SETTINGS_FILE = Path(__file__).with_name("settings.json")
-MOST_EXTENSIONS = 3
+MOST_EXTENSIONS = 2
 
 
 def arms(method: Method, task: Task, settings: Sequence[Setting]) -> list[Arm]:
@@ -33,7 +33,7 @@ def arms(method: Method, task: Task, settings: Sequence[Setting]) -> list[Arm]:
 
 
 def run(
-    method: Method, task: Task, settings: Sequence[Setting], seeds: Sequence[int], *, evaluations: int = 24
+    method: Method, task: Task, settings: Sequence[Setting], seeds: Sequence[int], *, evaluations: int = 16
 ) -> Curves:
     """Train all settings from all seeds at every β of the task."""
     schedule = schedule_of(task, settings[0], evaluations=evaluations)
@@ -60,12 +60,6 @@ def tune(method_name: str, task_name: str) -> tuple[Setting, list[dict[str, Any]
         (changed,) = measure([candidate])
         if changed > score:
             best, score = candidate, changed
-    if method.refinements:
-        # The refinements may have moved the best rate: try its neighbours once more.
-        neighbours = [replace(best, learning_rate=best.learning_rate * factor) for factor in (0.5, 2.0)]
-        for candidate, changed in zip(neighbours, measure(neighbours), strict=True):
-            if changed > score:
-                best, score = candidate, changed
     return best, rows
 
 
@@ -75,9 +69,9 @@ def _best_rate(start: Setting, task: Task, measure: Any) -> tuple[Setting, float
     for _ in range(MOST_EXTENSIONS):
         rate = max(tried, key=lambda key: tried[key])
         if rate == min(tried):
-            beyond = rate / 2
+            beyond = rate / 2.3
         elif rate == max(tried):
-            beyond = rate * 2
+            beyond = rate * 2.3
         else:
             break
         (tried[beyond],) = measure([replace(start, learning_rate=beyond)])
@@ -89,16 +83,19 @@ def _changed(setting: Setting, change: Mapping[str, Any]) -> Setting:
     fields: dict[str, Any] = {}
     for name, value in change.items():
         old = getattr(setting, name)
-        fields[name] = (
-            {**old, **value} if isinstance(value, Mapping) else value * (old if name == "critic_factor" else 1)
-        )
+        fields[name] = {**old, **value} if isinstance(value, Mapping) else value
     return replace(setting, **fields)
 
 
 def read_settings(path: Path = SETTINGS_FILE) -> dict[tuple[str, str], Setting]:
     """The settings chosen, by task and method."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    return {(row["task"], row["method"]): Setting(**row["setting"]) for row in data["chosen"]}
+    return for_all_tasks({(row["task"], row["method"]): Setting(**row["setting"]) for row in data["chosen"]})
+
+
+def for_all_tasks(chosen: Mapping[tuple[str, str], Setting]) -> dict[tuple[str, str], Setting]:
+    """Every method's setting for every task, from those that were tuned."""
+    return {(task, method): chosen[tuned_on(method, task), method] for task in TASKS for method in METHODS}
 
 
 def settings_as_json(chosen: Mapping[tuple[str, str], Setting], sweep: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -108,6 +105,3 @@ def settings_as_json(chosen: Mapping[tuple[str, str], Setting], sweep: Sequence[
         row | {"efficiency": [round(x, 5) for x in row["efficiency"]], "mean": round(row["mean"], 5)} for row in sweep
     ]
     return {"tuning_seeds": list(TUNING_SEEDS), "chosen": rows, "sweep": rounded}
-
-
-__all__ = ["SETTINGS_FILE", "arms", "read_settings", "run", "settings_as_json", "tune"]

@@ -16,7 +16,7 @@ from p3o.functional.kl import kl_policy_reference_full_vocabulary, kl_policy_ref
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.language import response_logits
 from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompt, end_id, pad_id, pad_left
+from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -45,9 +45,9 @@ class PolicyEvaluation:
     length: list[int]
     ended: list[bool]
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, int | float]:
         """Means, with the standard error of each mean as ``NAME_se``."""
-        row: dict[str, float] = {"prompts": len(self.responses)}
+        row: dict[str, int | float] = {"prompts": len(self.responses)}
         for name in ("reward", "gold", "kl", "kl_k1"):
             values = getattr(self, name)
             if values is not None:
@@ -106,7 +106,7 @@ class Evaluator:
         self.scorer, self.gold, self.missing_eos_penalty = scorer, gold, missing_eos_penalty
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.batch_size, self.seed = batch_size, seed
-        self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        self.encoded = encode_prompts(tokenizer, prompts)
         self.device = next(reference.parameters()).device
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from p3o.errors import P3OError
 from p3o.models.language import first_line
-from p3o.models.tokens import encode_prompt, encode_response, pad_id, pad_right
+from p3o.models.tokens import encode_prompts, encode_responses, pad_id, pad_right
 
 
 def load_reward_model(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -40,9 +40,10 @@ class RewardModel:
         # The classifier finds the last token by this id.
         model.config.pad_token_id = pad_id(tokenizer)
 
-    def encode(self, prompt: str, response: str) -> list[int]:
-        """The ids that stand for a prompt with its finished response."""
-        return encode_prompt(self.tokenizer, prompt) + encode_response(self.tokenizer, response)
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+        """The ids that stand for each prompt with its finished response."""
+        pairs = zip(encode_prompts(self.tokenizer, prompts), encode_responses(self.tokenizer, responses), strict=True)
+        return [prompt + response for prompt, response in pairs]
 
     def forward(self, rows: Sequence[list[int]]) -> Float[Tensor, " row"]:
         """Scores of encoded rows, with their graph."""
@@ -54,7 +55,7 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """One score per response, in the units of Bradley–Terry log-odds; only differences on a prompt mean something."""
-        rows = [self.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        rows = self.encode(prompts, responses)
         # Rows of like length share a batch: less padding. The order is restored on return.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)

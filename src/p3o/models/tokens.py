@@ -70,22 +70,32 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return end_id(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Ids of a prompt, with the tokenizer's own first token (BOS) where it has one and never an end of sequence. The text
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Ids of each prompt, with the tokenizer's own first token (BOS) where it has one and never an end of sequence. The text
     of a rendered chat template that already begins with BOS gets no second one."""
-    bos = tokenizer.bos_token
-    begun = isinstance(bos, str) and prompt.startswith(bos)
-    ids: list[int] = tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
-    plain: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if len(ids) > len(plain) and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]  # some tokenizers close every text; a prompt is open
-    return ids
+    if not prompts:
+        return []
+    prefix = _prefix(tokenizer)
+    encoded: list[list[int]] = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    return [ids if ids[: len(prefix)] == prefix else prefix + ids for ids in encoded]
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
-    """Ids of a finished response: its text, then the end of sequence."""
-    ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return [*ids, end_id(tokenizer)]
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before a text (a BOS, or nothing)."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []
+
+
+def encode_responses(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) -> list[list[int]]:
+    """Ids of finished responses: the text, then the end of sequence."""
+    if not responses:
+        return []
+    end = end_id(tokenizer)
+    return [[*ids, end] for ids in tokenizer(list(responses), add_special_tokens=False)["input_ids"]]
 
 
 def pad_left(rows: Sequence[Sequence[int]], fill: int) -> PromptBatch:
@@ -112,13 +122,13 @@ def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "ro
 
 def decode_responses(tokenizer: PreTrainedTokenizerBase, responses: ResponseBatch) -> list[list[str]]:
     """The text of every response, special tokens left out: [group][response]."""
-    return [
-        [
-            tokenizer.decode(tokens[mask].tolist(), skip_special_tokens=True)
-            for tokens, mask in zip(group_tokens, group_mask, strict=True)
-        ]
-        for group_tokens, group_mask in zip(responses.tokens, responses.mask, strict=True)
+    group, response, _ = responses.tokens.shape
+    rows = [
+        tokens[mask].tolist()
+        for tokens, mask in zip(responses.tokens.flatten(0, 1), responses.mask.flatten(0, 1), strict=True)
     ]
+    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [texts[g * response : (g + 1) * response] for g in range(group)]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def frontier_chart(
 ) -> Drawing:
     """KL–reward frontier: points along training with 95 % intervals, the fit a·√KL + b·KL, and the yardsticks."""
     points = [_point_row(point, frontier.algorithm, palette) for frontier in found for point in frontier.points]
-    yardstick_rows = _yardstick_rows(yardsticks)
+    fits, yardstick_rows = _fit_rows(found, palette), _yardstick_rows(yardsticks)
     base = alt.Chart(alt.NamedData("points"))
     x = alt.X("kl:Q", title=KL_TITLE, scale=alt.Scale(zero=True, nice=True))
     y = alt.Y("value:Q", title=VALUE_TITLES[measure], scale=alt.Scale(zero=False, nice=True))
@@ -54,7 +54,7 @@ def frontier_chart(
         tooltip=_tooltips(measure),
     )
     layers = [
-        _fit_layer(colour),
+        *([_fit_layer(colour)] if fits else []),
         bars.encode(
             x=alt.X("kl_low:Q", title=KL_TITLE), x2="kl_high:Q", y=alt.Y("value:Q", title=VALUE_TITLES[measure])
         ),
@@ -62,8 +62,7 @@ def frontier_chart(
         marks,
         *_yardstick_layers(yardstick_rows, palette),
     ]
-    rows = {"points": points, "fits": _fit_rows(found, palette)} | yardstick_rows
-    return Drawing(alt.layer(*layers), rows)
+    return Drawing(alt.layer(*layers), {"points": points, "fits": fits} | yardstick_rows)
 
 
 def proxy_gold_chart(found: Sequence[tuple[Frontier, Frontier]], palette: Palette) -> Drawing:

@@ -74,7 +74,7 @@ def judge(data: RunData) -> Measure:
 def frontiers(data: RunData, measure: Measure, rows: Sequence[Evaluation] | None = None) -> list[Frontier]:
     """The frontier of every algorithm that has points of this measure, in the order of training.
 
-    The curve fit is held at the SFT model's value where that was measured.
+    The curve fit is held at the SFT model's value where that was measured, and left out below three points besides it.
     """
     rows = data.evaluations if rows is None else rows
     start = value_of(data.sft_sample, measure) if data.sft_sample else None
@@ -147,7 +147,6 @@ def _points(rows: Sequence[Evaluation], measure: Measure) -> list[Point]:
 
 
 def _fit(points: Sequence[Point], start: float | None) -> FrontierFit | None:
-    try:
-        return fit_frontier([p.kl for p in points], [p.value for p in points], reward_at_sft=start)
-    except ValueError:  # too few points to say anything
-        return None
+    if len({point.kl for point in points if point.kl > 0}) < 3:
+        return None  # two parameters go through any two points: that would say nothing
+    return fit_frontier([p.kl for p in points], [p.value for p in points], reward_at_sft=start)

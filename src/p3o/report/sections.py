@@ -14,7 +14,7 @@ from p3o.report.frontiers import (
     over_optimisation,
     value_of,
 )
-from p3o.report.numbers import duration, percent
+from p3o.report.numbers import duration, number, percent
 from p3o.report.palette import Palette, readable
 from p3o.report.rundata import RunData, TrainingStep
 from p3o.report.tables import (
@@ -154,11 +154,12 @@ def training_section(data: RunData, palette: Palette) -> Section:
                 columns=3,
             )
         )
-    sft = _stage_panels(
-        data.sft, palette, [("loss", "training loss"), ("heldout_loss", "held-out loss")], "nats per token"
-    )
+    losses = [("loss", "training loss"), ("heldout_loss", "held-out loss")]
+    sft = _stage_panels(data.sft, palette, losses, "nats per token")
     if sft:
-        blocks.append(Figure(sft, [], "Supervised fine-tuning, the start of everything above.", columns=3))
+        heldout = [step.values["heldout_loss"] for step in data.sft if "heldout_loss" in step.values]
+        end = f" Held-out loss at its end: {number(heldout[-1], 3)} nats per token." if heldout else ""
+        blocks.append(Figure(sft, [], f"Supervised fine-tuning, the start of everything above.{end}", columns=3))
     if not blocks:
         return Section("training", title, "Left out: metrics.jsonl holds no training steps.")
     intro = "What each algorithm reported while it trained, on its training prompts." if panels else "No RL steps yet."
@@ -305,7 +306,7 @@ def _stage_panels(
     panels = []
     for key, name in keys:
         rows = [step for step in steps if key in step.values]
-        if rows:
+        if len(rows) > 1:
             line = Line(None, name, [float(s.step) for s in rows], [s.values[key] for s in rows])
             chart = curve_chart([line], palette, y_title=unit, x_title="Update")
             heading = f"{name[:1].upper()}{name[1:]}"

@@ -29,7 +29,7 @@ from p3o.models.tokens import (
     ResponseBatch,
     collate_groups,
     decode_responses,
-    encode_prompt,
+    encode_prompts,
     end_id,
     pad_id,
     pad_left,
@@ -121,7 +121,7 @@ class OnlineTrainer:
         self.tokenizer, self.algorithm, self.scorer, self.config = tokenizer, algorithm, scorer, config
         self.device = next(policy.parameters()).device
         self.prompts = list(prompts)
-        self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        self.encoded = encode_prompts(tokenizer, prompts)
         seeds = torch.Generator().manual_seed(seed)
         self.prompt_generator, self.sampling_generator, self.minibatch_generator = (
             torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=seeds))) for _ in range(3)
@@ -150,7 +150,7 @@ class OnlineTrainer:
                 self.apply_update()
         return metrics.result()
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, int | float]:
         """Sample, score, update. Returns the step's metrics."""
         rollout = self.sample()
         self.buffer.add(rollout.experience, rollout.groups)

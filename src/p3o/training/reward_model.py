@@ -33,7 +33,9 @@ def train_reward_model(
     model = reward_model.model
     optimiser, schedule = make_optimiser(model.parameters(), config, steps)
     batches = shuffled_batches(len(pairs), config.batch_size, generator=generator)
-    encoded = [(reward_model.encode(x, chosen), reward_model.encode(x, rejected)) for x, chosen, rejected in pairs]
+    prompts = [prompt for prompt, _, _ in pairs]
+    chosen_ids = reward_model.encode(prompts, [text for _, text, _ in pairs])
+    encoded = list(zip(chosen_ids, reward_model.encode(prompts, [text for _, _, text in pairs]), strict=True))
     for step in range(1, steps + 1):
         batch = [encoded[i] for i in next(batches).tolist()]
         loss, accuracy = 0.0, 0.0
