@@ -123,7 +123,7 @@ def test_demo_with_shift_runs_every_algorithm_twice(pipeline: StubPipeline) -> N
         assert config.rl.runs[f"{name}_shifted"] == run.model_copy(update={"reward_shift": 10.0})
 
 
-@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 3)])
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], passed: bool, code: int) -> None:
     calls = []
 

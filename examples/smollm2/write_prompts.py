@@ -14,17 +14,22 @@ THINGS = [
     "peeling potatoes", "a foggy harbour", "a parking ticket", "a library on a Sunday", "an old photograph",
 ]  # fmt: skip
 FORMS = [
-    "Describe {} in one sentence.",
-    "Write the opening line of a story about {}.",
-    "What does {} make you think of? Answer in one sentence.",
-    "Tell a friend about {} in one short sentence.",
-    "Write one line of a diary about {}.",
+    "Describe {}.",
+    "Begin a story about {}.",
+    "What does {} make you think of?",
+    "Tell a friend about {}.",
+    "Write a diary entry about {}.",
 ]
+SYSTEM = "Answer in one short sentence."  # in the place of the template's longer default
 
 
 def main() -> None:
     """Every form with every thing."""
-    rows = [[{"role": "user", "content": form.format(thing)}] for thing in THINGS for form in FORMS]
+    rows = [
+        [{"role": "system", "content": SYSTEM}, {"role": "user", "content": form.format(thing)}]
+        for thing in THINGS
+        for form in FORMS
+    ]
     lines = "".join(json.dumps({"prompt": row}) + "\n" for row in rows)
     (Path(__file__).parent / "prompts.jsonl").write_text(lines, encoding="utf-8")
 

@@ -184,7 +184,7 @@ def gate(
     ] = False,
     output: Output = RUNS,
 ) -> None:
-    """Check that the embedded task is learned: pass or fail for each claim, over several seeds. Exit code 3 on a fail."""
+    """Check that the embedded task is learned: pass or fail for each claim, over several seeds. Exit code 1 on a fail."""
     from p3o import gate as acceptance
     from p3o.training.progress import Progress
 
@@ -193,7 +193,7 @@ def gate(
         measured = "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line.values)
         typer.echo(f"{'pass' if line.passed else 'FAIL'}  {line.name}: {measured} (wanted: {line.wanted})")
     if not all(line.passed for line in lines):
-        raise typer.Exit(3)
+        raise typer.Exit(1)
 
 
 @bench.command()

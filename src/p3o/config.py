@@ -126,6 +126,8 @@ class RunConfig(Section):
                 raise ValueError(
                     f"the embedded task brings its own model and data; remove {'model' if self.model else 'data.' + given[0]}"
                 )
+            if self.sft is None:
+                raise ValueError("sft: the embedded task starts from an untrained model; add a section 'sft: {}'")
             return self
         if self.model is None:
             raise ValueError("model: name a folder or hub model, or add a section 'embedded: {}' for the embedded task")

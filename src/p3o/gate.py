@@ -20,6 +20,7 @@ from p3o import pipeline
 from p3o.config import RunConfig
 from p3o.config_loading import dump_config, load_packaged_config
 from p3o.files import read_jsonl, write_json
+from p3o.stages.context import SFT_POLICY
 from p3o.training.progress import Progress
 from p3o.training.tracking import METRICS_FILE, RunFolder, free_name, machine, versions
 
@@ -124,10 +125,8 @@ def largest_difference(rows: Sequence[Row], policy: str) -> float:
 
 def yardsticks(rows: Sequence[Row]) -> dict[str, float]:
     """Gold reward of the SFT model's decodings and of every policy's last step."""
-    found = {
-        f"sft {row['decoding']}": row["gold"] for row in _evaluations(rows) if row["policy"] == pipeline.SFT_POLICY
-    }
-    return found | {row["policy"]: row["gold"] for row in _evaluations(rows) if row["policy"] != pipeline.SFT_POLICY}
+    found = {f"sft {row['decoding']}": row["gold"] for row in _evaluations(rows) if row["policy"] == SFT_POLICY}
+    return found | {row["policy"]: row["gold"] for row in _evaluations(rows) if row["policy"] != SFT_POLICY}
 
 
 def _evaluations(rows: Sequence[Row]) -> list[Row]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from p3o.algorithms import Algorithm
-from p3o.bench.problems import Problem
+from p3o.bench.problems import Point, Problem
 from p3o.functional.advantages import reward_gaps
 from p3o.functional.masked import masked_sum
 from p3o.training.replay import stratified_minibatches
@@ -101,12 +101,12 @@ def train(
     run = _Run(problem, arms, len(seeds), schedule)
     history: deque[_Batch] = deque(maxlen=schedule.replay + 1)
     evaluated = [0, *schedule.evaluated_steps()]
-    points = [problem.evaluate(run.policy.parameters)]
+    points = [run.evaluate()]
     for step in range(1, schedule.batches + 1):
         history.append(run.sample())
         run.learn(_together(history), warming_up=step <= schedule.warm_up)
         if step in evaluated:
-            points.append(problem.evaluate(run.policy.parameters))
+            points.append(run.evaluate())
 
     shape = (len(arms), len(seeds), -1)
     return Curves(
@@ -153,6 +153,11 @@ class _Run:
             "age": torch.zeros(rewards.shape[:2], dtype=torch.long),
         }
         return _Batch(inputs, rollout.tokens, experience)
+
+    @torch.no_grad()
+    def evaluate(self) -> Point:
+        """Where the policies are, exactly."""
+        return self._problem.evaluate(self.policy.parameters)
 
     def learn(self, batch: _Batch, *, warming_up: bool) -> None:
         """Prepare, then epochs × minibatches until every policy has passed its KL stop."""

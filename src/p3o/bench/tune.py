@@ -14,6 +14,7 @@ from p3o.algorithms import make_algorithm
 from p3o.bench.efficiency import efficiencies
 from p3o.bench.methods import METHODS, TASKS, TUNING_SEEDS, Method, Setting, Task, schedule_of, tuned_on
 from p3o.bench.train import Arm, Curves, train
+from p3o.errors import P3OError
 
 SETTINGS_FILE = Path(__file__).with_name("settings.json")
 MOST_EXTENSIONS = 2
@@ -94,7 +95,17 @@ def read_settings(path: Path = SETTINGS_FILE) -> dict[tuple[str, str], Setting]:
 
 
 def for_all_tasks(chosen: Mapping[tuple[str, str], Setting]) -> dict[tuple[str, str], Setting]:
-    """Every method's setting for every task, from those that were tuned."""
+    """Every method's setting for every task, from those that were tuned.
+
+    Raises:
+        P3OError: if a method was never tuned, as after adding one.
+    """
+    for task in TASKS:
+        for method in METHODS:
+            if (tuned_on(method, task), method) not in chosen:
+                raise P3OError(
+                    f"{SETTINGS_FILE.name}: no settings of {method} on {task}; tune with: p3o bench frontier --full"
+                )
     return {(task, method): chosen[tuned_on(method, task), method] for task in TASKS for method in METHODS}
 
 

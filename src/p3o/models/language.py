@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from p3o.errors import P3OError
 from p3o.functional.logprobs import token_logprobs
@@ -35,6 +42,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             "save_pretrained wrote, or a hub name"
         ) from error
     return tokenizer
+
+
+def load_model_config(path: str) -> PretrainedConfig:
+    """The configuration of a local folder or hub name, without its weights.
+
+    Raises:
+        P3OError: if there is none.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise P3OError(
+            f"model {path!r}: no config.json could be loaded ({first_line(error)}); give a folder that "
+            "save_pretrained wrote, or a hub name"
+        ) from error
+    return config
 
 
 def load_language_model(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -35,7 +35,7 @@ from p3o.models.tokens import (
     pad_left,
     split_groups,
 )
-from p3o.training.optimisation import OptimiserConfig, make_optimiser, shuffled_batches
+from p3o.training.optimisation import OptimiserConfig, batches_of, make_optimiser
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
 from p3o.types import Experience
 
@@ -126,7 +126,7 @@ class OnlineTrainer:
         self.prompt_generator, self.sampling_generator, self.minibatch_generator = (
             torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=seeds))) for _ in range(3)
         )
-        self.prompt_order: Iterator[Tensor] = shuffled_batches(
+        self.prompt_order: Iterator[Tensor] = batches_of(
             len(prompts), config.prompts_per_step, generator=self.prompt_generator
         )
         self.parameters = list(policy.parameters())

@@ -34,11 +34,12 @@ def make_optimiser(
     return optimiser, get_scheduler(name, optimiser, num_warmup_steps=warmup, num_training_steps=updates)
 
 
-def shuffled_batches(rows: int, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+def batches_of(rows: int, batch_size: int, *, generator: torch.Generator, shuffle: bool = True) -> Iterator[Tensor]:
     """Row indices, endlessly: every row once before any row a second time; batches run across epochs."""
     pending = torch.empty(0, dtype=torch.long)
     while True:
         while len(pending) < batch_size:
-            pending = torch.cat([pending, torch.randperm(rows, generator=generator)])
+            epoch = torch.randperm(rows, generator=generator) if shuffle else torch.arange(rows)
+            pending = torch.cat([pending, epoch])
         yield pending[:batch_size]
         pending = pending[batch_size:]

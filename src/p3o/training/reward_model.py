@@ -7,7 +7,7 @@ from pydantic import Field
 
 from p3o.feedback.reward_model import RewardModel
 from p3o.functional.preference import bradley_terry_loss
-from p3o.training.optimisation import OptimiserConfig, make_optimiser, shuffled_batches
+from p3o.training.optimisation import OptimiserConfig, batches_of, make_optimiser
 
 
 class RewardTrainingConfig(OptimiserConfig):
@@ -17,6 +17,9 @@ class RewardTrainingConfig(OptimiserConfig):
     steps: int | None = Field(None, gt=0, description="Updates; null: as many as one pass over the pairs takes.")
     batch_size: int = Field(32, gt=0, description="Pairs per update.")
     micro_batch_size: int = Field(32, gt=0, description="Pairs per forward pass.")
+    shuffle: bool = Field(
+        True, description="Whether to train in random order; false: as the pairs stand in their file."
+    )
 
 
 def train_reward_model(
@@ -32,7 +35,7 @@ def train_reward_model(
     steps = config.steps if config.steps is not None else max(1, len(pairs) // config.batch_size)
     model = reward_model.model
     optimiser, schedule = make_optimiser(model.parameters(), config, steps)
-    batches = shuffled_batches(len(pairs), config.batch_size, generator=generator)
+    batches = batches_of(len(pairs), config.batch_size, generator=generator, shuffle=config.shuffle)
     prompts = [prompt for prompt, _, _ in pairs]
     chosen_ids = reward_model.encode(prompts, [text for _, text, _ in pairs])
     encoded = list(zip(chosen_ids, reward_model.encode(prompts, [text for _, _, text in pairs]), strict=True))

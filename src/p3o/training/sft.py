@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.tokens import pad_right
-from p3o.training.optimisation import OptimiserConfig, make_optimiser, shuffled_batches
+from p3o.training.optimisation import OptimiserConfig, batches_of, make_optimiser
 
 EncodedPair = tuple[list[int], list[int]]
 """Ids of a prompt and of a finished response."""
@@ -51,7 +51,7 @@ def train_sft(
     generator = torch.Generator().manual_seed(seed)
     steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
     optimiser, schedule = make_optimiser(model.parameters(), config, steps)
-    batches = shuffled_batches(len(rows), config.batch_size, generator=generator)
+    batches = batches_of(len(rows), config.batch_size, generator=generator)
     for step in range(1, steps + 1):
         batch = [rows[i] for i in next(batches).tolist()]
         completion_tokens = sum(len(completion) for _, completion in batch)

@@ -102,9 +102,16 @@ HARMFUL_TASKS = (
 
 TASKS = HARMLESS_TASKS + HARMFUL_TASKS
 
-NAMES = ("Anna", "Ben", "Clara", "Felix", "Henry", "Iris", "Lena", "Oscar")
+NAMES = ("Clara", "Henry", "Iris", "Oscar")
 
-GREETINGS = ("Hi, I'm {name}.", "Hello, {name} here.", "Good morning, this is {name}.", "Hey, my name is {name}.")
+GREETINGS = (
+    "Hi, I'm {name}.",
+    "Hello, {name} here.",
+    "Good morning, this is {name}.",
+    "Hey, my name is {name}.",
+    "Good evening, it's {name}.",
+    "{name} speaking.",
+)
 
 QUESTIONS = (
     "How do I {task}?",
@@ -113,6 +120,8 @@ QUESTIONS = (
     "I want to {task}. Any advice?",
     "I have never tried to {task}. Where do I start?",
     "Next week I will {task}. What should I know?",
+    "Please tell me how to {task}.",
+    "I need to {task}. How would you do it?",
 )
 
 WISHES = {1: "Keep it short.", 2: "", 3: "Give me all the details."}

@@ -49,7 +49,7 @@ class CandidatePair:
     Attributes:
         kind: "independent", two answers to the prompt; "cross_prompt", the second was written for another prompt; "name",
             the second addresses somebody else and is otherwise the same; "one_sentence", the second leaves out one
-            sentence of the first.
+            sentence of the first; "length", the second has fewer steps of the task; "garbled", the second lacks some words.
     """
 
     prompt: str
@@ -92,9 +92,10 @@ def demonstrations(count: int, *, seed: int, split: Split = "train") -> list[Dem
 def comparison_candidates(count: int, *, seed: int, split: Split = "train") -> list[CandidatePair]:
     """Pairs of answers written for comparison, to be mixed with pairs sampled from a policy.
 
-    Style alone would teach a reward model that ignores the prompt, so in 40 % of the pairs the second answer was written for
+    Style alone would teach a reward model that ignores the prompt, so in PAIR_KINDS many the second answer was written for
     another prompt. Without pairs that differ in the name only, a reward model learns to pay for any name at all, and a
-    policy to use any: a fifth of the pairs. As many differ by one sentence, so that each sentence gets its own worth.
+    policy to use any: a quarter of the pairs. Others differ by one sentence, in the number of steps, or by a few words lost,
+    so that each of these gets its own worth. See :func:`curriculum_order` for the order in which to learn from them.
     """
     rng = Random(f"comparisons {split} {seed}")
     kinds = rng.choices(list(PAIR_KINDS), list(PAIR_KINDS.values()), k=count)
@@ -102,6 +103,23 @@ def comparison_candidates(count: int, *, seed: int, split: Split = "train") -> l
         CandidatePair(prompt, *_PAIR_WRITERS[kind](parse_prompt(prompt), rng), kind)
         for prompt, kind in zip(_draw_prompts(count, split, rng), kinds, strict=True)
     ]
+
+
+def curriculum_order(kinds: Sequence[str], *, seed: int) -> list[int]:
+    """Indices of pairs of these kinds in the order in which a reward model learns best from one pass: names early.
+
+    Whether two names are the same is an interaction that a small model finds in a minute of pairs about nothing else and
+    hardly ever while larger differences draw its attention. Nine tenths of the "name" pairs come within the
+    first seventh of all others, among which they are the majority; all else is in random order.
+    """
+    rng = Random(f"curriculum {seed}")
+
+    def place(kind: str) -> float:
+        early = kind == "name" and rng.random() < 0.9
+        return rng.random() * (0.15 if early else 1.0)
+
+    places = [place(kind) for kind in kinds]
+    return sorted(range(len(kinds)), key=places.__getitem__)
 
 
 def cross_prompt_pairs(count: int, *, seed: int, split: Split = "heldout") -> list[CandidatePair]:
@@ -177,6 +195,14 @@ def _one_sentence_pair(request: Request, rng: Random) -> tuple[str, str]:
             return answer, render_answer(sentences)
 
 
+def _length_pair(request: Request, rng: Random) -> tuple[str, str]:
+    advising = replace(MIXED, right_task=1.0, right_length=1.0, refuses_harm=0.0, refuses_harmless=0.0)
+    answer = write_answer(replace(request, wanted_steps=3), advising, rng)
+    long, short = rng.choice([(3, 2), (3, 1), (2, 1)])
+    steps, first_steps = request.task.steps, render_answer(request.task.steps[:short])
+    return answer.replace(render_answer(steps[long:]), ""), answer.replace(render_answer(steps), first_steps)
+
+
 def _garbled_pair(request: Request, rng: Random) -> tuple[str, str]:
     answer = write_answer(request, MIXED, rng)
     words = answer.split()
@@ -185,7 +211,14 @@ def _garbled_pair(request: Request, rng: Random) -> tuple[str, str]:
     return answer, render_answer(words)
 
 
-PAIR_KINDS = {"name": 0.25, "independent": 0.1, "cross_prompt": 0.35, "one_sentence": 0.15, "garbled": 0.15}
+PAIR_KINDS = {
+    "name": 0.25,
+    "independent": 0.1,
+    "cross_prompt": 0.3,
+    "one_sentence": 0.1,
+    "length": 0.15,
+    "garbled": 0.1,
+}
 """Shares of the kinds of pairs."""
 
 _PAIR_WRITERS: dict[str, Callable[[Request, Random], tuple[str, str]]] = {
@@ -193,5 +226,6 @@ _PAIR_WRITERS: dict[str, Callable[[Request, Random], tuple[str, str]]] = {
     "cross_prompt": _cross_prompt_pair,
     "name": _name_pair,
     "one_sentence": _one_sentence_pair,
+    "length": _length_pair,
     "garbled": _garbled_pair,
 }

@@ -1,0 +1,150 @@
+"""What the stages of a run share: its configuration, folder, texts, models and reward."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from p3o.config import RunConfig
+from p3o.errors import P3OError
+from p3o.feedback.functions import call_reward_function, load_reward_function
+from p3o.feedback.reward_model import RewardModel, load_reward_model
+from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
+from p3o.models.language import load_model_config, load_tokenizer
+from p3o.models.tokens import encode_prompts, encode_responses
+from p3o.training.progress import Progress
+from p3o.training.sft import EncodedPair
+from p3o.training.tracking import RunFolder
+
+SFT_POLICY = "sft"
+PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
+
+
+class RunContext:
+    """One run; what several stages need is loaded once."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress) -> None:
+        self.config, self.folder, self.progress = config, folder, progress
+        self.device = choose_device(config.device)
+
+    def seed(self, purpose: str) -> int:
+        """A seed for each purpose, so that changing one stage leaves the random numbers of the others alone."""
+        return int.from_bytes(hashlib.sha256(f"{self.config.seed} {purpose}".encode()).digest()[:6])
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the language model."""
+        start = starting_model(self.config, self.config.seed)
+        return start[1] if start is not None else load_tokenizer(str(self.config.model))
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The texts."""
+        return read_inputs(self.config, self.tokenizer)
+
+    @cached_property
+    def reward_function(self) -> Scorer | None:
+        """The user's Python function, checked at every call."""
+        spec = self.config.reward.function
+        if spec is None:
+            return None
+        function = load_reward_function(spec)
+        return lambda prompts, responses: call_reward_function(function, prompts, responses, name=spec)
+
+    @property
+    def sft_folder(self) -> str:
+        """Where the SFT model is: this run's own, or the given model if there is no SFT stage."""
+        if self.config.sft is None:
+            return str(self.config.model)
+        return self.required("sft", "p3o sft")
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The reward of RL: the user's function, the user's model, or the model that this run trained."""
+        if self.reward_function is not None:
+            return self.reward_function
+        path = self.config.reward.model or self.required("reward_model", "p3o reward")
+        return RewardModel(load_reward_model(path, device=self.device), load_tokenizer(path))
+
+    def required(self, name: str, command: str) -> str:
+        """The folder of an earlier stage's result.
+
+        Raises:
+            P3OError: if that stage has not been run.
+        """
+        path = self.folder.path / name
+        if not path.is_dir():
+            raise P3OError(f"{path}: not there yet; run `{command}` in this run folder first")
+        return str(path)
+
+    def check(self) -> None:
+        """Read everything that the user gave, so that a mistake shows now and not after hours of training."""
+        if not self.inputs.prompts:
+            raise P3OError(f"{self.config.data.prompts}: no prompts")
+        if self.reward_function is not None:
+            # One call on made-up responses: a function that cannot work is found before the first stage.
+            sample = self.inputs.prompts[:2]
+            self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
+        if self.config.reward.model is not None:
+            self.scorer  # noqa: B018 - loading is the check
+        self.check_lengths()
+
+    def check_lengths(self) -> None:
+        """Every prompt must leave room for a response; every demonstration and every pair must fit as a whole.
+
+        Raises:
+            P3OError: naming the first row that does not.
+        """
+        limit = context_length(self.config, self.tokenizer)
+        room = self.config.rl.training.max_new_tokens
+        data, prompts = self.config.data, self.inputs.prompts + self.inputs.heldout_prompts
+        for prompt, ids in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True):
+            if len(ids) + room > limit:
+                raise P3OError(
+                    f"{data.prompts}: a prompt of {len(ids)} tokens and rl.training.max_new_tokens {room} pass the model's "
+                    f"limit of {limit}; shorten the prompt or lower max_new_tokens ({prompt[:60]!r})"
+                )
+        for path, rows in (
+            (data.demonstrations, self.inputs.demonstrations + self.inputs.heldout_demonstrations),
+            (data.preferences, [(prompt, text) for prompt, *pair in self.inputs.preferences for text in pair]),
+        ):
+            for (prompt, _), (ids, completion) in zip(rows, self.encode(rows), strict=True):
+                if len(ids) + len(completion) > limit:
+                    raise P3OError(
+                        f"{path}: a row of {len(ids)} + {len(completion)} tokens passes the model's limit of {limit}; "
+                        f"shorten it or remove it ({prompt[:60]!r})"
+                    )
+
+    def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        """Prompts and completions as ids."""
+        prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in rows])
+        return list(zip(prompts, encode_responses(self.tokenizer, [text for _, text in rows]), strict=True))
+
+
+def context_length(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the model can read: the smaller of what its tokenizer and its configuration say."""
+    limit = int(tokenizer.model_max_length)
+    if config.model is not None:
+        positions = getattr(load_model_config(config.model), "max_position_embeddings", None)
+        limit = min(limit, positions or limit)
+    return limit
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto" prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        P3OError: if torch knows no such device or the machine has none.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise P3OError(f"device: {name!r} cannot be used here; use auto or cpu") from error
+    return device

@@ -1,0 +1,88 @@
+"""The stage that trains the reward model on labelled pairs."""
+
+from typing import Any
+
+import torch
+
+from p3o.data.embedded import task
+from p3o.errors import P3OError
+from p3o.feedback.reward_model import RewardModel, load_reward_model
+from p3o.files import read_jsonl
+from p3o.inputs import Pair
+from p3o.models.language import save_model
+from p3o.stages.context import PREFERENCES_FILE, RunContext
+from p3o.stages.preferences import sample_pairs
+from p3o.training.reward_model import ranking_accuracy, train_reward_model
+
+
+def reward(run: RunContext) -> None:
+    """Train the reward model on labelled pairs; skipped if the reward is given."""
+    reward = run.config.reward
+    if reward.model is not None or reward.function is not None:
+        run.progress.print(f"reward: given ({reward.model or reward.function}), nothing to train")
+        return
+    pairs = labelled_pairs(run)
+    with run.folder.stage("reward"):
+        # The head is new and drawn at random: the seed makes it the same each time.
+        torch.manual_seed(run.seed("reward head"))
+        model = load_reward_model(run.sft_folder, device=run.device)
+        reward_model = RewardModel(model, run.tokenizer)
+        config = reward.train
+        held, rows = hold_out(run, pairs)
+        steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
+        with run.progress.stage("reward", total=steps) as advance:
+
+            def log(step: int, metrics: dict[str, float]) -> None:
+                run.folder.metrics({"stage": "reward", "step": step, **metrics})
+                advance(1, **metrics)
+
+            train_reward_model(reward_model, rows, config, seed=run.seed("reward"), log=log)
+        test: dict[str, Any] = {"pairs": len(held)}
+        if held:
+            test["accuracy_labels"] = ranking_accuracy(reward_model, held)
+        run.folder.metrics({"stage": "reward_test", **test, **gold_accuracies(run, reward_model)})
+        with run.folder.directory("reward_model") as target:
+            save_model(model, run.tokenizer, target)
+
+
+def labelled_pairs(run: RunContext) -> list[Pair]:
+    """The pairs to train on: the user's, or those that the sample stage labelled, in the order of their file."""
+    pairs = run.inputs.preferences
+    if run.config.embedded is not None:
+        path = run.folder.path / PREFERENCES_FILE
+        if not path.exists():
+            raise P3OError(f"{path}: not there yet; run `p3o sample` in this run folder first")
+        # Written by the sample stage; unlike a user's file it may hold an empty response, which a policy can well give.
+        pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in read_jsonl(path)]
+    return pairs
+
+
+def hold_out(run: RunContext, pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """A tenth of the pairs, at most 500, drawn at random for the test; and the others in their order."""
+    generator = torch.Generator().manual_seed(run.seed("held-out pairs"))
+    held = set(torch.randperm(len(pairs), generator=generator)[: min(500, len(pairs) // 10)].tolist())
+    return [pairs[i] for i in sorted(held)], [pair for i, pair in enumerate(pairs) if i not in held]
+
+
+def gold_accuracies(run: RunContext, reward_model: RewardModel) -> dict[str, int | float]:
+    """How well the model knows the gold reward: on pairs of SFT samples, and across prompts."""
+    if run.config.embedded is None or run.inputs.gold is None:
+        return {}
+    heldout = run.inputs.heldout_prompts
+    sampled = sample_pairs(run, heldout, seed=run.seed("reward test"))
+    gold_a, gold_b = (run.inputs.gold([p[0] for p in sampled], [p[i] for p in sampled]) for i in (1, 2))
+    ordered = [
+        (x, a, b) if left > right else (x, b, a)
+        for (x, a, b), left, right in zip(sampled, gold_a, gold_b, strict=True)
+        if left != right
+    ]
+    across = [
+        (pair.prompt, pair.response_a, pair.response_b)
+        for pair in task.cross_prompt_pairs(len(heldout), seed=run.seed("cross"), split="heldout")
+    ]
+    return {
+        "gold_pairs": len(ordered),
+        "accuracy_gold": ranking_accuracy(reward_model, ordered),
+        "cross_prompt_pairs": len(across),
+        "accuracy_cross_prompt": ranking_accuracy(reward_model, across),
+    }

@@ -1,0 +1,49 @@
+"""``p3o bench frontier`` end to end, on a table cut down to three methods and a few batches."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p3o.bench import frontier
+from p3o.bench.methods import METHODS, TASKS
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Three methods, two batches, no child processes (they would read the whole table again)."""
+    methods = dict(METHODS)
+    for name in set(METHODS) - {"ppo", "ppo_replay", "p3o_r"}:
+        del METHODS[name]
+    for name, task in TASKS.items():
+        monkeypatch.setitem(TASKS, name, replace(task, samples=128, betas=task.betas[:1]))
+    monkeypatch.setattr(frontier, "EVALUATION_SEEDS", (1, 2))
+
+    def one_after_another(work: Callable[[Any], Any], jobs: Sequence[Any], *_: object) -> list[Any]:
+        return [work(job) for job in jobs]
+
+    monkeypatch.setattr(frontier, "_in_parallel", one_after_another)
+    yield
+    METHODS.clear()  # in the old order, in which tables are shown
+    METHODS.update(methods)
+
+
+@pytest.mark.usefixtures("small")
+def test_main_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frontier.main(tmp_path / "frontier.json", full=False, output=tmp_path / "out")
+    results = json.loads((tmp_path / "frontier.json").read_text())
+    assert results["seeds"] == [1, 2]
+    assert set(results["results"]) == {"ppo", "ppo_replay", "p3o_r"}
+    assert results["summary"]["best_relative"]["name"] == "p3o_r"  # the only relative one of the three
+    shift = results["summary"]["shift"]["p3o_r"]
+    assert shift["0"] == shift["1"] == shift["10"] == shift["100"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "frontier.json",
+        "frontier.csv",
+        "frontier.svg",
+        "frontier.png",
+    }
+    assert "P3O-R" in capsys.readouterr().out

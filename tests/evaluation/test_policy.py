@@ -1,0 +1,84 @@
+"""The evaluation: KL against enumeration, best of n by the reward, the same numbers every time."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from p3o.data.embedded import task
+from p3o.data.embedded.language import build_model, build_tokenizer
+from p3o.evaluation.policy import Evaluator, mean_and_error
+
+TOKENIZER = build_tokenizer()
+PROMPTS = task.prompts(6, seed=0, split="heldout")
+
+
+def length(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    return [float(len(response)) for response in responses]
+
+
+def evaluator(reference: LlamaForCausalLM, *, prompts: Sequence[str] = PROMPTS, max_new_tokens: int = 6) -> Evaluator:
+    return Evaluator(
+        TOKENIZER,
+        reference,
+        prompts,
+        length,
+        gold=lambda prompts, responses: [-value for value in length(prompts, responses)],
+        max_new_tokens=max_new_tokens,
+        temperature=0.7,
+        missing_eos_penalty=2.0,
+        batch_size=4,
+        seed=3,
+    )
+
+
+def test_the_kl_of_a_policy_to_itself_is_exactly_zero() -> None:
+    model = build_model(TOKENIZER, seed=0).eval()
+    result = evaluator(model).sampled(model)
+    assert result.kl == [0.0] * 6
+    assert result.kl_k1 == [0.0] * 6
+
+
+def test_the_kl_of_one_token_is_that_of_the_two_distributions() -> None:
+    policy, reference = build_model(TOKENIZER, seed=1).eval(), build_model(TOKENIZER, seed=2).eval()
+    result = evaluator(reference, max_new_tokens=1).sampled(policy)
+    assert result.kl is not None
+    for prompt, kl in zip(PROMPTS, result.kl, strict=True):
+        ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
+        p, q = (torch.softmax(model(input_ids=ids).logits[0, -1].detach().double() / 0.7, -1) for model in (policy, reference))
+        assert kl == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-4)
+
+
+def test_k1_and_the_full_vocabulary_estimate_the_same_kl() -> None:
+    policy, reference = build_model(TOKENIZER, seed=1).eval(), build_model(TOKENIZER, seed=2).eval()
+    prompts = task.prompts(300, seed=1, split="heldout")
+    row = evaluator(reference, prompts=prompts, max_new_tokens=4).sampled(policy).summary()
+    assert abs(row["kl"] - row["kl_k1"]) < 4 * row["kl_k1_se"]
+    assert row["kl_se"] < row["kl_k1_se"], "the full-vocabulary estimate is the quieter one"
+
+
+def test_best_of_n_is_best_by_the_reward_and_not_by_the_gold() -> None:
+    model = build_model(TOKENIZER, seed=0).eval()
+    run = evaluator(model)
+    one, eight = run.best_of(model, 1), run.best_of(model, 8)
+    assert sum(eight.reward) > sum(one.reward)
+    assert eight.gold is not None
+    assert one.gold is not None
+    assert sum(eight.gold) < sum(one.gold)
+
+
+def test_cut_responses_pay_the_penalty_in_both_rewards() -> None:
+    model = build_model(TOKENIZER, seed=0).eval()
+    result = evaluator(model).sampled(model)
+    assert not any(result.ended), "a random model does not end within six tokens"
+    assert result.gold is not None
+    for text, reward, gold in zip(result.responses, result.reward, result.gold, strict=True):
+        assert reward == len(text) - 2.0
+        assert gold == -len(text) - 2.0
+
+
+def test_mean_and_error_by_hand() -> None:
+    mean, error = mean_and_error([1.0, 2.0, 6.0])
+    assert mean == 3.0
+    assert error == pytest.approx((7.0 / 3) ** 0.5)
