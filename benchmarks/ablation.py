@@ -19,22 +19,23 @@ ON_POLICY = {"epochs": 2, "minibatches": 2}
 REPLAY = {"responses": 8, "replay": 15, "epochs": 1, "minibatches": 8}
 WEIGHTED = {"importance": 1.0}
 
-# Name, algorithm, changes to P3O-R's tuned settings, schedule. Samples and learning rate are the same in every row.
-VARIANTS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
-    ("V2, K=2: the paper", "p3o_v2", {}, {"responses": 2, **ON_POLICY}),
-    ("V2, K=8", "p3o_v2", {}, {"responses": 8, **ON_POLICY}),
-    ("V2 with replay (KL frozen)", "p3o_v2", {}, REPLAY),
-    ("P3O-R without replay", "p3o_r", {}, {"responses": 8, **ON_POLICY}),
-    ("P3O-R, M=3", "p3o_r", {}, {**REPLAY, "replay": 3}),
-    ("P3O-R, M=7", "p3o_r", {}, {**REPLAY, "replay": 7}),
-    ("P3O-R: M=15", "p3o_r", {}, REPLAY),
-    ("P3O-R, M=31", "p3o_r", {}, {**REPLAY, "replay": 31}),
-    ("P3O-R, 4 epochs", "p3o_r", {}, {**REPLAY, "epochs": 4}),
-    ("P3O-R, K=2", "p3o_r", {}, {**REPLAY, "responses": 2}),
-    ("P3O-R, clip .2", "p3o_r", {"epsilon": 0.2}, REPLAY),
-    ("P3O-R, no clip", "p3o_r", {"epsilon": None}, REPLAY),
-    ("P3O-R, α=1, clip .2", "p3o_r", {"epsilon": 0.2, **WEIGHTED}, REPLAY),
-    ("P3O-R, α=1, no clip", "p3o_r", {"epsilon": None, **WEIGHTED}, REPLAY),
+# Name, algorithm, changes to P3O-R's tuned settings, schedule, and the method whose tuned learning rate is taken.
+# Every row has the same samples.
+VARIANTS: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
+    ("V2, K=2: the paper", "p3o_v2", {}, {"responses": 2, **ON_POLICY}, "p3o_v2"),
+    ("V2, K=8", "p3o_v2", {}, {"responses": 8, **ON_POLICY}, "p3o_v2_k8"),
+    ("V2, K=8, M=15 (KL frozen)", "p3o_v2", {}, REPLAY, "p3o_r"),
+    ("P3O-R without replay", "p3o_r", {}, {"responses": 8, **ON_POLICY}, "p3o_v2_k8"),
+    ("P3O-R, M=3", "p3o_r", {}, {**REPLAY, "replay": 3}, "p3o_r"),
+    ("P3O-R, M=7", "p3o_r", {}, {**REPLAY, "replay": 7}, "p3o_r"),
+    ("P3O-R: M=15", "p3o_r", {}, REPLAY, "p3o_r"),
+    ("P3O-R, M=31", "p3o_r", {}, {**REPLAY, "replay": 31}, "p3o_r"),
+    ("P3O-R, 4 epochs", "p3o_r", {}, {**REPLAY, "epochs": 4}, "p3o_r"),
+    ("P3O-R, K=2", "p3o_r", {}, {**REPLAY, "responses": 2}, "p3o_r"),
+    ("P3O-R, clip .2", "p3o_r", {"epsilon": 0.2}, REPLAY, "p3o_r"),
+    ("P3O-R, no clip", "p3o_r", {"epsilon": None}, REPLAY, "p3o_r"),
+    ("P3O-R, α=1, clip .2", "p3o_r", {"epsilon": 0.2, **WEIGHTED}, REPLAY, "p3o_r"),
+    ("P3O-R, α=1, no clip", "p3o_r", {"epsilon": None, **WEIGHTED}, REPLAY, "p3o_r"),
 ]
 
 
@@ -46,9 +47,9 @@ def main() -> None:
     for task_name in ("sequence", "factorised_80"):
         task = TASKS[task_name]
         tuned = chosen[task_name, "p3o_r"]
-        rate = tuned.learning_rate
         first = None
-        for title, algorithm, changes, schedule in VARIANTS:
+        for title, algorithm, changes, schedule, tuned_as in VARIANTS:
+            rate = chosen[task_name, tuned_as].learning_rate
             settings = {**tuned.algorithm, **changes} if algorithm == "p3o_r" else changes
             method = Method(title, algorithm, schedule)
             curves = run(method, task, [Setting(rate, algorithm=settings, schedule=schedule)], EVALUATION_SEEDS)

@@ -38,7 +38,7 @@ class StubPipeline(SimpleNamespace):
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubPipeline:
     """The stub, with an empty current directory that holds config.yaml."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text("embedded: {}\nthreads: 1\n")
+    (tmp_path / "config.yaml").write_text("embedded: {}\nsft: {}\nthreads: 1\n")
     stub = StubPipeline()
     monkeypatch.setattr(p3o, "pipeline", stub, raising=False)
     monkeypatch.setattr("p3o.report.terminal_summary", lambda path: f"[summary of {path}]".upper())
