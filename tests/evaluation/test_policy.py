@@ -46,7 +46,10 @@ def test_the_kl_of_one_token_is_that_of_the_two_distributions() -> None:
     assert result.kl is not None
     for prompt, kl in zip(PROMPTS, result.kl, strict=True):
         ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
-        p, q = (torch.softmax(model(input_ids=ids).logits[0, -1].detach().double() / 0.7, -1) for model in (policy, reference))
+        p, q = (
+            torch.softmax(model(input_ids=ids).logits[0, -1].detach().double() / 0.7, -1)
+            for model in (policy, reference)
+        )
         assert kl == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-4)
 
 

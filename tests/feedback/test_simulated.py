@@ -33,7 +33,7 @@ def test_the_extremes_of_the_scale() -> None:
     pairs = (["x"] * 500, ["aa"] * 500, ["b"] * 500)
     assert all(SimulatedLabeller(_length, scale=math.inf, seed=0).label(*pairs))
     assert 0.4 < mean(SimulatedLabeller(_length, scale=0.0, seed=0).label(*pairs)) < 0.6
-    with pytest.raises(P3OError, match="labeller scale: -1.0 is negative"):
+    with pytest.raises(P3OError, match=r"labeller scale: -1\.0 is negative"):
         SimulatedLabeller(_length, scale=-1.0, seed=0)
 
 

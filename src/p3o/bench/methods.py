@@ -44,7 +44,9 @@ class Task:
 
 TASKS: dict[str, Task] = {
     **{
-        f"bandit_{shift}": Task(partial(ShiftedBandit, shift=shift), (0.15, 0.3, 0.6), (0.03, 0.07, 0.16), SAMPLES)
+        f"bandit_{shift}": Task(
+            partial(ShiftedBandit, shift=float(shift)), (0.15, 0.3, 0.6), (0.03, 0.07, 0.16), SAMPLES
+        )
         for shift in SHIFTS
     },
     "sequence": Task(EnumerableSequence, (0.25, 0.45, 0.8), (0.004, 0.009, 0.02), SAMPLES),
