@@ -12,6 +12,8 @@ import pytest
 
 import p3o
 from p3o import cli
+from p3o.cli import entry
+from p3o.cli.stages import STAGES
 from p3o.errors import P3OError
 from p3o.training.tracking import RunFolder
 
@@ -29,7 +31,7 @@ class StubPipeline(SimpleNamespace):
         if self.failure is not None:
             folder.metrics({"stage": "sft", "step": 0})
             raise self.failure
-        for stage in stages or cli.STAGES:
+        for stage in stages or STAGES:
             with folder.stage(stage):
                 folder.metrics({"stage": stage, "step": 0})
 
@@ -212,7 +214,7 @@ def test_exit_codes(
     code: int,
     told: str,
 ) -> None:
-    monkeypatch.setattr(cli, "_discard_output", lambda: None)  # standard output is pytest's here
+    monkeypatch.setattr(entry, "_discard_output", lambda: None)  # standard output is pytest's here
     pipeline.failure = failure
     assert cli.main(["run", "--config", "config.yaml", "--name", "a"]) == code
     assert told in capsys.readouterr().err
@@ -234,7 +236,7 @@ def test_help_and_version_come_at_once_and_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"p3o {p3o.__version__}\n" in done.stdout
-    for name in ("run", "demo", *cli.STAGES, "gate", "bench"):
+    for name in ("run", "demo", *STAGES, "gate", "bench"):
         assert f" {name} " in done.stdout
     # Processor time, for the wall clock of a busy machine says nothing about us.
     assert os.times().children_user - before < 1.5

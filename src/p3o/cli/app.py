@@ -1,0 +1,43 @@
+"""The application that commands register with, and the options that several of them share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p3o import __version__
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set sft.steps=300; may be repeated."),
+]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the run's folder.")]
+Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder that holds the runs' folders.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left under this name.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
+RUNS = Path("runs")
+
+app = typer.Typer(
+    name="p3o",
+    help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
+    add_completion=False,
+)
+bench = typer.Typer(help="Benchmarks with a known optimum.")
+app.add_typer(bench, name="bench")
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"p3o {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,43 @@
+"""Commands that measure p3o itself: the gate of the embedded task and the benchmarks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p3o.cli.app import RUNS, JsonFile, Output, app, bench
+
+
+@app.command()
+def gate(
+    json_file: JsonFile = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many times to run the whole chain.")] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Try the gate itself with `demo --quick`; it will fail.")
+    ] = False,
+    output: Output = RUNS,
+) -> None:
+    """Check that the embedded task is learned: pass or fail for each claim, over several seeds. Exit code 1 on a fail."""
+    from p3o import gate as acceptance
+    from p3o.training.progress import Progress
+
+    lines = acceptance.run_gate(seeds, output=output, json_path=json_file, progress=Progress(), quick=quick)
+    for line in lines:
+        measured = "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line.values)
+        typer.echo(f"{'pass' if line.passed else 'FAIL'}  {line.name}: {measured} (wanted: {line.wanted})")
+    if not all(line.passed for line in lines):
+        raise typer.Exit(1)
+
+
+@bench.command()
+def frontier(
+    json_file: JsonFile = None,
+    full: Annotated[bool, typer.Option("--full", help="All problems, seeds and settings; takes hours.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Also write the chart and tables to this folder.")
+    ] = None,
+) -> None:
+    """Measure every algorithm against the exact KL–reward frontier of problems small enough to enumerate."""
+    from p3o.bench import frontier as benchmark
+
+    benchmark.main(json_file, full=full, output=output)

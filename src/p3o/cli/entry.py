@@ -1,0 +1,65 @@
+"""Run the command line: every way in which a command can end becomes an exit code and, if need be, a line that tells why."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+
+import typer
+
+from p3o.cli.app import app
+from p3o.errors import P3OError
+from p3o.files import plain_reason
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; ``sys.argv`` is read when ``arguments`` is None."""
+    try:
+        code = _invoke(sys.argv[1:] if arguments is None else arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk or a reader who has left can still be told apart
+        return code
+    except P3OError as error:
+        return _fail(str(error))
+    except typer.TyperException as error:  # wrong usage
+        context = getattr(error, "ctx", None)
+        return _fail(f"{error.format_message().rstrip('.')} (see {context.command_path if context else 'p3o'} --help)")
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    except BrokenPipeError:
+        _discard_output()
+        return 0
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to a closed pipe, in help and tables
+            return 0
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and (reason := plain_reason(error)) is not None:
+            _discard_output()
+            return _fail(f"{error.filename or 'writing'}: {reason}")
+        traceback.print_exc()
+        return _fail("this is a mistake in p3o; please report it with the command and the lines above", code=1)
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    """The command, without its own main(), which would turn a closed pipe into exit code 1 and hide Ctrl-C."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("p3o", list(arguments) or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    return 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    for line in message.splitlines():
+        typer.echo(f"error: {line}", err=True)
+    return code
+
+
+def _discard_output() -> None:
+    """What standard output still holds goes nowhere, or the interpreter would fail on it again at its end."""
+    with suppress(AttributeError, OSError):  # no standard output, or one that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
