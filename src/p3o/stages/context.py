@@ -18,6 +18,7 @@ from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
 from p3o.models.language import load_model_config, load_tokenizer, save_model
 from p3o.models.tokens import encode_prompts, encode_responses
 from p3o.training.checkpoint import Checkpoints, State
+from p3o.training.faults import NumericalError, Watch
 from p3o.training.loop import Callback, Trainer, fit, resume
 from p3o.training.progress import Advance, Progress
 from p3o.training.sft import EncodedPair
@@ -85,6 +86,7 @@ class RunContext:
         callback: Callback,
         *,
         advance: Advance,
+        rolls_back: bool,
         owns: Callable[[Mapping[str, Any]], bool],
         start: Callable[[], None] = lambda: None,
     ) -> None:
@@ -95,6 +97,7 @@ class RunContext:
             trainer: before its first step.
             callback: told every step that is done.
             advance: of the progress; told how far an earlier attempt had come.
+            rolls_back: whether to go back to the last checkpoint after a numerical fault.
             owns: rows of the run's JSONL files that this training writes.
             start: called before the first step, but not when an earlier attempt has come further.
         """
@@ -112,8 +115,35 @@ class RunContext:
             for file in GROWING_FILES:
                 self.folder.drop_rows(file, owns)
             start()
+
+        def roll_back(fault: NumericalError, attempt: int) -> None:
+            state = resume(trainer, checkpoints)
+            if state is None:
+                raise fault
+            self.folder.rewind(state["lengths"])
+            self.warn(f"{name}: {fault}; back to step {trainer.done} (time {attempt})")
+
+        watch = Watch()
+
+        def watched(step: int, metrics: Mapping[str, int | float]) -> bool | None:
+            for sign in watch.notice(metrics):
+                self.warn(f"{name}, step {step}: {sign}")
+            return callback(step, metrics)
+
         lengths: Callable[[], State] = lambda: {"lengths": self.folder.lengths(GROWING_FILES)}  # noqa: E731
-        fit(trainer, callback, checkpoints=checkpoints, every=every, extra_state=lengths)
+        fit(
+            trainer,
+            watched,
+            checkpoints=checkpoints,
+            every=every,
+            extra_state=lengths,
+            roll_back=roll_back if rolls_back else None,
+        )
+
+    def warn(self, text: str) -> None:
+        """Say it now and keep it in run.json."""
+        self.progress.print(f"warning: {text}")
+        self.folder.warn(text)
 
     def keep_best(self, name: str, step: int, value: float, model: PreTrainedModel) -> None:
         """Save the model as best/NAME if this value is above that of the one there; only if the configuration asks for it."""

@@ -206,6 +206,11 @@ class RunFolder:
         """
         append_jsonl(self.path / METRICS_FILE, row)
 
+    def warn(self, text: str) -> None:
+        """Keep a warning in run.json, under "warnings"."""
+        self.record.setdefault("warnings", []).append(text)
+        self._save()
+
     @contextmanager
     def directory(self, name: str) -> Iterator[Path]:
         """A folder to save a model in: it appears as ``path/name`` when it is whole, in place of an earlier one.
