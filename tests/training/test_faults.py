@@ -28,9 +28,7 @@ def letters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [float(sum(map(ord, response)) % 17) for response in responses]
 
 
-def online(
-    feedback: Scorer | ComparisonFeedback = letters, name: str = "p3o_v2", **training: object
-) -> OnlineTrainer:
+def online(feedback: Scorer | ComparisonFeedback = letters, name: str = "p3o_v2", **training: object) -> OnlineTrainer:
     policy = build_model(TOKENIZER, seed=0).eval()
     defaults = {"steps": 4, "prompts_per_step": 4, "max_new_tokens": 6, "learning_rate": 1e-3, "warmup_fraction": 0.0}
     return OnlineTrainer(
