@@ -1,7 +1,7 @@
 """What a run learns from, whether it comes from the user's data or from the embedded task."""
 
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
 
@@ -18,12 +18,12 @@ from p3o.data.rows import RowReport
 from p3o.errors import P3OError
 from p3o.models.language import load_model_config
 from p3o.models.tokens import encode_prompts, encode_responses
+from p3o.training.progress import Progress
 
 Pair = tuple[str, str, str]
 """Prompt, preferred response, other response."""
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-Tell = Callable[[str], object]
 
 HELDOUT_SHARE = 0.2
 """At most this share of the user's prompts is held out when no source of held-out prompts is given."""
@@ -31,12 +31,13 @@ HELDOUT_SHARE = 0.2
 _CHUNK = 1000
 """Rows tokenised at a time."""
 
-_KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {
     "demonstrations": "demonstrations",
     "preferences": "preferences",
     "prompts": "prompts",
     "heldout_prompts": "prompts",
 }
+"""What the rows of each source of the data section are."""
 
 
 @dataclass(frozen=True)
@@ -62,48 +63,51 @@ class Inputs:
     reports: tuple[RowReport, ...] = ()
 
 
-def to_stderr(line: str) -> None:
-    """Tell the user something, beside what a command prints."""
-    sys.stderr.write(f"{line}\n")
-
-
-def read_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, tell: Tell = to_stderr) -> Inputs:
+def read_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None) -> Inputs:
     """Everything that the stages need, read and checked before the first of them starts.
 
     For conversations the token that ends a turn in the chat template becomes the tokenizer's end of sequence.
 
     Args:
-        tell: takes a line about dropped rows, an adopted end of sequence or prompts that are not held out.
+        progress: is told of dropped rows, an adopted end of sequence and prompts that are not held out, a line each.
 
     Raises:
         P3OError: if a source cannot be read, holds too little, or has a bad row while bad rows stop the run; with the row.
     """
     if config.embedded is not None:
         return _embedded_inputs(config)
+    progress = progress or Progress()
     found = {
-        name: read_examples(source, _KINDS[name], config.data.bad_rows)
-        for name, source in config.data.sources().items()
+        name: read_examples(source, KINDS[name], config.data.bad_rows) for name, source in config.data.sources().items()
     }
     if any(is_conversation(placed.example.prompt) for examples, _ in found.values() for placed in examples):
         adopted = adopt_turn_end(tokenizer)
         if adopted is not None:
-            tell(adopted)
+            progress.print(adopted)
     rows: dict[str, list[TextRow]] = {}
     for name, (examples, report) in found.items():
-        rows[name] = fitting_rows(examples, tokenizer, limits_of(config, tokenizer), report)
+        rows[name] = fitting_rows(examples, tokenizer, limits_of(config, tokenizer), report, progress)
         if report.dropped:
-            tell(report.summary())
-    inputs = _assemble(config, rows, tuple(report for _, report in found.values()), tell)
+            progress.print(report.summary())
+    inputs = _assemble(config, rows, tuple(report for _, report in found.values()), progress)
     _check_sizes(config, inputs)
     return inputs
 
 
-def _assemble(config: RunConfig, rows: dict[str, list[TextRow]], reports: tuple[RowReport, ...], tell: Tell) -> Inputs:
+def _assemble(
+    config: RunConfig, rows: dict[str, list[TextRow]], reports: tuple[RowReport, ...], progress: Progress
+) -> Inputs:
     prompts = [row.prompt for row in rows["prompts"]]
     if "heldout_prompts" in rows:
-        heldout = [row.prompt for row in rows["heldout_prompts"]][: config.evaluation.prompts]
+        heldout = list(dict.fromkeys(row.prompt for row in rows["heldout_prompts"]))
+        if (
+            len(heldout) > config.evaluation.prompts
+        ):  # at random: a data set of several parts holds them one after another
+            heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
         if seen := len(set(heldout) & set(prompts)):
-            tell(f"data.heldout_prompts: {seen} of {len(heldout)} are also in data.prompts, so they are not held out")
+            progress.print(
+                f"data.heldout_prompts: {seen} of {len(heldout)} are also in data.prompts, so they are not held out"
+            )
     else:
         prompts, heldout = _split(prompts, config)
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
@@ -121,7 +125,11 @@ def _assemble(config: RunConfig, rows: dict[str, list[TextRow]], reports: tuple[
 
 
 def fitting_rows(
-    examples: Sequence[PlacedExample], tokenizer: PreTrainedTokenizerBase, limits: Limits, report: RowReport
+    examples: Sequence[PlacedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+    report: RowReport,
+    progress: Progress,
 ) -> list[TextRow]:
     """The examples as text, without those that are too long.
 
@@ -129,27 +137,28 @@ def fitting_rows(
         P3OError: at the first bad row, if bad rows stop the run; if none is left.
     """
     rows = render_rows(examples, tokenizer, report)
-    return drop_too_long(rows, token_lengths(rows, tokenizer), limits, report)
+    kept = drop_too_long(rows, token_lengths(rows, tokenizer, progress, report.source), limits, report)
+    report.refuse_if_empty()
+    return kept
 
 
 def token_lengths(
-    rows: Sequence[TextRow], tokenizer: PreTrainedTokenizerBase, advance: Callable[[int], object] = lambda _: None
+    rows: Sequence[TextRow], tokenizer: PreTrainedTokenizerBase, progress: Progress, source: str
 ) -> list[Lengths]:
-    """The token counts of every row, as the stages will encode it.
-
-    Args:
-        advance: takes the number of rows done since the last call.
-    """
+    """The token counts of every row, as the stages will encode it; ``source`` is what the progress calls them."""
     lengths: list[Lengths] = []
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        prompts = encode_prompts(tokenizer, [row.prompt for row in chunk])
-        answers = iter(encode_responses(tokenizer, [answer for row in chunk for answer in row.answers]))
-        lengths += [
-            Lengths(len(prompt), tuple(len(next(answers)) for _ in row.answers))
-            for row, prompt in zip(chunk, prompts, strict=True)
-        ]
-        advance(len(chunk))
+    worth_showing = len(rows) > 10 * _CHUNK
+    with progress.stage(f"counting tokens of {source}", len(rows)) if worth_showing else nullcontext() as advance:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            prompts = encode_prompts(tokenizer, [row.prompt for row in chunk])
+            answers = iter(encode_responses(tokenizer, [answer for row in chunk for answer in row.answers]))
+            lengths += [
+                Lengths(len(prompt), tuple(len(next(answers)) for _ in row.answers))
+                for row, prompt in zip(chunk, prompts, strict=True)
+            ]
+            if advance is not None:
+                advance(len(chunk))
     return lengths
 
 

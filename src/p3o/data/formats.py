@@ -21,6 +21,12 @@ from p3o.errors import did_you_mean, shorten
 
 Kind = Literal["prompts", "demonstrations", "preferences"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ANSWERS: Mapping[Kind, tuple[str, ...]] = {
+    "prompts": (),
+    "demonstrations": ("completion",),
+    "preferences": ("chosen", "rejected"),
+}
+"""The names of an example's answers."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 _EXAMPLE_MESSAGE = '{"role": "user", "content": "…"}'

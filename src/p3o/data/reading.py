@@ -1,11 +1,12 @@
 """From a source to rendered rows: adapter, checks, chat template, length limits; every row that falls out is counted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from p3o.data.adapters import ADAPTERS
 from p3o.data.chat import ChatFormat, ChatTokenizer
-from p3o.data.formats import Example, Kind, parse, rename
+from p3o.data.formats import Example, Kind, kind_of_columns, parse, rename
 from p3o.data.rows import SHOWN, BadRowError, Policy, RowReport
 from p3o.data.sources import SourceConfig
 
@@ -16,6 +17,12 @@ class PlacedExample:
 
     place: str
     example: Example
+
+
+@dataclass(frozen=True)
+class _AdaptedRow:
+    place: str
+    columns: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,15 +72,35 @@ def read_examples(
         shown: how many dropped rows the report keeps with their place.
 
     Raises:
-        P3OError: if the source cannot be read or has no usable row; at the first bad row if the policy is to stop.
+        P3OError: if the source cannot be read; at the first bad row if the policy is to stop.
     """
     report = RowReport(str(source), kind, policy, shown)
-    examples = list(_examples(source, kind, report))
+    return list(_examples(source, kind, report)), report
+
+
+def richest_kind(source: SourceConfig) -> Kind:
+    """What the rows of a source can be used for at most, by the columns of its first sound row.
+
+    Raises:
+        P3OError: if the source cannot be read or has no sound row.
+    """
+    report = RowReport(str(source), "rows", "skip")
+    for row in _adapted(source, report):
+        return kind_of_columns(row.columns)
     report.refuse_if_empty()
-    return examples, report
+    raise AssertionError("a report without rows refuses")
 
 
 def _examples(source: SourceConfig, kind: Kind, report: RowReport) -> Iterator[PlacedExample]:
+    for row in _adapted(source, report):
+        try:
+            yield PlacedExample(row.place, parse(row.columns, kind))
+        except BadRowError as bad:
+            report.drop(row.place, bad)
+
+
+def _adapted(source: SourceConfig, report: RowReport) -> Iterator[_AdaptedRow]:
+    """The rows after adapter and column names, those that are bad already dropped."""
     adapter = ADAPTERS[source.adapter] if source.adapter is not None else None
     for row in source.raw_rows():
         report.read += 1
@@ -81,7 +108,7 @@ def _examples(source: SourceConfig, kind: Kind, report: RowReport) -> Iterator[P
             if isinstance(row.columns, BadRowError):
                 raise row.columns
             columns = adapter(row.columns) if adapter is not None else row.columns
-            yield PlacedExample(row.place, parse(rename(columns, source.columns), kind))
+            yield _AdaptedRow(row.place, rename(columns, source.columns))
         except BadRowError as bad:
             report.drop(row.place, bad)
 
@@ -104,7 +131,6 @@ def render_rows(examples: Sequence[PlacedExample], tokenizer: ChatTokenizer, rep
             rows.append(TextRow(placed.place, prompt, answers))
         except BadRowError as bad:
             report.drop(placed.place, bad)
-    report.refuse_if_empty()
     return rows
 
 
@@ -114,7 +140,7 @@ def drop_too_long(
     """The rows within the limits.
 
     Raises:
-        P3OError: at the first that is not, if bad rows stop the run; if none is left.
+        P3OError: at the first that is not, if bad rows stop the run.
     """
     kept = []
     for row, length in zip(rows, lengths, strict=True):
@@ -123,7 +149,6 @@ def drop_too_long(
             kept.append(row)
         else:
             report.drop(row.place, BadRowError("too long", problem))
-    report.refuse_if_empty()
     return kept
 
 

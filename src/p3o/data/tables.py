@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,9 @@ def _load(path: str, *, name: str | None, data_dir: str | None, split: str, revi
         import datasets
     except ImportError as error:
         raise P3OError(f"{path}: reading it needs the package datasets; pip install 'p3o[data]'") from error
+    library = logging.getLogger("datasets")
+    level = library.level
+    library.setLevel(logging.CRITICAL)  # it logs what it then raises
     try:
         if not path.startswith(HUB) and any(
             (Path(path) / mark).is_file() for mark in ("dataset_dict.json", "state.json")
@@ -116,6 +120,8 @@ def _load(path: str, *, name: str | None, data_dir: str | None, split: str, revi
         raise
     except Exception as error:  # the library and those below it raise dozens of kinds, all of them about this source
         raise P3OError(f"{path}: cannot be read: {_plain(error, path)}") from error
+    finally:
+        library.setLevel(level)
     return loaded
 
 
