@@ -10,6 +10,7 @@ After a conversation, an answer may be a text or a list of one assistant message
 are ignored. Nothing is repaired: a row that is not as it should be is a ``BadRowError``.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast, get_args
@@ -29,6 +30,7 @@ ANSWERS: Mapping[Kind, tuple[str, ...]] = {
 """The names of an example's answers."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _EXAMPLE_MESSAGE = '{"role": "user", "content": "…"}'
 
 
@@ -245,8 +247,8 @@ def _text(name: str, value: Any, expected: str) -> str:
         _fail("empty", f"'{name}' is {'empty' if not value else 'only white space'}; fill it in or remove the row")
     if "\0" in value:
         _fail("not text", f"'{name}' holds a null character at position {value.index(chr(0)) + 1}; remove it")
-    if position := next((i for i, char in enumerate(value, 1) if "\ud800" <= char <= "\udfff"), 0):
-        _fail("not text", f"'{name}' holds half of a surrogate pair at position {position}; it is no text, remove it")
+    if half := _SURROGATE.search(value):
+        _fail("not text", f"'{name}' holds half of a surrogate pair at position {half.end()}; it is no text, remove it")
     return value
 
 
