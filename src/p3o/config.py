@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from p3o.algorithms import ALGORITHMS
+from p3o.data.rows import Policy
+from p3o.data.sources import SourceConfig
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
@@ -22,12 +24,31 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """The user's own files. JSONL, one object a line."""
+    """The user's own data: files, folders and hub data sets (docs/data.md), and what is done about rows that cannot be used."""
 
-    prompts: str | None = Field(None, description='Training prompts of RL: {"prompt"} a line.')
-    heldout_prompts: str | None = Field(None, description="Prompts of the evaluation; null: split off from prompts.")
-    demonstrations: str | None = Field(None, description='{"prompt", "completion"} a line, for SFT.')
-    preferences: str | None = Field(None, description='{"prompt", "chosen", "rejected"} a line, for the reward model.')
+    prompts: SourceConfig | None = Field(None, description='Training prompts of RL: rows of {"prompt"}.')
+    heldout_prompts: SourceConfig | None = Field(
+        None, description="Prompts of the evaluation; null: split off from prompts."
+    )
+    demonstrations: SourceConfig | None = Field(None, description='Rows of {"prompt", "completion"}, for SFT.')
+    preferences: SourceConfig | None = Field(
+        None, description='Rows of {"prompt", "chosen", "rejected"}, for the reward model.'
+    )
+    bad_rows: Policy = Field(
+        "stop", description="What a row that cannot be used does: stop the run, or skip and count."
+    )
+    max_prompt_tokens: int | None = Field(
+        None, gt=0, description="Longer prompts are bad rows; null: the model's limit."
+    )
+    max_completion_tokens: int | None = Field(
+        None, gt=0, description="Rows with a longer answer, its end included, are bad; null: the model's limit."
+    )
+
+    def sources(self) -> dict[str, SourceConfig]:
+        """The sources that are given, by key."""
+        given = {"prompts": self.prompts, "heldout_prompts": self.heldout_prompts}
+        given |= {"demonstrations": self.demonstrations, "preferences": self.preferences}
+        return {name: source for name, source in given.items() if source is not None}
 
 
 class EmbeddedTaskConfig(Section):
@@ -123,7 +144,7 @@ class RunConfig(Section):
     def has_inputs(self) -> "RunConfig":
         """What the stages need is there."""
         if self.embedded is not None:
-            given = [name for name, value in self.data if value is not None]
+            given = list(self.data.sources())
             if given or self.model is not None:
                 raise ValueError(
                     f"the embedded task brings its own model and data; remove {'model' if self.model else 'data.' + given[0]}"
@@ -134,9 +155,9 @@ class RunConfig(Section):
         if self.model is None:
             raise ValueError("model: name a folder or hub model, or add a section 'embedded: {}' for the embedded task")
         if self.data.prompts is None:
-            raise ValueError("data.prompts: name a JSONL file of prompts")
+            raise ValueError("data.prompts: name a file or data set of prompts")
         if self.sft is not None and self.data.demonstrations is None:
-            raise ValueError("data.demonstrations: sft needs a JSONL file of demonstrations")
+            raise ValueError("data.demonstrations: sft needs a file or data set of demonstrations")
         if self.reward.model is None and self.reward.function is None and self.data.preferences is None:
             raise ValueError("reward: give model or function, or data.preferences to train a reward model on")
         return self

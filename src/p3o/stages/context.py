@@ -15,7 +15,7 @@ from p3o.feedback.functions import call_reward_function, load_reward_function
 from p3o.feedback.reward_model import RewardModel, load_reward_model
 from p3o.files import write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
-from p3o.models.language import load_model_config, load_tokenizer, save_model
+from p3o.models.language import load_tokenizer, save_model
 from p3o.models.tokens import encode_prompts, encode_responses
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import NumericalError, Watch
@@ -53,7 +53,7 @@ class RunContext:
     @cached_property
     def inputs(self) -> Inputs:
         """The texts."""
-        return read_inputs(self.config, self.tokenizer)
+        return read_inputs(self.config, self.tokenizer, progress=self.progress)
 
     @cached_property
     def reward_function(self) -> Scorer | None:
@@ -181,47 +181,11 @@ class RunContext:
             self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
         if self.config.reward.model is not None:
             self.scorer  # noqa: B018 - loading is the check
-        self.check_lengths()
-
-    def check_lengths(self) -> None:
-        """Every prompt must leave room for a response; every demonstration and every pair must fit as a whole.
-
-        Raises:
-            P3OError: naming the first row that does not.
-        """
-        limit = context_length(self.config, self.tokenizer)
-        room = self.config.rl.training.max_new_tokens
-        data, prompts = self.config.data, self.inputs.prompts + self.inputs.heldout_prompts
-        for prompt, ids in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True):
-            if len(ids) + room > limit:
-                raise P3OError(
-                    f"{data.prompts}: a prompt of {len(ids)} tokens and rl.training.max_new_tokens {room} pass the model's "
-                    f"limit of {limit}; shorten the prompt or lower max_new_tokens ({prompt[:60]!r})"
-                )
-        for path, rows in (
-            (data.demonstrations, self.inputs.demonstrations + self.inputs.heldout_demonstrations),
-            (data.preferences, [(prompt, text) for prompt, *pair in self.inputs.preferences for text in pair]),
-        ):
-            for (prompt, _), (ids, completion) in zip(rows, self.encode(rows), strict=True):
-                if len(ids) + len(completion) > limit:
-                    raise P3OError(
-                        f"{path}: a row of {len(ids)} + {len(completion)} tokens passes the model's limit of {limit}; "
-                        f"shorten it or remove it ({prompt[:60]!r})"
-                    )
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Prompts and completions as ids."""
         prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in rows])
         return list(zip(prompts, encode_responses(self.tokenizer, [text for _, text in rows]), strict=True))
-
-
-def context_length(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the model can read: the smaller of what its tokenizer and its configuration say."""
-    limit = int(tokenizer.model_max_length)
-    if config.model is not None:
-        positions = getattr(load_model_config(config.model), "max_position_embeddings", None)
-        limit = min(limit, positions or limit)
-    return limit
 
 
 def choose_device(name: str) -> torch.device:
