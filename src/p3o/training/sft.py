@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.tokens import pad_right
@@ -26,7 +25,7 @@ class SFTConfig(OptimiserConfig):
 
 
 def completion_logprobs(
-    model: PreTrainedModel, rows: Sequence[EncodedPair], *, fill: int
+    model: nn.Module, rows: Sequence[EncodedPair], *, fill: int
 ) -> tuple[Float[Tensor, "row time"], Tensor]:
     """Log-prob of every completion token given what precedes it, and the mask that selects them."""
     device = next(model.parameters()).device
@@ -39,7 +38,7 @@ def completion_logprobs(
 
 
 def train_sft(
-    model: PreTrainedModel,
+    model: nn.Module,
     rows: Sequence[EncodedPair],
     config: SFTConfig,
     *,
@@ -70,7 +69,7 @@ def train_sft(
 
 
 @torch.no_grad()
-def completion_loss(model: PreTrainedModel, rows: Sequence[EncodedPair], *, fill: int, batch_size: int) -> float:
+def completion_loss(model: nn.Module, rows: Sequence[EncodedPair], *, fill: int, batch_size: int) -> float:
     """Mean negative log-likelihood of these completions, in nats per token."""
     total, tokens = 0.0, 0
     for start in range(0, len(rows), batch_size):

@@ -1,0 +1,49 @@
+"""From the text that a policy reads back to the messages it was rendered from.
+
+A reward function is given texts. A reward model with a chat template of its own was trained on conversations rendered by that
+template, so it must not read the policy's rendering. The loop stays as it is: the messages are kept beside it, by text.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from jinja2 import TemplateError
+
+from p3o.data.formats import ChatTokenizer, Message, Prompt, render_prompt
+from p3o.errors import P3OError
+
+Conversations = Mapping[str, tuple[Message, ...]]
+"""The messages behind each rendered prompt; prompts that were plain texts are not in it."""
+
+
+def conversations_of(prompts: Iterable[Prompt], tokenizer: ChatTokenizer) -> dict[str, tuple[Message, ...]]:
+    """The conversations among these prompts, by the text that the policy's tokenizer renders them to.
+
+    Where two render to one text the policy cannot tell them apart either; the first is kept.
+
+    Raises:
+        P3OError: as ``render_prompt``.
+    """
+    conversations: dict[str, tuple[Message, ...]] = {}
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            conversations.setdefault(render_prompt(prompt, tokenizer), prompt)
+    return conversations
+
+
+def render_conversation(messages: tuple[Message, ...], answer: str, tokenizer: ChatTokenizer) -> str:
+    """The whole conversation with the assistant's answer, by this tokenizer's chat template.
+
+    Raises:
+        P3OError: if the template refuses the roles.
+    """
+    turns: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise P3OError(
+            f"the reward model's chat template refuses a prompt with the roles {roles}: {error}; change the prompts' messages "
+            "as the reward model's card asks"
+        ) from error
+    return cast(str, text)
