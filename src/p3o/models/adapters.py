@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from p3o.errors import P3OError
-from p3o.models.loading import first_line, peft
+from p3o.models.loading import first_line, peft, put_on
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
 """peft's names of a language model, a classifier (its head is trained and saved whole) and a bare body (of a critic)."""
@@ -59,7 +59,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, task: Task, seed: i
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapted: nn.Module = peft().get_peft_model(model, config)
+            adapted = put_on(model, config)
     except (ValueError, NotImplementedError) as error:
         raise P3OError(f"lora.target_modules: {first_line(error)}; name linear layers of the model") from error
     return adapted.train(training)

@@ -5,6 +5,7 @@ trainable. Code from a model's repository is never run unless asked for, and pic
 them can run code too.
 """
 
+import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def load_pretrained(
             f"{named}: its files lack {_listed(missing)}, which would be drawn at random; it is a model of another kind"
         )
     if adapter:
-        model = _with_saved_adapter(model, path, task=task, what=what)
+        model = _with_saved_adapter(model, path, task=task, what=what, new=new)
     loaded: nn.Module = model.eval()
     return loaded
 
@@ -130,6 +131,19 @@ def peft() -> Any:
     return package
 
 
+def put_on(model: nn.Module, config: Any) -> nn.Module:
+    """The model with an adapter of this configuration, by peft.
+
+    Raises:
+        ValueError: if the configuration does not fit the model.
+    """
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers by a name that is to go; it is theirs to change.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        adapted: nn.Module = peft().get_peft_model(model, config)
+    return adapted
+
+
 def refuse_pickled_weights(path: str, what: str) -> None:
     """Stop at a local folder that has weights, but only pickled ones.
 
@@ -167,7 +181,7 @@ def _adapter_config(path: str, what: str) -> Any:
     return config
 
 
-def _with_saved_adapter(model: nn.Module, path: str, *, task: str, what: str) -> nn.Module:
+def _with_saved_adapter(model: nn.Module, path: str, *, task: str, what: str, new: Collection[str]) -> nn.Module:
     """The base with the adapter of this folder on it, ready to be trained on."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -179,17 +193,15 @@ def _with_saved_adapter(model: nn.Module, path: str, *, task: str, what: str) ->
     config.task_type, config.inference_mode = task, False
     try:
         weights = load_file(str(cached_file(path, _ADAPTER_WEIGHTS)))
-        adapted: nn.Module = peft().get_peft_model(model, config)
+        adapted = put_on(model, config)
+        if saved_task != task:  # the new head of a classifier on a language model
+            own = peft().get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            weights |= {name: value for name, value in own.items() if name.split(".")[-2] in new}
         result = peft().set_peft_model_state_dict(adapted, weights)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise P3OError(f"{what}: the adapter cannot be put onto its base ({first_line(error)})") from error
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    missing = sorted(
-        name
-        for name in trained & set(result.missing_keys)
-        if saved_task == task or "modules_to_save" not in name  # the new head of a classifier on a language model
-    )
-    unknown = [] if saved_task != task else sorted(result.unexpected_keys)
+    missing, unknown = sorted(trained & set(result.missing_keys)), sorted(result.unexpected_keys)
     if missing or unknown:
         raise P3OError(
             f"{what}: the adapter does not fit its base ({_listed(missing or unknown)}); was the base replaced?"
