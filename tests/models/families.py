@@ -84,9 +84,7 @@ FAMILIES = {
     "qwen2": Family(_llama_like(Qwen2Config, num_key_value_heads=1), eos="<|im_end|>", pad="<|endoftext|>"),
     "gpt2": Family(_gpt2, eos="<|endoftext|>", pad=None),
     "gpt_neox": Family(_llama_like(GPTNeoXConfig), eos="<|endoftext|>", pad="<|endoftext|>"),
-    "gemma": Family(
-        _llama_like(GemmaConfig, num_key_value_heads=1, head_dim=8), eos="<eos>", pad="<pad>", bos="<bos>"
-    ),
+    "gemma": Family(_llama_like(GemmaConfig, num_key_value_heads=1, head_dim=8), eos="<eos>", pad="<pad>", bos="<bos>"),
     "opt": Family(
         lambda **settings: OPTConfig(
             **SIZES, ffn_dim=24, word_embed_proj_dim=16, init_std=0.3, dropout=0.1, **settings

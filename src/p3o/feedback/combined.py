@@ -12,7 +12,7 @@ class WeightedReward:
     """One part of a sum. A negative weight makes it a cost."""
 
     reward: RewardFunction
-    weight: float = 1.0
+    weight: int | float = 1.0
 
 
 class CombinedReward:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -64,7 +66,7 @@ def load_pretrained(
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         kind = {"CAUSAL_LM": "a causal language model", "SEQ_CLS": "a sequence classifier with one label"}.get(
             task, "a transformer"
         )
@@ -183,9 +185,6 @@ def _adapter_config(path: str, what: str) -> Any:
 
 def _with_saved_adapter(model: nn.Module, path: str, *, task: str, what: str, new: Collection[str]) -> nn.Module:
     """The base with the adapter of this folder on it, ready to be trained on."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     config = _adapter_config(path, what)
     saved_task = config.task_type or task
     if saved_task != task and (saved_task, task) != ("CAUSAL_LM", "SEQ_CLS"):
