@@ -25,7 +25,7 @@ from transformers import (
 )
 
 LETTERS = "abcdefghijklmnop"
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 48}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 48}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Family:
 
 
 def _gpt2(**settings: object) -> GPT2Config:
-    return GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=48, initializer_range=0.3, **settings)
+    return GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=48, initializer_range=0.3, **settings)
 
 
 def _llama_like(kind: type[PretrainedConfig], **more: object) -> Callable[..., PretrainedConfig]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tests.models.families import FAMILIES
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from p3o.errors import P3OError
+from p3o.feedback.reward_model import RewardModel, load_reward_model
 from p3o.models.adapters import LoraSettings, add_adapter, merged
 from p3o.models.heads import Critic
 from p3o.models.language import (
@@ -127,10 +128,10 @@ def test_the_update_is_alpha_over_r_times_b_a(base: str) -> None:
     policy = add_adapter(load_language_model(base, device=CPU, dtype=F64), settings, task="CAUSAL_LM", seed=0)
     update(policy)
     weights = dict(policy.named_parameters())
-    layer = "base_model.model.model.layers.1.self_attn.q_proj"
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
     a, b = weights[f"{layer}.lora_A.default.weight"], weights[f"{layer}.lora_B.default.weight"]
     expected = weights[f"{layer}.base_layer.weight"] + 5 / 2 * b @ a
-    whole = dict(merged(policy).named_parameters())["model.layers.1.self_attn.q_proj.weight"]
+    whole = dict(merged(policy).named_parameters())["model.layers.0.self_attn.q_proj.weight"]
     torch.testing.assert_close(whole, expected, rtol=0, atol=1e-14)
     assert {name.split(".")[-4] for name in weights if "lora_A" in name} == {"q_proj"}
 
@@ -207,6 +208,20 @@ def test_four_models_hold_one_base(base: str) -> None:
     assert share_frozen_weights(critic, policy) == 0, "there is nothing left to share"
 
 
+def test_a_reward_model_scores_the_same_on_the_policys_base(base: str) -> None:
+    tokenizer = load_tokenizer(base)
+    policy = add_adapter(load_language_model(base, device=CPU), LORA, task="CAUSAL_LM", seed=0)
+    classifier = add_adapter(load_reward_model(base, device=CPU), LORA, task="SEQ_CLS", seed=1)
+    reward = RewardModel(classifier, tokenizer)
+    before = reward(["a b", "c"], ["d", "e f"])
+    body = sum(
+        p.numel() * 4 for name, p in classifier.named_parameters() if ".model.model." in name and "lora" not in name
+    )
+    assert share_frozen_weights(classifier, policy) == body > 0
+    update(policy)
+    assert reward(["a b", "c"], ["d", "e f"]) == before
+
+
 def test_weights_that_learn_or_differ_are_not_shared(base: str, tmp_path: Path) -> None:
     whole = load_language_model(base, device=CPU)
     critic = Critic.from_pretrained(base, device=CPU, lora=LORA)
@@ -241,6 +256,15 @@ def test_an_adapter_without_a_base_on_disk_is_saved_merged_or_not_at_all(base: s
         save_model(policy, tokenizer, tmp_path / "adapter")
     save_model(policy, tokenizer, tmp_path / "merged", merge=True)
     assert load_model_config(str(tmp_path / "merged")).hidden_size == 8
+
+
+def test_an_adapter_that_transformers_put_in_is_not_taken_for_merged(base: str, tmp_path: Path) -> None:
+    start("after LoRA SFT", base, tmp_path / "sft")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
+    ours = load_language_model(str(tmp_path / "sft"), device=CPU)
+    torch.testing.assert_close(logprobs(model), logprobs(ours), rtol=0, atol=1e-5)
+    with pytest.raises(P3OError, match=r"put into its model cannot be merged; use load_language_model"):
+        save_model(model, load_tokenizer(base), tmp_path / "merged", merge=True)
 
 
 def test_a_module_that_is_not_there_is_named(base: str) -> None:

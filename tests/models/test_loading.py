@@ -1,12 +1,13 @@
 """What is loaded is whole, of the right kind, not pickled, and runs no code that came with it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from tests.models.families import FAMILIES
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from p3o.errors import P3OError
 from p3o.feedback.reward_model import load_reward_model
@@ -85,3 +86,20 @@ def test_a_half_written_file_is_one_line(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(P3OError, match=r"model '.*': cannot be loaded as a causal language model \("):
         load_language_model(str(folder), device=CPU)
+
+
+def test_a_hub_model_without_safetensors_is_neither_unpickled_nor_sent_to_be_converted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def hub(path: str, **settings: object) -> None:
+        asked.append((settings["use_safetensors"], os.environ["DISABLE_SAFETENSORS_CONVERSION"]))
+        raise OSError("x/y has no file named model.safetensors. Please do not set `use_safetensors=True`.")
+
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", hub)
+    with pytest.raises(P3OError, match=r"\(it has no weights in safetensors, and pickled ones are not read\); give"):
+        load_language_model("x/y", device=CPU)
+    assert asked == [(True, "1")]
+    assert "DISABLE_SAFETENSORS_CONVERSION" not in os.environ

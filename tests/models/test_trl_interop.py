@@ -1,4 +1,4 @@
-"""What TRL trains loads here, and what is trained here loads in TRL, with equal logits and scores: whole models and adapters."""
+"""What TRL trains loads here and what is trained here loads in TRL, with equal logits and scores: whole models and adapters."""
 
 from pathlib import Path
 from typing import Any

@@ -94,13 +94,15 @@ class RewardModel:
             P3OError: if the chat template refuses a conversation.
         """
         talks = [self.conversations.get(prompt) if self.tokenizer.chat_template else None for prompt in prompts]
+        rendered = [
+            render_conversation(messages, response, self.tokenizer)
+            for messages, response in zip(talks, responses, strict=True)
+            if messages is not None
+        ]
         plain = [i for i, messages in enumerate(talks) if messages is None]
-        rows = dict(zip(plain, self._texts([prompts[i] for i in plain], [responses[i] for i in plain]), strict=True))
-        for i, messages in enumerate(talks):
-            if messages is not None:
-                text = render_conversation(messages, responses[i], self.tokenizer)
-                rows[i] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [rows[i] for i in range(len(rows))]
+        conversations = iter(self.tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
+        texts = iter(self._texts([prompts[i] for i in plain], [responses[i] for i in plain]))
+        return [next(texts) if messages is None else next(conversations) for messages in talks]
 
     def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
         if self.form == "pair" and prompts:

@@ -67,7 +67,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, task: Task, seed: i
 
 def has_adapter(model: nn.Module) -> bool:
     """Whether the model is one of peft's."""
-    return hasattr(model, "peft_config")
+    return hasattr(model, "get_base_model")
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -76,8 +76,14 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """A whole model of its own with the adapter's update added to the weights, all of them trainable."""
+    """A whole model of its own with the adapter's update added to the weights, all of them trainable.
+
+    Raises:
+        P3OError: if transformers, not peft, put the adapter into the model; then nothing takes it out again.
+    """
     if not has_adapter(model):
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise P3OError("an adapter that transformers put into its model cannot be merged; use load_language_model")
         return model
     adapted: Any = copy.deepcopy(model)
     whole: nn.Module = adapted.merge_and_unload()

@@ -98,7 +98,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """
     writer: Any = merged(model) if merge else model
     if has_adapter(writer):
-        if not writer.peft_config["default"].base_model_name_or_path:
+        if not writer.active_peft_config.base_model_name_or_path:
             raise P3OError(
                 "an adapter alone cannot be saved: its base is in no folder; save the base first, or save merged"
             )

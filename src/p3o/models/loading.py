@@ -5,8 +5,10 @@ trainable. Code from a model's repository is never run unless asked for, and pic
 them can run code too.
 """
 
+import os
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +60,23 @@ def load_pretrained(
         refuse_pickled_weights(path, what)
     refuse_pickled_weights(base_path, named)
     try:
-        model, report = auto_class.from_pretrained(
-            base_path,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **settings,
-        )
+        with _no_conversion_service():
+            model, report = auto_class.from_pretrained(
+                base_path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **settings,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         kind = {"CAUSAL_LM": "a causal language model", "SEQ_CLS": "a sequence classifier with one label"}.get(
             task, "a transformer"
         )
-        raise P3OError(f"{named}: cannot be loaded as {kind} ({first_line(error)}); {ADVICE}") from error
+        reason = first_line(error)
+        if "use_safetensors=True" in reason:  # transformers' advice is to read the pickle
+            reason = "it has no weights in safetensors, and pickled ones are not read"
+        raise P3OError(f"{named}: cannot be loaded as {kind} ({reason}); {ADVICE}") from error
     missing = sorted(key for key in report["missing_keys"] if key.split(".")[0] not in new)
     if missing:
         raise P3OError(
@@ -169,6 +175,20 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's message: libraries explain themselves at length."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _no_conversion_service() -> Iterator[None]:
+    """For a hub model without safetensors, transformers asks a service on the hub to convert it. Nobody asked us to ask."""
+    before = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
+        else:
+            os.environ["DISABLE_SAFETENSORS_CONVERSION"] = before
 
 
 def _adapter_config(path: str, what: str) -> Any:
