@@ -239,6 +239,13 @@ def test_a_base_that_is_gone_is_named(base: str, tmp_path: Path) -> None:
         load_language_model(str(tmp_path / "sft"), device=CPU)
 
 
+def test_an_adapter_without_a_tokenizer_has_its_bases(base: str, tmp_path: Path) -> None:
+    start("after LoRA SFT", base, tmp_path / "sft")
+    for file in (tmp_path / "sft").glob("token*"):
+        file.unlink()
+    assert load_tokenizer(str(tmp_path / "sft")).get_vocab() == load_tokenizer(base).get_vocab()
+
+
 def test_an_adapter_of_another_base_is_refused(base: str, tmp_path: Path) -> None:
     start("after LoRA SFT", base, tmp_path / "sft")
     path = tmp_path / "sft" / "adapter_config.json"

@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or hub name.
+    """The tokenizer of a local folder or hub name; of an adapter without one, that of its base.
 
     Raises:
         P3OError: if there is none, with what was tried.
@@ -38,6 +38,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if is_adapter(path):
+            return load_tokenizer(adapter_base(path, f"model {path!r}"), trust_remote_code=trust_remote_code)
         raise P3OError(f"model {path!r}: no tokenizer could be loaded ({first_line(error)}); {ADVICE}") from error
     return tokenizer
 
