@@ -1,8 +1,9 @@
 """What a run learns from, whether it comes from the user's data or from the embedded task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from p3o.data.chat import adopt_turn_end, is_conversation
 from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer
-from p3o.data.formats import Kind
+from p3o.data.formats import Kind, Message
 from p3o.data.reading import Lengths, Limits, PlacedExample, TextRow, drop_too_long, read_examples, render_rows
 from p3o.data.rows import RowReport
 from p3o.errors import P3OError
@@ -51,6 +52,8 @@ class Inputs:
         prompts: training prompts of RL.
         heldout_prompts: of the evaluation.
         gold: the exact reward, where there is one.
+        conversations: the messages behind each prompt that was rendered from some; for reward models with a template of their
+            own. Where two render to one text, the policy cannot tell them apart either; the first is kept.
         reports: what became of the rows of each source; empty for the embedded task.
     """
 
@@ -60,6 +63,7 @@ class Inputs:
     prompts: list[str]
     heldout_prompts: list[str]
     gold: Scorer | None
+    conversations: Mapping[str, tuple[Message, ...]] = field(default_factory=dict)
     reports: tuple[RowReport, ...] = ()
 
 
@@ -113,6 +117,10 @@ def _assemble(
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
     preferences = [(row.prompt, *row.answers) for row in rows.get("preferences", [])]
     held = min(256, len(demonstrations) // 20)
+    conversations: dict[str, tuple[Message, ...]] = {}
+    for row in chain.from_iterable(rows.values()):
+        if row.messages is not None:
+            conversations.setdefault(row.prompt, row.messages)
     return Inputs(
         demonstrations[held:],
         demonstrations[:held],
@@ -120,6 +128,7 @@ def _assemble(
         prompts,
         heldout,
         gold=None,
+        conversations=conversations,
         reports=reports,
     )
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
 from p3o.algorithms.base import half_squared_log_ratio, with_beta
@@ -109,8 +109,8 @@ class OnlineTrainer:
 
     def __init__(
         self,
-        policy: PreTrainedModel,
-        reference: PreTrainedModel,
+        policy: nn.Module,
+        reference: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         algorithm: Algorithm,
         feedback: Scorer | ComparisonFeedback,
@@ -348,7 +348,7 @@ class OnlineTrainer:
 
     @torch.no_grad()
     def logprobs(
-        self, model: PreTrainedModel, groups: Sequence[GroupTokens], time: int
+        self, model: nn.Module, groups: Sequence[GroupTokens], time: int
     ) -> Float[Tensor, "group response time"]:
         """Token log-probs of the groups, micro-batch by micro-batch."""
         size = self.config.micro_batch_prompts or len(groups)
