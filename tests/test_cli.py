@@ -96,7 +96,7 @@ def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsy
     assert cli.main(["rl"]) == 2
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: give --name of a run that is there, or --config FILE for a new one",
+        "error: give --name of a run that is there, or --config FILE or --model MODEL for a new one",
         "error: runs/none: no run there (no run.json); check --name and --output",
     ]
 
@@ -157,7 +157,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["run"], "error: Missing option '--config' (see p3o run --help)"),
+        (["run"], "error: give --config FILE, or --model MODEL and the files of the data"),
         (["run", "--config"], "error: Option '--config' requires an argument"),
         (["run", "--confg", "x"], "error: No such option: --confg"),
         (["rnu"], "error: No such command 'rnu'"),

@@ -53,13 +53,14 @@ def read_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Inputs
     if config.embedded is not None:
         return _embedded_inputs(config)
     data = config.data
-    assert data.prompts is not None  # RunConfig checks it
-    prompts = [render_prompt(prompt, tokenizer) for prompt in read_prompts(Path(data.prompts))]
+    prompts = [
+        render_prompt(prompt, tokenizer) for prompt in (read_prompts(Path(data.prompts)) if data.prompts else [])
+    ]
     if data.heldout_prompts is not None:
         heldout = [render_prompt(prompt, tokenizer) for prompt in read_prompts(Path(data.heldout_prompts))]
         heldout = heldout[: config.evaluation.prompts]
     else:
-        prompts, heldout = _split(prompts, config)
+        prompts, heldout = _split(prompts, config) if prompts else ([], [])
     demonstrations = [
         (render_prompt(row.prompt, tokenizer), row.completion)
         for row in (read_demonstrations(data.demonstrations) if data.demonstrations else [])

@@ -19,14 +19,17 @@ from p3o.training.sft import EncodedPair
 from p3o.training.tracking import RunFolder
 
 SFT_POLICY = "sft"
+STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 
 
 class RunContext:
     """One run; what several stages need is loaded once."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress) -> None:
-        self.config, self.folder, self.progress = config, folder, progress
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, progress: Progress, stages: Sequence[str] = STAGE_ORDER
+    ) -> None:
+        self.config, self.folder, self.progress, self.stages = config, folder, progress, tuple(stages)
         self.device = choose_device(config.device)
 
     def seed(self, purpose: str) -> int:
@@ -41,8 +44,8 @@ class RunContext:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The texts."""
-        return read_inputs(self.config, self.tokenizer)
+        """The texts that the stages read."""
+        return read_inputs(self.config.for_stages(self.stages), self.tokenizer)
 
     @cached_property
     def reward_function(self) -> Scorer | None:
@@ -79,16 +82,27 @@ class RunContext:
             raise P3OError(f"{path}: not there yet; run `{command}` in this run folder first")
         return str(path)
 
-    def check(self) -> None:
-        """Read everything that the user gave, so that a mistake shows now and not after hours of training."""
-        if not self.inputs.prompts:
+    def check(self, *, load_models: bool = True) -> None:
+        """Read everything that the user gave for these stages, so that a mistake shows now and not after hours of training.
+
+        Args:
+            load_models: whether a reward model of the user's is loaded as well.
+
+        Raises:
+            P3OError: for the first mistake.
+        """
+        self.config.require_inputs(self.stages)
+        if set(self.stages) <= {"report"}:
+            return
+        if "rl" in self.stages and not self.inputs.prompts:
             raise P3OError(f"{self.config.data.prompts}: no prompts")
-        if self.reward_function is not None:
-            # One call on made-up responses: a function that cannot work is found before the first stage.
-            sample = self.inputs.prompts[:2]
-            self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
-        if self.config.reward.model is not None:
-            self.scorer  # noqa: B018 - loading is the check
+        if not {"rl", "evaluate"}.isdisjoint(self.stages):
+            if self.reward_function is not None:
+                # One call on made-up responses: a function that cannot work is found before the first stage.
+                sample = (self.inputs.prompts or self.inputs.heldout_prompts)[:2]
+                self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
+            if self.config.reward.model is not None and load_models:
+                self.scorer  # noqa: B018 - loading is the check
         self.check_lengths()
 
     def check_lengths(self) -> None:
