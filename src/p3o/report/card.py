@@ -155,7 +155,7 @@ def _measurements(model: _Model, rows: Sequence[Mapping[str, Any]], run: Path) -
         tests = [row for row in rows if row["stage"] == "reward_test"]
         found = {name: value for test in tests[-1:] for name, value in test.items() if name != "stage"}
         return [
-            (name.replace("_", " "), number(value, 3 if isinstance(value, float) else 0))
+            (name.replace("_", " "), number(float(value), 3 if isinstance(value, float) else 0))
             for name, value in found.items()
         ]
     evaluations = [row for row in rows if row["stage"] == "evaluate" and row["policy"] == model.run]
