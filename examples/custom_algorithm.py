@@ -56,7 +56,7 @@ def train(path: str, steps: int) -> list[dict[str, int | float]]:
         frozen_copy(policy),
         tokenizer,
         SignedPairs(AlgorithmConfig(beta=0.1)),
-        lambda prompts, responses: [-float(len(response)) for response in responses],
+        lambda _, responses: [-float(len(response)) for response in responses],
         prompts,
         config,
         seed=0,

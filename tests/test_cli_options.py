@@ -145,24 +145,26 @@ def test_an_algorithm_of_the_file_keeps_its_settings_and_gets_those_that_are_giv
         "{model: m, data: {prompts: p}, reward: {model: r}, rl: {runs: {"
         "a: {algorithm: ppo, settings: {lam: 0.9}}, b.1: {algorithm: ppo}, c: {algorithm: p3o_v1}}}}"
     )
-    assert main("rl --config c.yaml --algorithm ppo --beta 0.5 --name x".split()) == 0
+    assert main(["rl", "--config", "c.yaml", "--algorithm", "ppo", "--beta", "0.5", "--name", "x"]) == 0
     assert {name: (run.algorithm, run.settings) for name, run in runs[0].rl.runs.items()} == {
         "a": ("ppo", {"lam": 0.9, "beta": 0.5}),
         "b.1": ("ppo", {"beta": 0.5}),
     }
-    assert main("rl --config c.yaml --beta 0.5 --set rl.runs.c.settings.beta=0.25 --name y".split()) == 0
+    assert (
+        main(["rl", "--config", "c.yaml", "--beta", "0.5", "--set", "rl.runs.c.settings.beta=0.25", "--name", "y"]) == 0
+    )
     assert [run.settings["beta"] for run in runs[1].rl.runs.values()] == [0.5, 0.5, 0.25], "--set has the last word"
 
 
 def test_a_later_stage_goes_on_with_the_folder_s_settings(runs: list[Any]) -> None:
-    assert main("sft --model m --demonstrations d.jsonl --steps 4 --name a".split()) == 0
-    assert main("rl --name a --set data.prompts=p.jsonl --reward-function r:f --steps 9".split()) == 0
+    assert main(["sft", "--model", "m", "--demonstrations", "d.jsonl", "--steps", "4", "--name", "a"]) == 0
+    assert main(["rl", "--name", "a", "--set", "data.prompts=p.jsonl", "--reward-function", "r:f", "--steps", "9"]) == 0
     config = runs[1]
     assert (config.model, config.sft.steps, config.rl.training.steps) == ("m", 4, 9)
 
 
 def test_json_has_the_final_figures(runs: list[Any], tmp_path: Path) -> None:
-    assert main("sft --model m --demonstrations d.jsonl --name a --json f.json".split()) == 0
+    assert main(["sft", "--model", "m", "--demonstrations", "d.jsonl", "--name", "a", "--json", "f.json"]) == 0
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["status"] == "complete"
     assert (figures["name"], figures["folder"], figures["seed"]) == ("a", "runs/a", 0)

@@ -55,7 +55,24 @@ def front_matter(folder: Path) -> dict:
 
 def test_sft_then_rl_in_the_same_folder(place: Path) -> None:
     assert (
-        main("sft --model model --demonstrations d.jsonl --steps 2 --batch-size 4 --name a --json a.json".split()) == 0
+        main(
+            [
+                "sft",
+                "--model",
+                "model",
+                "--demonstrations",
+                "d.jsonl",
+                "--steps",
+                "2",
+                "--batch-size",
+                "4",
+                "--name",
+                "a",
+                "--json",
+                "a.json",
+            ]
+        )
+        == 0
     )
     AutoModelForCausalLM.from_pretrained("runs/a/sft")
     figures = json.loads(Path("a.json").read_text())
@@ -79,7 +96,24 @@ def test_sft_then_rl_in_the_same_folder(place: Path) -> None:
 
 
 def test_reward_by_itself() -> None:
-    assert main("reward --model model --preferences pairs.jsonl --steps 2 --batch-size 4 --name b".split()) == 0
+    assert (
+        main(
+            [
+                "reward",
+                "--model",
+                "model",
+                "--preferences",
+                "pairs.jsonl",
+                "--steps",
+                "2",
+                "--batch-size",
+                "4",
+                "--name",
+                "b",
+            ]
+        )
+        == 0
+    )
     assert AutoModelForSequenceClassification.from_pretrained("runs/b/reward_model").num_labels == 1
     assert front_matter(Path("runs/b/reward_model"))["pipeline_tag"] == "text-classification"
     assert "| accuracy labels |" in Path("runs/b/reward_model/README.md").read_text()
@@ -96,7 +130,7 @@ def test_rl_then_evaluation_with_tensorboard_beside_metrics() -> None:
         recorded = [event.value for event in events.Scalars(f"rl/{name}")]
         # Event files hold 32 bits.
         assert recorded == [torch.tensor(row[name], dtype=torch.float32).item() for row in trained]
-    assert main("evaluate --name c --json c.json".split()) == 0
+    assert main(["evaluate", "--name", "c", "--json", "c.json"]) == 0
     figures = json.loads(Path("c.json").read_text())["metrics"]
     assert set(figures) == {"rl/p3o_v2", "evaluate/p3o_v2", "evaluate/sft", "evaluate/sft/greedy"} | {
         f"evaluate/sft/best_of_{n}" for n in (4, 16)
@@ -144,9 +178,26 @@ def test_a_dry_run_of_rl_tells_what_a_step_takes(capsys: pytest.CaptureFixture[s
 
 
 def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("sft --model model --demonstrations d.jsonl --steps 1 --batch-size 4 --name e".split()) == 0
+    assert (
+        main(
+            [
+                "sft",
+                "--model",
+                "model",
+                "--demonstrations",
+                "d.jsonl",
+                "--steps",
+                "1",
+                "--batch-size",
+                "4",
+                "--name",
+                "e",
+            ]
+        )
+        == 0
+    )
     before = Path("runs/e/config.yaml").read_bytes()
-    assert main("sft --name e --dry-run".split()) == 0
+    assert main(["sft", "--name", "e", "--dry-run"]) == 0
     assert "done already; --overwrite does it again" in " ".join(capsys.readouterr().out.split())
     command = (
         "rl --name e --prompts-per-step 2 --dry-run --set data.prompts=prompts.jsonl --set data.preferences=pairs.jsonl"
@@ -158,7 +209,7 @@ def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.C
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
-    assert main("sft --model model --demonstrations broken.jsonl --name f --dry-run".split()) == 2
+    assert main(["sft", "--model", "model", "--demonstrations", "broken.jsonl", "--name", "f", "--dry-run"]) == 2
     assert capsys.readouterr().err.startswith("error: broken.jsonl:2: no column 'completion'")
     assert main([*RL.split(), "--max-new-tokens", "120", "--dry-run"]) == 2
     assert "pass the model's limit of 128" in capsys.readouterr().err
@@ -174,7 +225,7 @@ def test_samples_over_the_steps(
     assert main(["samples", "g"]) == 0
     shown = capsys.readouterr().out
     assert all(row["response"].strip() in shown for row in rows)
-    assert main("samples g --prompt 0 --export one.jsonl".split()) == 0
+    assert main(["samples", "g", "--prompt", "0", "--export", "one.jsonl"]) == 0
     assert [row["step"] for row in read_jsonl(Path("one.jsonl"))] == [0, 1, 2]
-    assert main("samples g --step 9".split()) == 2
+    assert main(["samples", "g", "--step", "9"]) == 2
     assert "--step 9: not among the samples of runs/g; recorded are 0, 1, 2" in capsys.readouterr().err

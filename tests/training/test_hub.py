@@ -77,7 +77,7 @@ def test_an_impossible_name_is_refused(hub: type[StandIn], name: str) -> None:
 
 def test_what_the_hub_says_is_told(hub: type[StandIn], tmp_path: Path) -> None:
     hub.failure = OSError("403 Forbidden: no rights.\nmore")
-    with pytest.raises(P3OError, match="the hub refuses: 403 Forbidden: no rights$"):
+    with pytest.raises(P3OError, match=r"the hub refuses: 403 Forbidden: no rights$"):
         HubTarget("someone/model").prepare()
     (tmp_path / "README.md").write_text("card")
     with pytest.raises(P3OError, match=f"the model is whole in {tmp_path}, send it with `hf upload someone/model"):

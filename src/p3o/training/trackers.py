@@ -178,6 +178,5 @@ def _extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise P3OError(
-            f"tracking: {name} is not installed; pip install 'p3o[{name}]', or remove it from tracking"
-        ) from error
+        problem = "is not installed" if error.name == name else f"cannot be imported ({error})"
+        raise P3OError(f"tracking: {name} {problem}; pip install 'p3o[{name}]', or remove it from tracking") from error
