@@ -54,7 +54,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configurations that reached the pipeline, which is a stub here; an empty current directory."""
     seen: list[Any] = []
 
-    def run(config: RunConfig, *, folder: Any, stages: Any, progress: Any) -> None:
+    def run(config: RunConfig, *, folder: Any, stages: Any, progress: Any, resume: bool = False) -> None:
         seen.append(config)
         for stage in stages or STAGES:
             with folder.stage(stage):

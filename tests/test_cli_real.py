@@ -49,6 +49,10 @@ RL = (
 )
 
 
+def _words(command: str) -> list[str]:
+    return command.split()
+
+
 def front_matter(folder: Path) -> dict:
     return ModelCard.load(folder / "README.md").data.to_dict()
 
@@ -209,7 +213,7 @@ def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.C
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
-    assert main(["sft", "--model", "model", "--demonstrations", "broken.jsonl", "--name", "f", "--dry-run"]) == 2
+    assert main(_words("sft --model model --demonstrations broken.jsonl --name f --dry-run")) == 2
     assert capsys.readouterr().err.startswith("error: broken.jsonl:2: no column 'completion'")
     assert main([*RL.split(), "--max-new-tokens", "120", "--dry-run"]) == 2
     assert "pass the model's limit of 128" in capsys.readouterr().err
@@ -225,7 +229,7 @@ def test_samples_over_the_steps(
     assert main(["samples", "g"]) == 0
     shown = capsys.readouterr().out
     assert all(row["response"].strip() in shown for row in rows)
-    assert main(["samples", "g", "--prompt", "0", "--export", "one.jsonl"]) == 0
+    assert main(_words("samples g --prompt 0 --export one.jsonl")) == 0
     assert [row["step"] for row in read_jsonl(Path("one.jsonl"))] == [0, 1, 2]
     assert main(["samples", "g", "--step", "9"]) == 2
     assert "--step 9: not among the samples of runs/g; recorded are 0, 1, 2" in capsys.readouterr().err

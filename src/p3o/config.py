@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from p3o.algorithms import ALGORITHMS
 from p3o.errors import P3OError
 from p3o.evaluation.policy import EvaluationConfig
+from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
 from p3o.training.sft import SFTConfig
@@ -132,6 +133,7 @@ class RunConfig(Section):
     tracking_online: bool = Field(
         False, description="Let wandb and trackio send metrics to their servers; otherwise they stay on this machine."
     )
+    checkpoints: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @model_validator(mode="after")
     def embedded_stands_alone(self) -> "RunConfig":

@@ -32,9 +32,9 @@ def test_a_prompt_s_responses_stand_together_in_the_order_of_steps(run: Path) ->
 
 
 def test_what_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(P3OError, match="--policy pppo: not among the samples of .*; did you mean 'ppo'"):
+    with pytest.raises(P3OError, match=r"--policy pppo: not among the samples of .*; did you mean 'ppo'"):
         completions(run, policy="pppo")
-    with pytest.raises(P3OError, match="--step 3: not among .*; recorded are 0, 5, 10"):
+    with pytest.raises(P3OError, match=r"--step 3: not among .*; recorded are 0, 5, 10"):
         completions(run, step=3)
     with pytest.raises(P3OError, match="no samples yet"):
         completions(tmp_path / "elsewhere")

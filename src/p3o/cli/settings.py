@@ -27,6 +27,7 @@ class Asked:
         name: of the run's folder.
         output: the folder of all runs.
         overwrite: whether what is there may be replaced.
+        resume: whether to go on where an earlier attempt stopped.
     """
 
     command: str
@@ -36,6 +37,7 @@ class Asked:
     name: str | None
     output: Path
     overwrite: bool
+    resume: bool = False
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -66,10 +68,15 @@ def resolve(asked: Asked) -> Work:
     Raises:
         P3OError: for a mistake in the settings, no settings at all, a run that is not there, or a missing input.
     """
+    if asked.resume:
+        return _resumed(asked)
     source = asked.config
     if not asked.is_new:
         if asked.command == "run":
-            raise P3OError("give --config FILE, or --model MODEL and the files of the data")
+            raise P3OError(
+                "give --config FILE, or --model MODEL and the files of the data, or --resume with the --name of a run that "
+                "was stopped"
+            )
         if asked.name is None:
             raise P3OError("give --name of a run that is there, or --config FILE or --model MODEL for a new one")
         from p3o.training.tracking import CONFIG_FILE, RunFolder
@@ -101,10 +108,11 @@ def open_folder(work: Work, asked: Asked) -> "RunFolder":
 
     if not work.is_there:
         return create_folder(work.settings, work.name, work.output, asked.overwrite)
-    folder = RunFolder.open(work.output, work.name, overwrite=asked.overwrite)
-    for stage in asked.stages:
-        folder.refuse_if_done(stage)
-    write_text(folder.path / CONFIG_FILE, dump_config(work.settings))
+    folder = RunFolder.open(work.output, work.name, overwrite=asked.overwrite and not asked.resume)
+    if asked.command != "run":
+        folder.refuse_if_done(asked.command)
+    if not asked.resume:
+        write_text(folder.path / CONFIG_FILE, dump_config(work.settings))
     return folder
 
 
@@ -127,6 +135,27 @@ def create_folder(settings: "RunConfig", name: str, output: Path, overwrite: boo
         threads=settings.threads or torch.get_num_threads(),
         overwrite=overwrite,
     )
+
+
+def _resumed(asked: Asked) -> Work:
+    """The settings of a run that was stopped. They stay what they were: a resumed run is the same run."""
+    from p3o.config import RunConfig
+    from p3o.config_loading import first_difference, load_config
+    from p3o.training.tracking import CONFIG_FILE, RunFolder
+
+    now = _load(asked.config, asked) if asked.config is not None else None
+    name = asked.name or (now.name if now is not None else None)
+    if name is None:
+        raise P3OError("--resume: give --name of the run that was stopped, or its --config")
+    stored = RunFolder.open(asked.output, name).path / CONFIG_FILE
+    settings = load_config(stored, [], RunConfig)
+    if now is None and (asked.overrides or asked.given):
+        now = _load(stored, asked)
+    if now is not None and (key := first_difference(settings, now.model_copy(update={"name": settings.name}))):
+        raise P3OError(
+            f"--resume: {key} differs from {stored}; leave it as it was, or take another --name for another run"
+        )
+    return Work(settings, asked.output, name, is_there=True)
 
 
 def _load(source: Path | None, asked: Asked) -> "RunConfig":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, app
+from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
 from p3o.cli.options import STAGE_OPTIONS, Given, takes
 from p3o.cli.settings import Asked, Work, create_folder, open_folder, resolve
 from p3o.errors import P3OError
@@ -60,13 +60,14 @@ def _add_stage_command(stage: str, summary: str) -> None:
         name: Name = None,
         output: Output = RUNS,
         overwrite: Overwrite = False,
+        resume: Resume = False,
         dry_run: DryRun = False,
         json_file: JsonFile = None,
         push_to_hub: PushToHub = None,
         private: Private = False,
         help_all: HelpAll = False,  # noqa: ARG001 (its callback has done it)
     ) -> None:
-        asked = Asked(stage, config, set_ or (), given, name, output, overwrite)
+        asked = Asked(stage, config, set_ or (), given, name, output, overwrite, resume)
         _do(asked, dry=dry_run, json_file=json_file, repository=push_to_hub, private=private)
 
 
@@ -116,7 +117,8 @@ def _do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | No
     for target in targets.values():
         target.prepare()
     folder = open_folder(work, asked)
-    _run_stages(folder, work.settings, None if asked.command == "run" else list(asked.stages))
+    stages = None if asked.command == "run" else list(asked.stages)
+    _run_stages(folder, work.settings, stages, resume=asked.resume)
     if json_file is not None:
         from p3o.report.figures import final_figures
 
@@ -145,12 +147,14 @@ def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
     return outlook.figures()
 
 
-def _run_stages(folder: "RunFolder", settings: "RunConfig", stages: Sequence[str] | None) -> None:
+def _run_stages(
+    folder: "RunFolder", settings: "RunConfig", stages: Sequence[str] | None, *, resume: bool = False
+) -> None:
     from p3o import pipeline
     from p3o.training.progress import Progress
 
     with folder:
-        pipeline.run(settings, folder=folder, stages=stages, progress=Progress())
+        pipeline.run(settings, folder=folder, stages=stages, progress=Progress(), resume=resume)
     if stages is None:
         from rich.console import Console
 
