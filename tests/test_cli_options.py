@@ -30,8 +30,10 @@ def test_every_option_is_a_key_with_the_schema_s_type_and_default(stage: str, op
     key = SCHEMA[option.key]
     if option.flag == "schedule":
         assert key.type.replace(", cosine", " or cosine") == option.help.rstrip(".")
-    else:
+    elif key.kind == "value":
         assert key.type.startswith(WORDS[option.type])
+    else:
+        assert key.dotted.startswith("data.")
     assert option.default == (None if key.default is None else str(key.default))
 
 
@@ -57,6 +59,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def run(config: RunConfig, *, folder: Any, stages: Any, progress: Any, resume: bool = False) -> None:
         seen.append(config)
         for stage in stages or STAGES:
+            if resume and folder.done(stage):
+                continue
             with folder.stage(stage):
                 folder.metrics({"stage": stage, "step": 0})
 
@@ -161,6 +165,19 @@ def test_a_later_stage_goes_on_with_the_folder_s_settings(runs: list[Any]) -> No
     assert main(["rl", "--name", "a", "--set", "data.prompts=p.jsonl", "--reward-function", "r:f", "--steps", "9"]) == 0
     config = runs[1]
     assert (config.model, config.sft.steps, config.rl.training.steps) == ("m", 4, 9)
+
+
+def test_a_resumed_run_keeps_its_settings(runs: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    command = "run --model m --prompts p.jsonl --reward-function r:f --seed 3 --name a"
+    assert main(command.split()) == 0
+    assert main(["run", "--name", "a", "--resume", "--algorithm", "p3o_v2", "--seed", "3", "--prompts", "p.jsonl"]) == 0
+    assert runs[1] == runs[0]
+    assert main(["run", "--name", "a", "--resume", "--seed", "4"]) == 2
+    assert capsys.readouterr().err.startswith("error: --resume: seed (3 there, 4 now) differs from runs/a/config.yaml")
+    assert main(["rl", "--name", "a", "--resume"]) == 2
+    assert "its stage 'rl' is done already" in capsys.readouterr().err
+    assert main(["run", "--resume"]) == 2
+    assert "--resume: give --name of the run that was stopped" in capsys.readouterr().err
 
 
 def test_json_has_the_final_figures(runs: list[Any], tmp_path: Path) -> None:

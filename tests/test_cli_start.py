@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p3o.cli import doctor, main
+from p3o.cli import doctor, main, template
 from p3o.cli.template import FILL_IN, configuration_text, tasks
 from p3o.config import RunConfig
 from p3o.config_keys import schema_keys
@@ -50,6 +50,12 @@ def test_it_loads_unfilled_too_and_the_run_says_what_is_missing(
 @pytest.mark.parametrize("task", [name for name in tasks() if name != "own"])
 def test_a_packaged_task_means_the_same_when_it_is_written_out(task: str, tmp_path: Path) -> None:
     assert load(configuration_text(task), tmp_path) == load_packaged_config(task, [], RunConfig)
+
+
+def test_a_task_may_be_named_without_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "_USUAL_MODEL", "quick")
+    monkeypatch.setattr(template, "tasks", lambda: ["own", "demo_quick"])
+    assert "`p3o init --task demo_quick`" in configuration_text("demo")
 
 
 def test_every_key_is_there_with_its_description() -> None:

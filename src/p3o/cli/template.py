@@ -16,6 +16,7 @@ from p3o.config_loading import load_packaged_config
 from p3o.errors import P3OError, did_you_mean
 
 FILL_IN = "FILL IN"
+_USUAL_MODEL = "pythia_1b"
 _COLUMN = 48
 _WIDTH = 128
 _OWN: dict[str, Any] = {
@@ -43,11 +44,13 @@ def tasks() -> list[str]:
 
 
 def configuration_text(task: str) -> str:
-    """The commented configuration of a task, as YAML.
+    """The commented configuration of a task, as YAML. A task that comes with several models may be named without one.
 
     Raises:
         P3OError: if there is no such task.
     """
+    if task not in tasks() and f"{task}_{_USUAL_MODEL}" in tasks():
+        task = f"{task}_{_USUAL_MODEL}"
     if task not in tasks():
         advice = did_you_mean(task, tasks()) or f"known are {', '.join(tasks())}"
         raise P3OError(f"--task {task}: no such task; {advice}")
@@ -70,18 +73,18 @@ def _packaged(task: str) -> dict[str, Any]:
 def _lines(keys: list[Key], values: Mapping[str, Any], fill: Mapping[str, str]) -> Iterator[str]:
     was_section = False
     for key in keys:
-        if TABLE_KEY in key.path:
-            continue  # told with the table itself
+        if TABLE_KEY in key.path or any(key.dotted.startswith(f"{name}.") for name in fill):
+            continue  # told with the table itself, or in the place of what is to be filled in
         value, is_active = _at(values, key.path)
         if len(key.path) == 1 and (key.kind != "value" or was_section):
             yield ""
         was_section = len(key.path) > 1 or key.kind != "value"
         if key.kind == "table":
             yield from _table(key, [other for other in keys if other.path[:-1] == (*key.path, TABLE_KEY)], value)
-        elif key.kind == "section":
-            yield from _setting(key, "", key.description, is_active)
         elif key.dotted in fill:
             yield from _setting(key, "", f"{FILL_IN}: {fill[key.dotted]}. {key.description}", is_active)
+        elif key.kind == "section":
+            yield from _setting(key, "", key.description, is_active)
         else:
             yield from _setting(key, _yaml(value if is_active else key.default), key.description, is_active)
 
