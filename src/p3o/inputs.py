@@ -101,19 +101,18 @@ def read_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progre
 def _assemble(
     config: RunConfig, rows: dict[str, list[TextRow]], reports: tuple[RowReport, ...], progress: Progress
 ) -> Inputs:
-    prompts = [row.prompt for row in rows["prompts"]]
+    prompts = [row.prompt for row in rows.get("prompts", [])]
     if "heldout_prompts" in rows:
         heldout = list(dict.fromkeys(row.prompt for row in rows["heldout_prompts"]))
-        if (
-            len(heldout) > config.evaluation.prompts
-        ):  # at random: a data set of several parts holds them one after another
+        if len(heldout) > config.evaluation.prompts:
+            # At random: a data set of several parts holds them one after another.
             heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
         if seen := len(set(heldout) & set(prompts)):
             progress.print(
                 f"data.heldout_prompts: {seen} of {len(heldout)} are also in data.prompts, so they are not held out"
             )
     else:
-        prompts, heldout = _split(prompts, config)
+        prompts, heldout = _split(prompts, config) if prompts else ([], [])
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
     preferences = [(row.prompt, *row.answers) for row in rows.get("preferences", [])]
     held = min(256, len(demonstrations) // 20)
@@ -201,11 +200,11 @@ def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
     if config.reward.model is None and config.reward.function is None:
         size = config.reward.train.batch_size
         wanted.append(("preferences", len(inputs.preferences), size, "reward.train.batch_size", "pairs"))
+    sources = config.data.sources()
     for name, found, size, key, what in wanted:
-        if found < size:
+        if name in sources and found < size:
             raise P3OError(
-                f"data.{name} ({config.data.sources()[name]}): {found} {what} are fewer than {key} {size}; "
-                "give more rows or lower it"
+                f"data.{name} ({sources[name]}): {found} {what} are fewer than {key} {size}; give more rows or lower it"
             )
 
 

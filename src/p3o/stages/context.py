@@ -25,6 +25,7 @@ from p3o.training.sft import EncodedPair
 from p3o.training.tracking import METRICS_FILE, RunFolder
 
 SFT_POLICY = "sft"
+STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
@@ -36,8 +37,17 @@ BEST, BEST_FILE = "best", "best.json"
 class RunContext:
     """One run; what several stages need is loaded once."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, *, resume: bool = False) -> None:
-        self.config, self.folder, self.progress, self.resume = config, folder, progress, resume
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        progress: Progress,
+        stages: Sequence[str] = STAGE_ORDER,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.config, self.folder, self.progress = config, folder, progress
+        self.stages, self.resume = tuple(stages), resume
         self.device = choose_device(config.device)
 
     def seed(self, purpose: str) -> int:
@@ -52,8 +62,8 @@ class RunContext:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The texts."""
-        return read_inputs(self.config, self.tokenizer, progress=self.progress)
+        """The texts that the stages read."""
+        return read_inputs(self.config.for_stages(self.stages), self.tokenizer, progress=self.progress)
 
     @cached_property
     def reward_function(self) -> Scorer | None:
@@ -171,16 +181,27 @@ class RunContext:
             raise P3OError(f"{path}: not there yet; run `{command}` in this run folder first")
         return str(path)
 
-    def check(self) -> None:
-        """Read everything that the user gave, so that a mistake shows now and not after hours of training."""
-        if not self.inputs.prompts:
+    def check(self, *, load_models: bool = True) -> None:
+        """Read everything that the user gave for these stages, so that a mistake shows now and not after hours of training.
+
+        Args:
+            load_models: whether a reward model of the user's is loaded as well.
+
+        Raises:
+            P3OError: for the first mistake.
+        """
+        self.config.require_inputs(self.stages)
+        if set(self.stages) <= {"report"}:
+            return
+        if "rl" in self.stages and not self.inputs.prompts:
             raise P3OError(f"{self.config.data.prompts}: no prompts")
-        if self.reward_function is not None:
-            # One call on made-up responses: a function that cannot work is found before the first stage.
-            sample = self.inputs.prompts[:2]
-            self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
-        if self.config.reward.model is not None:
-            self.scorer  # noqa: B018 - loading is the check
+        if not {"rl", "evaluate"}.isdisjoint(self.stages):
+            if self.reward_function is not None:
+                # One call on made-up responses: a function that cannot work is found before the first stage.
+                sample = (self.inputs.prompts or self.inputs.heldout_prompts)[:2]
+                self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
+            if self.config.reward.model is not None and load_models:
+                self.scorer  # noqa: B018 - loading is the check
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Prompts and completions as ids."""
