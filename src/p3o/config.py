@@ -13,6 +13,8 @@ from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
 from p3o.errors import P3OError
 from p3o.evaluation.policy import EvaluationConfig
+from p3o.models.adapters import LoraSettings
+from p3o.models.precision import DtypeName
 from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
@@ -71,19 +73,60 @@ class EmbeddedTaskConfig(Section):
     prompts: int = Field(4000, gt=0, description="Training prompts of RL.")
 
 
-class RewardConfig(Section):
-    """Where the reward comes from: a model, a Python function, or a model trained on the preferences."""
+class RewardPart(Section):
+    """One reward of a weighted sum; without a model and a function it is the one that this run trains."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
-    train: RewardTrainingConfig = Field(default_factory=lambda: RewardTrainingConfig())
+    weight: int | float = Field(1.0, description="Weight in the sum; negative for a cost.")
 
     @model_validator(mode="after")
-    def one_source(self) -> "RewardConfig":
+    def one_source(self) -> "RewardPart":
         """A model and a function exclude each other."""
         if self.model is not None and self.function is not None:
             raise ValueError("give either model or function, not both")
         return self
+
+
+class RewardConfig(Section):
+    """Where the feedback comes from: a model, a Python function, a sum of several, comparisons alone, or a reward model
+    that is trained on the preferences."""
+
+    model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
+    function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
+    parts: dict[str, RewardPart] = Field(
+        default_factory=dict, description="Several rewards by name, added up with their weights."
+    )
+    comparison: str | None = Field(
+        None,
+        description="module:function of (prompts, responses_a, responses_b); only relative algorithms learn from it.",
+    )
+    comparison_scale: Literal["preference", "log_odds"] = Field(
+        "preference", description="What the comparison returns: a preference in [-1, 1] or log-odds."
+    )
+    train: RewardTrainingConfig = Field(default_factory=lambda: RewardTrainingConfig())
+
+    @model_validator(mode="after")
+    def one_source(self) -> "RewardConfig":
+        """The sources exclude each other."""
+        given = [name for name in ("model", "function", "parts", "comparison") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give either {given[0]} or {given[1]}, not both")
+        return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run trains a reward model of its own."""
+        if self.parts:
+            return any(part.model is None and part.function is None for part in self.parts.values())
+        return self.model is None and self.function is None and self.comparison is None
+
+    @property
+    def source(self) -> str:
+        """What it is, in words for a log."""
+        return str(
+            self.model or self.function or self.comparison or " + ".join(self.parts) or "trained on the preferences"
+        )
 
 
 class RunOverrides(Section):
@@ -142,6 +185,12 @@ class RunConfig(Section):
     model: str | None = Field(
         None, description="Folder or hub name of the language model to start from; null: embedded."
     )
+    dtype: DtypeName = Field("auto", description="auto is bfloat16 on a GPU that has it, else float32.")
+    lora: LoraSettings | None = Field(None, description="Train low-rank adapters; null: all weights.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, a third more time."
+    )
+    trust_remote_code: bool = Field(False, description="Whether Python code in a model's repository may run.")
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     embedded: EmbeddedTaskConfig | None = Field(None, description="Use the embedded task in the place of data files.")
     sft: SFTConfig | None = Field(None, description="Null: start RL from the model as it is.")
@@ -167,6 +216,8 @@ class RunConfig(Section):
                 )
             if self.sft is None:
                 raise ValueError("sft: the embedded task starts from an untrained model; add a section 'sft: {}'")
+            if self.lora is not None and self.lora.save == "adapter":
+                raise ValueError("lora: the embedded task's untrained base is in no folder; use 'save: merged'")
         return self
 
     def require_inputs(self, stages: Sequence[str]) -> None:
@@ -188,8 +239,7 @@ class RunConfig(Section):
             )
         if "sft" in stages and self.sft is not None and data.demonstrations is None:
             raise P3OError("data.demonstrations: sft needs a file or data set of demonstrations")
-        given = reward.model is not None or reward.function is not None
-        if not given and data.preferences is None and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
+        if reward.is_trained and data.preferences is None and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
             raise P3OError("reward: give model or function, or data.preferences to train a reward model on")
 
     def for_stages(self, stages: Sequence[str]) -> "RunConfig":

@@ -333,6 +333,14 @@ class _CoreDumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # What YAML takes for line breaks survives between double quotes only, even in a key.
+    style = '"' if re.search("[\x85\u2028\u2029\ufeff]", text) else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+_CoreDumper.add_representer(str, _represent_text)
+
 for _kind, _pattern, _first in _CORE_SCHEMA:
     for _tool in (_CoreLoader, _CoreDumper):
         _tool.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)

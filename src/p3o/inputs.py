@@ -197,7 +197,7 @@ def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
     if config.sft is not None:
         size = config.sft.batch_size
         wanted.append(("demonstrations", len(inputs.demonstrations), size, "sft.batch_size", "training demonstrations"))
-    if config.reward.model is None and config.reward.function is None:
+    if config.reward.is_trained:
         size = config.reward.train.batch_size
         wanted.append(("preferences", len(inputs.preferences), size, "reward.train.batch_size", "pairs"))
     sources = config.data.sources()

@@ -179,7 +179,7 @@ def _hub_targets(asked: Asked, settings: "RunConfig", repository: str | None, pr
     if asked.command == "sft":
         return {"sft": hub}
     if asked.command == "reward":
-        if settings.reward.model is not None or settings.reward.function is not None:
+        if not settings.reward.is_trained:
             raise P3OError(f"--push-to-hub {repository}: the reward is given, so no reward model is trained")
         return {"reward_model": hub}
     runs = settings.rl.runs

@@ -7,16 +7,20 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from p3o.algorithms import make_algorithm
 from p3o.config import RunConfig
 from p3o.errors import P3OError
-from p3o.feedback.functions import call_reward_function, load_reward_function
-from p3o.feedback.reward_model import RewardModel, load_reward_model
+from p3o.feedback.combined import CombinedReward
 from p3o.files import write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
-from p3o.models.language import load_tokenizer, save_model
-from p3o.models.tokens import encode_prompts, encode_responses
+from p3o.models.language import load_tokenizer
+from p3o.models.sampling import sample_responses
+from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, end_id, pad_id, pad_left
+from p3o.stages.feedback import Feedback
+from p3o.stages.models import Models
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import NumericalError, Watch
 from p3o.training.loop import Callback, Trainer, fit, resume
@@ -58,21 +62,16 @@ class RunContext:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the language model."""
         start = starting_model(self.config, self.config.seed)
-        return start[1] if start is not None else load_tokenizer(str(self.config.model))
+        return (
+            start[1]
+            if start is not None
+            else load_tokenizer(str(self.config.model), trust_remote_code=self.config.trust_remote_code)
+        )
 
     @cached_property
     def inputs(self) -> Inputs:
         """The texts that the stages read."""
         return read_inputs(self.config.for_stages(self.stages), self.tokenizer, progress=self.progress)
-
-    @cached_property
-    def reward_function(self) -> Scorer | None:
-        """The user's Python function, checked at every call."""
-        spec = self.config.reward.function
-        if spec is None:
-            return None
-        function = load_reward_function(spec)
-        return lambda prompts, responses: call_reward_function(function, prompts, responses, name=spec)
 
     @property
     def sft_folder(self) -> str:
@@ -82,12 +81,37 @@ class RunContext:
         return self.required("sft", "p3o sft")
 
     @cached_property
+    def models(self) -> Models:
+        """Loads and saves models as the configuration wants them."""
+        return Models(self.config, self.device, adapter_seed=self.seed("adapter"))
+
+    @cached_property
+    def feedback(self) -> Feedback:
+        """Builds what scores or compares responses."""
+        return Feedback(
+            self.config.reward,
+            self.models,
+            trained=lambda: self.required("reward_model", "p3o reward"),
+            conversations=self.inputs.conversations,
+            references=lambda: self.reference_responses,
+        )
+
+    @cached_property
     def scorer(self) -> Scorer:
-        """The reward of RL: the user's function, the user's model, or the model that this run trained."""
-        if self.reward_function is not None:
-            return self.reward_function
-        path = self.config.reward.model or self.required("reward_model", "p3o reward")
-        return RewardModel(load_reward_model(path, device=self.device), load_tokenizer(path))
+        """The reward of RL and of the evaluation."""
+        return self.feedback.scorer()
+
+    @cached_property
+    def reference_responses(self) -> dict[str, str]:
+        """One sampled response of the SFT model to each held-out prompt."""
+        prompts = list(dict.fromkeys(self.inputs.heldout_prompts))
+        policy = self.models.fixed(self.sft_folder)
+        groups = sample_texts(self, policy, prompts, responses=1, seed=self.seed("reference responses"))
+        return {prompt: group[0] for prompt, group in zip(prompts, groups, strict=True)}
+
+    def reward_means(self) -> dict[str, float]:
+        """The mean of each part of a weighted reward since this was last asked; {} for other rewards."""
+        return self.scorer.take_means() if isinstance(self.scorer, CombinedReward) else {}
 
     def fit(
         self,
@@ -155,7 +179,7 @@ class RunContext:
         self.progress.print(f"warning: {text}")
         self.folder.warn(text)
 
-    def keep_best(self, name: str, step: int, value: float, model: PreTrainedModel) -> None:
+    def keep_best(self, name: str, step: int, value: float, model: nn.Module) -> None:
         """Save the model as best/NAME if this value is above that of the one there; only if the configuration asks for it."""
         if not self.config.checkpoints.best:
             return
@@ -163,7 +187,7 @@ class RunContext:
         if step > 0 and record.exists() and json.loads(record.read_bytes())["value"] >= value:
             return
         with self.folder.directory(f"{BEST}/{name}") as target:
-            save_model(model, self.tokenizer, target)
+            self.models.save(model, self.tokenizer, target)
             write_json(target / BEST_FILE, {"step": step, "value": value})
 
     def forget(self, name: str) -> None:
@@ -196,17 +220,52 @@ class RunContext:
         if "rl" in self.stages and not self.inputs.prompts:
             raise P3OError(f"{self.config.data.prompts}: no prompts")
         if not {"rl", "evaluate"}.isdisjoint(self.stages):
-            if self.reward_function is not None:
+            sample = (self.inputs.prompts or self.inputs.heldout_prompts)[:2]
+            made_up = ["A response.", "Another response."][: len(sample)]
+            for function in self.feedback.functions():
                 # One call on made-up responses: a function that cannot work is found before the first stage.
-                sample = (self.inputs.prompts or self.inputs.heldout_prompts)[:2]
-                self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
-            if self.config.reward.model is not None and load_models:
+                function(sample, made_up)
+            comparator = self.feedback.comparator()
+            if comparator is not None:
+                comparator(sample, made_up, made_up[::-1])
+            for name, run in self.config.rl.runs.items() if "rl" in self.stages and comparator is not None else ():
+                if not make_algorithm(run.algorithm, **run.settings).accepts_comparisons:
+                    raise P3OError(
+                        f"rl.runs.{name}: {run.algorithm} needs a reward for every response and cannot learn from comparisons "
+                        "alone; use one of the P3O family, online_dpo or rebel, or give a reward"
+                    )
+            if not self.config.reward.is_trained and load_models:
                 self.scorer  # noqa: B018 - loading is the check
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Prompts and completions as ids."""
         prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in rows])
         return list(zip(prompts, encode_responses(self.tokenizer, [text for _, text in rows]), strict=True))
+
+
+def sample_texts(
+    run: RunContext, policy: nn.Module, prompts: Sequence[str], *, responses: int, seed: int
+) -> list[list[str]]:
+    """Sampled responses to each prompt, as texts."""
+    generator = torch.Generator().manual_seed(seed)
+    training, size = run.config.rl.training, run.config.evaluation.batch_size
+    groups: list[list[str]] = []
+    with run.progress.stage("sample", total=len(prompts)) as advance:
+        for start in range(0, len(prompts), size):
+            encoded = encode_prompts(run.tokenizer, prompts[start : start + size])
+            sampled = sample_responses(
+                policy,
+                pad_left(encoded, pad_id(run.tokenizer)).to(run.device),
+                responses_per_prompt=responses,
+                max_new_tokens=training.max_new_tokens,
+                eos_id=end_id(run.tokenizer),
+                pad_id=pad_id(run.tokenizer),
+                temperature=training.temperature,
+                generator=generator,
+            )
+            groups += decode_responses(run.tokenizer, sampled)
+            advance(len(encoded))
+    return groups
 
 
 def choose_device(name: str) -> torch.device:

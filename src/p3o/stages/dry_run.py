@@ -121,8 +121,8 @@ class _Outlook:
 
     def _reward(self) -> StageOutlook:
         reward = self.run.config.reward
-        if reward.model is not None or reward.function is not None:
-            return StageOutlook("reward", f"skipped: given ({reward.model or reward.function})")
+        if not reward.is_trained:
+            return StageOutlook("reward", f"skipped: given ({reward.source})")
         config, embedded = reward.train, self.run.config.embedded
         count = embedded.pairs if embedded is not None else len(self.rows[CHOSEN])
         steps = config.steps if config.steps is not None else max(1, count // config.batch_size)
@@ -157,11 +157,11 @@ class _Outlook:
                     prompt_tokens=_longest(self.rows[PROMPTS]),
                     response_tokens=training.max_new_tokens,
                     has_critic=make_algorithm(entry.algorithm, **entry.settings).needs_critic,
-                    has_reward_model=config.reward.function is None,
+                    has_reward_model=config.reward.model is not None or config.reward.is_trained,
                 )
             )
         needs = self._needs("sft", "p3o sft") if config.sft is not None else ""
-        if config.reward.model is None and config.reward.function is None:
+        if config.reward.is_trained:
             needs += self._needs("reward_model", "p3o reward")
         steps = ", ".join(f"{name} {config.rl.training_of(name).steps}" for name in config.rl.runs)
         prompts = len(self.run.inputs.prompts)
