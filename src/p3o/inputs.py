@@ -100,9 +100,8 @@ def _assemble(
     prompts = [row.prompt for row in rows["prompts"]]
     if "heldout_prompts" in rows:
         heldout = list(dict.fromkeys(row.prompt for row in rows["heldout_prompts"]))
-        if (
-            len(heldout) > config.evaluation.prompts
-        ):  # at random: a data set of several parts holds them one after another
+        # Drawn at random, for a data set of several parts holds them one after another.
+        if len(heldout) > config.evaluation.prompts:
             heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
         if seen := len(set(heldout) & set(prompts)):
             progress.print(
@@ -164,7 +163,7 @@ def token_lengths(
 
 def limits_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Limits:
     """How long rows may be: by the data section, and by what the model can read. RL needs room for a response."""
-    room = max(config.rl.training_of(name).max_new_tokens for name in config.rl.runs)
+    room = max((config.rl.training_of(name).max_new_tokens for name in config.rl.runs), default=0)
     return Limits(
         config.data.max_prompt_tokens,
         config.data.max_completion_tokens,
@@ -184,7 +183,7 @@ def context_length(model: str | None, tokenizer: PreTrainedTokenizerBase) -> int
 
 def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
     """A source smaller than one batch is told now, not found as no steps at all after hours of other stages."""
-    needed = max(config.rl.training_of(name).prompts_per_step for name in config.rl.runs)
+    needed = max((config.rl.training_of(name).prompts_per_step for name in config.rl.runs), default=1)
     wanted = [("prompts", len(inputs.prompts), needed, "rl.training.prompts_per_step", "training prompts")]
     if config.sft is not None:
         size = config.sft.batch_size
