@@ -1,8 +1,9 @@
 """What a run learns from, whether it comes from the user's data or from the embedded task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from p3o.data.chat import adopt_turn_end, is_conversation
 from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer
-from p3o.data.formats import Kind
+from p3o.data.formats import Kind, Message
 from p3o.data.reading import Lengths, Limits, PlacedExample, TextRow, drop_too_long, read_examples, render_rows
 from p3o.data.rows import RowReport
 from p3o.errors import P3OError
@@ -51,6 +52,8 @@ class Inputs:
         prompts: training prompts of RL.
         heldout_prompts: of the evaluation.
         gold: the exact reward, where there is one.
+        conversations: the messages behind each prompt that was rendered from some; for reward models with a template of their
+            own. Where two render to one text, the policy cannot tell them apart either; the first is kept.
         reports: what became of the rows of each source; empty for the embedded task.
     """
 
@@ -60,6 +63,7 @@ class Inputs:
     prompts: list[str]
     heldout_prompts: list[str]
     gold: Scorer | None
+    conversations: Mapping[str, tuple[Message, ...]] = field(default_factory=dict)
     reports: tuple[RowReport, ...] = ()
 
 
@@ -97,21 +101,25 @@ def read_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progre
 def _assemble(
     config: RunConfig, rows: dict[str, list[TextRow]], reports: tuple[RowReport, ...], progress: Progress
 ) -> Inputs:
-    prompts = [row.prompt for row in rows["prompts"]]
+    prompts = [row.prompt for row in rows.get("prompts", [])]
     if "heldout_prompts" in rows:
         heldout = list(dict.fromkeys(row.prompt for row in rows["heldout_prompts"]))
-        # Drawn at random, for a data set of several parts holds them one after another.
         if len(heldout) > config.evaluation.prompts:
+            # At random: a data set of several parts holds them one after another.
             heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
         if seen := len(set(heldout) & set(prompts)):
             progress.print(
                 f"data.heldout_prompts: {seen} of {len(heldout)} are also in data.prompts, so they are not held out"
             )
     else:
-        prompts, heldout = _split(prompts, config)
+        prompts, heldout = _split(prompts, config) if prompts else ([], [])
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
     preferences = [(row.prompt, *row.answers) for row in rows.get("preferences", [])]
     held = min(256, len(demonstrations) // 20)
+    conversations: dict[str, tuple[Message, ...]] = {}
+    for row in chain.from_iterable(rows.values()):
+        if row.messages is not None:
+            conversations.setdefault(row.prompt, row.messages)
     return Inputs(
         demonstrations[held:],
         demonstrations[:held],
@@ -119,6 +127,7 @@ def _assemble(
         prompts,
         heldout,
         gold=None,
+        conversations=conversations,
         reports=reports,
     )
 
@@ -191,11 +200,11 @@ def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
     if config.reward.model is None and config.reward.function is None:
         size = config.reward.train.batch_size
         wanted.append(("preferences", len(inputs.preferences), size, "reward.train.batch_size", "pairs"))
+    sources = config.data.sources()
     for name, found, size, key, what in wanted:
-        if found < size:
+        if name in sources and found < size:
             raise P3OError(
-                f"data.{name} ({config.data.sources()[name]}): {found} {what} are fewer than {key} {size}; "
-                "give more rows or lower it"
+                f"data.{name} ({sources[name]}): {found} {what} are fewer than {key} {size}; give more rows or lower it"
             )
 
 

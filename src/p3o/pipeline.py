@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from p3o.config import RunConfig
 from p3o.report import build_report
+from p3o.report.card import write_model_cards
 from p3o.stages.context import RunContext
 from p3o.stages.evaluate import evaluate
 from p3o.stages.preferences import sample
@@ -17,6 +18,7 @@ from p3o.stages.reward import reward
 from p3o.stages.rl import rl
 from p3o.stages.sft import sft
 from p3o.training.progress import Progress
+from p3o.training.trackers import open_trackers
 from p3o.training.tracking import RunFolder
 
 
@@ -36,17 +38,38 @@ STAGES: dict[str, Callable[[RunContext], None]] = {
 }
 
 
-def run(config: RunConfig, *, folder: RunFolder, stages: Sequence[str] | None, progress: Progress) -> None:
+def run(
+    config: RunConfig, *, folder: RunFolder, stages: Sequence[str] | None, progress: Progress, resume: bool = False
+) -> None:
     """Run these stages (all by default) in the folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        stages: names of stages; None: all.
+        progress: shows how far they are.
+        resume: go on where an earlier attempt stopped: stages that are done are passed over, and the one that was
+            interrupted goes on from its last checkpoint.
 
     Raises:
         P3OError: for bad input, before the first stage begins.
+        Stopped: when a signal asked for it and everything is saved.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    context = RunContext(config, folder, progress)
+    chosen = tuple(stages or STAGES)
+    context = RunContext(config, folder, progress, chosen, resume=resume)
     context.check()
-    for stage in stages or STAGES:
-        STAGES[stage](context)
+    settings = config.model_dump(mode="json")
+    with open_trackers(
+        config.tracking, folder=folder.path, online=config.tracking_online, settings=settings
+    ) as folder.trackers:
+        for stage in chosen:
+            if resume and folder.done(stage):
+                progress.print(f"{stage}: done already")
+                continue
+            STAGES[stage](context)
+            if stage != "report":
+                write_model_cards(folder.path, settings)

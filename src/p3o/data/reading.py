@@ -6,7 +6,7 @@ from typing import Any
 
 from p3o.data.adapters import ADAPTERS
 from p3o.data.chat import ChatFormat, ChatTokenizer
-from p3o.data.formats import Example, Kind, kind_of_columns, parse, rename
+from p3o.data.formats import Example, Kind, Message, kind_of_columns, parse, rename
 from p3o.data.rows import SHOWN, BadRowError, Policy, RowReport
 from p3o.data.sources import SourceConfig
 
@@ -31,11 +31,13 @@ class TextRow:
 
     Attributes:
         answers: none, a completion, or the preferred answer and the other one; without the end of sequence.
+        messages: what the prompt was rendered from, if it is a conversation.
     """
 
     place: str
     prompt: str
     answers: tuple[str, ...]
+    messages: tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def render_rows(examples: Sequence[PlacedExample], tokenizer: ChatTokenizer, rep
                 raise BadRowError(
                     "equal answers", "'chosen' and 'rejected' are the same text once rendered; remove the row"
                 )
-            rows.append(TextRow(placed.place, prompt, answers))
+            messages = None if isinstance(placed.example.prompt, str) else placed.example.prompt
+            rows.append(TextRow(placed.place, prompt, answers, messages))
         except BadRowError as bad:
             report.drop(placed.place, bad)
     return rows

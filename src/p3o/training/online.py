@@ -5,19 +5,18 @@ updates on the groups in the replay buffer, and stop early when the policy has m
 which algorithm it runs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
-from p3o.algorithms.base import half_squared_log_ratio
-from p3o.errors import P3OError
-from p3o.functional.advantages import reward_gaps
+from p3o.algorithms.base import half_squared_log_ratio, with_beta
+from p3o.errors import P3OError, shorten
 from p3o.functional.kl import kl_policy_reference_k1
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
@@ -35,12 +34,14 @@ from p3o.models.tokens import (
     pad_left,
     split_groups,
 )
-from p3o.training.optimisation import OptimiserConfig, batches_of, make_optimiser
+from p3o.training.averages import MetricsAverage
+from p3o.training.checkpoint import State
+from p3o.training.faults import NumericalError
+from p3o.training.kl_control import KLController
+from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
+from p3o.training.scoring import ComparisonFeedback, RewardFeedback, Scorer
 from p3o.types import Experience
-
-Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""A reward: ``(prompts, responses) -> one score per response``."""
 
 
 class OnlineConfig(OptimiserConfig):
@@ -64,6 +65,14 @@ class OnlineConfig(OptimiserConfig):
     temperature: float = Field(1.0, gt=0, description="Sampling temperature, of all log-probs too.")
     max_new_tokens: int = Field(64, gt=0, description="Length limit of a response, end of sequence included.")
     missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from the reward of a cut response.")
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="Steer β so that KL(policy ‖ reference) stays here, nats per response; null: β is fixed.",
+    )
+    kl_gain: float = Field(
+        0.1, gt=0, description="How fast β follows kl_target: it changes by at most 0.2·kl_gain a step."
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,11 @@ class Rollout:
     groups: list[GroupTokens]
     experience: Experience
     ended: float
+    """Share of responses with their end of sequence."""
+    distinct: float
+    """Share of different texts among all responses."""
+    dropped: int
+    """Groups left out because their feedback was not finite."""
 
 
 class OnlineTrainer:
@@ -84,7 +98,7 @@ class OnlineTrainer:
         critic: for algorithms that need one.
         tokenizer: of the policy.
         algorithm: what turns groups into a loss.
-        scorer: the reward.
+        feedback: the reward, a function of (prompts, responses); or comparisons, for algorithms that can learn from these.
         prompts: training prompts, rendered.
         config: settings.
         seed: of prompt order, sampling and minibatches, each with a generator of its own.
@@ -95,11 +109,11 @@ class OnlineTrainer:
 
     def __init__(
         self,
-        policy: PreTrainedModel,
-        reference: PreTrainedModel,
+        policy: nn.Module,
+        reference: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         algorithm: Algorithm,
-        scorer: Scorer,
+        feedback: Scorer | ComparisonFeedback,
         prompts: Sequence[str],
         config: OnlineConfig,
         *,
@@ -118,64 +132,107 @@ class OnlineTrainer:
         if algorithm.needs_critic and critic is None:
             raise P3OError("this algorithm needs a critic")
         self.policy, self.reference, self.critic = policy, reference, critic
-        self.tokenizer, self.algorithm, self.scorer, self.config = tokenizer, algorithm, scorer, config
+        self.tokenizer, self.algorithm, self.config = tokenizer, algorithm, config
+        self.feedback = (
+            feedback
+            if isinstance(feedback, ComparisonFeedback)
+            else RewardFeedback(
+                feedback,
+                missing_eos_penalty=config.missing_eos_penalty,
+                drop_bad_groups=config.on_fault == "skip",
+            )
+        )
+        if self.feedback.relative and not algorithm.accepts_comparisons:
+            raise P3OError(
+                f"{type(algorithm).__name__} needs a reward for every response and cannot learn from comparisons alone; use "
+                "one of the P3O family, online DPO or REBEL, or give a reward"
+            )
         self.device = next(policy.parameters()).device
         self.prompts = list(prompts)
         self.encoded = encode_prompts(tokenizer, prompts)
         seeds = torch.Generator().manual_seed(seed)
-        self.prompt_generator, self.sampling_generator, self.minibatch_generator = (
-            torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=seeds))) for _ in range(3)
-        )
-        self.prompt_order: Iterator[Tensor] = batches_of(
-            len(prompts), config.prompts_per_step, generator=self.prompt_generator
-        )
-        self.parameters = list(policy.parameters())
-        parameter_groups: list[dict[str, object]] = [{"params": list(policy.parameters())}]
+        orders, sampling, minibatches = (int(torch.randint(2**62, (1,), generator=seeds)) for _ in range(3))
+        self.sampling_generator = torch.Generator().manual_seed(sampling)
+        self.minibatch_generator = torch.Generator().manual_seed(minibatches)
+        self.prompt_order = BatchOrder(len(prompts), config.prompts_per_step, seed=orders)
+        modules: dict[str, nn.Module] = {"policy": policy}
+        rates: dict[str, float] = {}
         if critic is not None:
-            self.parameters += list(critic.parameters())
-            rate = config.critic_learning_rate or config.learning_rate
-            parameter_groups.append({"params": list(critic.parameters()), "lr": rate})
+            modules["critic"] = critic
+            rates["critic"] = config.critic_learning_rate or config.learning_rate
         # The schedule counts steps, not updates: how many updates a step takes is for kl_stop to decide.
-        self.optimiser, self.schedule = make_optimiser(parameter_groups, config, config.steps)
+        self.optimisation = Optimisation(modules, config, config.steps, learning_rates=rates)
         self.buffer: ReplayBuffer[GroupTokens] = ReplayBuffer(config.replay_batches)
+        self.kl_controller = None
+        if config.kl_target is not None:
+            if algorithm.config.beta == 0:
+                raise P3OError(
+                    "rl.training.kl_target: β is 0 and would stay 0; give the algorithm a beta to start from"
+                )
+            self.kl_controller = KLController(algorithm.config.beta, config.kl_target, config.kl_gain)
+        self.done = 0
 
-    def warm_up_critic(self) -> dict[str, float]:
+    @property
+    def total(self) -> int:
+        """Steps in all, those of the critic's warm-up included."""
+        return self.warmup_steps + self.config.steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps at the start in which only the critic learns; none without a critic."""
+        return 0 if self.critic is None else self.config.critic_warmup_steps
+
+    def step(self) -> dict[str, int | float]:
+        """The next step: of the critic's warm-up first, then of the policy. Returns its metrics."""
+        metrics = self.warm_up_critic() if self.done < self.warmup_steps else self.improve_policy()
+        self.done += 1
+        return metrics
+
+    def warm_up_critic(self) -> dict[str, int | float]:
         """One step of sampling and scoring in which only the critic learns."""
         rollout = self.sample()
         experience = self.prepared(rollout.experience, rollout.groups)
         metrics = MetricsAverage()
         for _ in range(self.config.epochs):
-            for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
+            for chosen in self.minibatches(experience):
                 self.accumulate(experience, rollout.groups, chosen, metrics, first=False, critic_only=True)
-                self.apply_update()
-        return metrics.result()
+                self.optimisation.update()
+        return dict(metrics.result())
 
-    def step(self) -> dict[str, int | float]:
-        """Sample, score, update. Returns the step's metrics."""
+    def improve_policy(self) -> dict[str, int | float]:
+        """Sample, score, update."""
         rollout = self.sample()
         self.buffer.add(rollout.experience, rollout.groups)
         groups = self.buffer.rows()
         experience = self.prepared(self.buffer.experience(), groups)
         metrics = MetricsAverage()
-        updates, stopped = 0, False
+        updates, skipped, stopped = 0, 0, False
         for _ in range(self.config.epochs):
-            for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
+            for chosen in self.minibatches(experience):
                 moved = self.accumulate(experience, groups, chosen, metrics, first=updates == 0)
                 if self.config.kl_stop is not None and moved > self.config.kl_stop:
-                    self.optimiser.zero_grad()
+                    self.optimisation.optimiser.zero_grad()
                     stopped = True
                     break
-                self.apply_update()
-                updates += 1
+                if self.optimisation.update(lambda: f" in step {self.done + 1}"):
+                    updates += 1
+                else:
+                    skipped += 1
             if stopped:
                 break
-        self.schedule.step()
-        return self.describe(rollout) | metrics.result() | {"updates": updates, "stopped_early": int(stopped)}
+        self.optimisation.advance_schedule()
+        described = self.describe(rollout)
+        if self.kl_controller is not None:
+            described["beta"] = self.kl_controller.beta
+            self.algorithm = with_beta(self.algorithm, self.kl_controller.update(described["kl_k1"]))
+        if skipped:
+            described["skipped_updates"] = skipped
+        return described | metrics.result() | {"updates": updates, "stopped_early": int(stopped)}
 
     def sample(self) -> Rollout:
         """K responses for each of the next prompts, scored, with the learner's own log-probs."""
         config = self.config
-        chosen = next(self.prompt_order).tolist()
+        chosen = self.prompt_order.next().tolist()
         prompts = pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
         responses = sample_responses(
             self.policy,
@@ -187,37 +244,39 @@ class OnlineTrainer:
             temperature=config.temperature,
             generator=self.sampling_generator,
         )
-        rewards = self.score([self.prompts[i] for i in chosen], responses)
-        groups = split_groups(prompts, responses)
+        texts = decode_responses(self.tokenizer, responses)
+        worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
+        if len(worth.kept) == 0:
+            raise NumericalError(f"step {self.done + 1}: the feedback on every prompt of the step is not finite")
+        sampled = split_groups(prompts, responses)
+        groups = [sampled[i] for i in worth.kept.tolist()]
         time = responses.tokens.shape[-1]
         experience = Experience(
-            response_mask=responses.mask,
+            response_mask=responses.mask[worth.kept.to(self.device)],
             behaviour_logprobs=self.logprobs(self.policy, groups, time),
             reference_logprobs=self.logprobs(self.reference, groups, time),
-            reward_gaps=reward_gaps(rewards),
-            rewards=rewards,
-            age=torch.zeros(len(chosen), dtype=torch.long, device=self.device),
+            reward_gaps=worth.gaps.to(self.device),
+            rewards=None if worth.rewards is None else worth.rewards.to(self.device),
+            age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
         )
-        return Rollout(groups, experience, responses.ended.float().mean().item())
+        self.check_logprobs(experience, [self.prompts[chosen[i]] for i in worth.kept.tolist()])
+        distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
+        return Rollout(groups, experience, responses.ended.float().mean().item(), distinct, len(texts) - len(groups))
 
-    def score(self, prompts: Sequence[str], responses: ResponseBatch) -> Float[Tensor, "group response"]:
-        """Rewards in float64, so that r + shift is exact and the gaps of shifted rewards equal the unshifted ones.
+    def check_logprobs(self, experience: Experience, prompts: Sequence[str]) -> None:
+        """The policy as it is must give finite log-probs to what it has just sampled.
 
         Raises:
-            P3OError: if the reward is not finite; training on would end in NaN weights.
+            NumericalError: naming the step and the first prompt where it does not.
         """
-        texts = decode_responses(self.tokenizer, responses)
-        repeated = [prompt for prompt in prompts for _ in range(self.config.responses_per_prompt)]
-        flat = [text for group in texts for text in group]
-        rewards = torch.tensor(list(self.scorer(repeated, flat)), dtype=torch.float64)
-        if not bool(rewards.isfinite().all()):
-            at = int((~rewards.isfinite()).nonzero()[0])
-            raise P3OError(
-                f"the reward of a response is {rewards[at].item()}; prompt {repeated[at][:80]!r}, response "
-                f"{flat[at][:80]!r}: a reward must be a finite number"
-            )
-        cut = (~responses.ended).double().cpu()
-        return (rewards.view(cut.shape) - self.config.missing_eos_penalty * cut).to(self.device)
+        for whose in ("behaviour", "reference"):
+            finite = getattr(experience, f"{whose}_logprobs").isfinite().flatten(1).all(-1)
+            if not bool(finite.all()):
+                prompt = prompts[int((~finite).nonzero()[0])]
+                raise NumericalError(
+                    f"step {self.done + 1}: a {whose} log-prob is not finite, prompt {shorten(prompt)}; the weights are "
+                    "damaged: lower the learning rate, or choose on_fault: rollback"
+                )
 
     def prepared(self, experience: Experience, groups: Sequence[GroupTokens]) -> Experience:
         """The experience with fresh critic values, where there is a critic, and the algorithm's targets."""
@@ -225,12 +284,17 @@ class OnlineTrainer:
             experience = experience.replace(values=self.values(groups, experience.response_mask.shape[-1]))
         return self.algorithm.prepare(experience)
 
+    def minibatches(self, experience: Experience) -> list[Int[Tensor, " chosen"]]:
+        """One pass over the groups, in random parts; fewer of them where groups were dropped."""
+        parts = min(self.config.minibatches, experience.groups)
+        return stratified_minibatches(experience.age, parts, self.minibatch_generator)
+
     def accumulate(
         self,
         experience: Experience,
         groups: Sequence[GroupTokens],
         chosen: Tensor,
-        metrics: "MetricsAverage",
+        metrics: MetricsAverage,
         *,
         first: bool,
         critic_only: bool = False,
@@ -277,12 +341,6 @@ class OnlineTrainer:
             return float(experience.response_mask.sum())
         return float(experience.groups)
 
-    def apply_update(self) -> None:
-        """One optimiser step on the accumulated gradients."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-
     def collate(self, groups: Sequence[GroupTokens], time: int) -> tuple[PromptBatch, ResponseBatch]:
         """The groups padded, on the device."""
         prompts, responses = collate_groups(groups, pad_id(self.tokenizer), time=time)
@@ -290,7 +348,7 @@ class OnlineTrainer:
 
     @torch.no_grad()
     def logprobs(
-        self, model: PreTrainedModel, groups: Sequence[GroupTokens], time: int
+        self, model: nn.Module, groups: Sequence[GroupTokens], time: int
     ) -> Float[Tensor, "group response time"]:
         """Token log-probs of the groups, micro-batch by micro-batch."""
         size = self.config.micro_batch_prompts or len(groups)
@@ -311,40 +369,55 @@ class OnlineTrainer:
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """What was sampled, in numbers."""
         experience = rollout.experience
-        assert experience.rewards is not None
         kl = kl_policy_reference_k1(
             experience.behaviour_logprobs, experience.reference_logprobs, experience.response_mask
         )
-        return {
-            "reward": experience.rewards.mean().item(),
+        described = {} if experience.rewards is None else {"reward": experience.rewards.mean().item()}
+        if rollout.dropped:
+            described["dropped_groups"] = rollout.dropped
+        return described | {
             "reward_gap": experience.reward_gaps.abs().mean().item(),
             "kl_k1": kl.mean().item(),
             "length": experience.response_mask.sum(-1).float().mean().item(),
             "ended": rollout.ended,
+            "distinct": rollout.distinct,
         }
 
+    def divert(self, attempt: int) -> None:
+        """Sample other prompts and other responses from here on."""
+        self.prompt_order.divert(attempt)
+        self.sampling_generator.manual_seed(self.sampling_generator.initial_seed() + attempt)
 
-class MetricsAverage:
-    """Averages the metrics of micro-batches and minibatches; maxima stay maxima and counts are summed."""
+    def state_dict(self) -> State:
+        """Everything that the next step depends on, but for the configuration, the prompts and the frozen reference."""
+        return {
+            "done": self.done,
+            "optimisation": self.optimisation.state_dict(),
+            "prompt_order": self.prompt_order.state_dict(),
+            "sampling": self.sampling_generator.get_state(),
+            "minibatches": self.minibatch_generator.get_state(),
+            "beta": self.algorithm.config.beta,
+            "buffer": [
+                {"experience": vars(experience), "groups": [vars(group) for group in groups]}
+                for experience, groups in self.buffer.batches()
+            ],
+        }
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken.
 
-    def add(self, metrics: dict[str, Tensor], weight: float) -> None:
-        """Take in the metrics of a micro-batch with its share of the minibatch."""
-        for name, value in metrics.items():
-            number = value.item()
-            if name.endswith("_max"):
-                self.sums[name] = max(self.sums.get(name, number), number)
-                self.weights[name] = 1.0
-            elif name.endswith("_clamped"):
-                self.sums[name] = self.sums.get(name, 0.0) + number
-                self.weights[name] = 1.0
-            else:
-                self.sums[name] = self.sums.get(name, 0.0) + number * weight
-                self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def result(self) -> dict[str, float]:
-        """The averages."""
-        return {name: total / self.weights[name] for name, total in self.sums.items()}
+        Raises:
+            P3OError: if the state belongs to another policy or critic.
+        """
+        self.optimisation.load_state_dict(state["optimisation"])
+        self.prompt_order.load_state_dict(state["prompt_order"])
+        self.sampling_generator.set_state(state["sampling"])
+        self.minibatch_generator.set_state(state["minibatches"])
+        if self.kl_controller is not None:
+            self.kl_controller.beta = state["beta"]
+            self.algorithm = with_beta(self.algorithm, state["beta"])
+        self.buffer = ReplayBuffer(self.config.replay_batches)
+        for batch in state["buffer"]:
+            experience = Experience(**batch["experience"]).map(lambda tensor: tensor.to(self.device))
+            self.buffer.add(experience, [GroupTokens(**group) for group in batch["groups"]])
+        self.done = state["done"]
