@@ -172,7 +172,7 @@ def token_lengths(
 
 def limits_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Limits:
     """How long rows may be: by the data section, and by what the model can read. RL needs room for a response."""
-    room = max(config.rl.training_of(name).max_new_tokens for name in config.rl.runs)
+    room = max((config.rl.training_of(name).max_new_tokens for name in config.rl.runs), default=0)
     return Limits(
         config.data.max_prompt_tokens,
         config.data.max_completion_tokens,
@@ -192,7 +192,7 @@ def context_length(model: str | None, tokenizer: PreTrainedTokenizerBase) -> int
 
 def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
     """A source smaller than one batch is told now, not found as no steps at all after hours of other stages."""
-    needed = max(config.rl.training_of(name).prompts_per_step for name in config.rl.runs)
+    needed = max((config.rl.training_of(name).prompts_per_step for name in config.rl.runs), default=1)
     wanted = [("prompts", len(inputs.prompts), needed, "rl.training.prompts_per_step", "training prompts")]
     if config.sft is not None:
         size = config.sft.batch_size

@@ -1,5 +1,7 @@
 """Transcripts of Anthropic/hh-rlhf: the schema is the data set's (columns chosen and rejected), the rows are ours."""
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,18 @@ def test_what_is_dropped_is_counted_with_its_reason_and_line(write: Callable[...
     assert (report.read, report.kept) == (4, 1)
     assert dict(report.dropped) == {"equal answers": 1, "more than one turn": 2}
     assert [line.split(": ")[0] for line in report.first] == [f"{path}:{number}" for number in (2, 3, 4)]
+
+
+def test_the_folders_of_the_hub_are_read_with_their_splits(tmp_path: Path) -> None:
+    for part in ("helpful-base", "harmless-base"):
+        for split, rows in (("train", [GOOD, GOOD]), ("test", [GOOD])):
+            (tmp_path / part).mkdir(exist_ok=True)
+            with gzip.open(tmp_path / part / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    source = SourceConfig(path=str(tmp_path), data_dir="helpful-base", split="test", adapter="hh")
+    [placed], _ = read_examples(source, "preferences")
+    assert placed.place == f"{tmp_path} [test]:row 1"
+    assert placed.example.answers == (" No, quick.", " Yes.")
 
 
 def test_the_preferred_answers_serve_for_fine_tuning(write: Callable[..., Path]) -> None:

@@ -7,7 +7,7 @@ The columns ``chosen`` and ``rejected`` hold whole transcripts. The prompt is wh
 done, gives an empty or foreign completion wherever the two have different numbers of turns. Such rows go on for several turns
 after the place where they part, and are no pair of answers to one prompt: they are bad rows, with a reason of their own.
 
-Let a policy that learns from these stop at "Human:": the next turn is not its to write. Source: Bai et al. 2022,
+A response should end at "Human:", should a policy write it: the next turn is not its own. Source: Bai et al. 2022,
 arXiv:2204.05862.
 """
 
@@ -18,8 +18,6 @@ from p3o.data.prefixes import common_prefix
 from p3o.data.rows import BadRowError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-STOP = "Human:"
-"""Where a response ends although no end of sequence was sampled."""
 
 
 def hh(columns: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -90,8 +90,10 @@ class RowReport:
             self.first.append(told)
 
     def refuse_if_empty(self) -> None:
-        """Raises:
-        P3OError: if no row is left.
+        """Nothing happens if a row is left.
+
+        Raises:
+            P3OError: if none is, with the reasons and the first dropped row.
         """
         if self.kept == 0:
             if self.read == 0:
