@@ -142,6 +142,8 @@ def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
     folder = RunFolder.open(work.output, work.name) if work.is_there else RunFolder(path, {"seconds": {}})
     if path.exists() and not work.is_there and not asked.overwrite:
         raise P3OError(f"{path}: exists already; choose another --name or pass --overwrite")
+    if asked.overwrite:  # in memory only: what would be done again is not done
+        folder.record["seconds"] = {}
     outlook = dry_run(RunContext(work.settings, folder, Progress(), asked.stages))
     print_outlook(outlook, Console(), changed=changed_settings(work.settings))
     return outlook.figures()

@@ -65,7 +65,11 @@ def model_card(run: Path, settings: Mapping[str, Any], folder: Path) -> str:
     shown = _without_absolute_paths(settings)
     entry = settings["rl"]["runs"].get(model.run, {}) if model.run is not None else {}
     environment = Environment(
-        loader=PackageLoader("p3o.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("p3o.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template("card.md").render(
         mark=MARK,
