@@ -103,7 +103,9 @@ def test_logprobs_are_those_of_each_response_alone(model: PreTrainedModel, promp
             logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double() / 0.8
             alone = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
             expected = alone.gather(-1, torch.tensor(response).unsqueeze(-1)).squeeze(-1)
-            torch.testing.assert_close(together[g, k, : len(response)], expected, atol=1e-12, rtol=0)
+            # GPT-J attends in float32 whatever its dtype.
+            tolerance = 1e-5 if model.config.model_type == "gptj" else 1e-12
+            torch.testing.assert_close(together[g, k, : len(response)], expected, atol=tolerance, rtol=0)
             assert (together[g, k, len(response) :] == 0).all()
 
 
