@@ -88,7 +88,13 @@ def exact(model: PreTrainedModel) -> PreTrainedModel:
     """The model with PyTorch's RMSNorm in the place of transformers', which rounds to float32 whatever the dtype."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child).__name__ in ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm", "GraniteRMSNorm"):
+            if type(child).__name__ in (
+                "LlamaRMSNorm",
+                "Qwen2RMSNorm",
+                "Qwen3RMSNorm",
+                "Phi3RMSNorm",
+                "GraniteRMSNorm",
+            ):
                 norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=child.weight.dtype)
                 norm.weight = child.weight
                 setattr(module, name, norm)

@@ -231,7 +231,9 @@ def test_a_model_that_cuts_the_graph_of_its_cache_is_rejected(monkeypatch: pytes
 
     update = DynamicLayer.update
 
-    def detached(self: DynamicLayer, keys: Tensor, values: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
+    def detached(
+        self: DynamicLayer, keys: Tensor, values: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, ...]:
         return update(self, keys.detach(), values.detach(), *args, **kwargs)
 
     monkeypatch.setattr(DynamicLayer, "update", detached)

@@ -52,7 +52,7 @@ def selected_logprobs(
     writes the gradient ∂/∂z = (onehot(tokens) − softmax(z/τ))/τ into the same buffer, so at no time is there a second array
     of [row, vocab]; for the same reason the graph can be walked backward only once (a second time raises RuntimeError).
     """
-    logprobs: Tensor = _SelectedLogprobs.apply(logits, rows, tokens, temperature)
+    logprobs: Tensor = _SelectedLogprobs.apply(logits, rows, tokens, temperature)  # type: ignore[no-untyped-call]
     return logprobs
 
 
@@ -69,7 +69,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         return buffer[rows, tokens]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         buffer, rows, tokens = ctx.saved_tensors
         gradient = gradient / ctx.temperature
         per_row = torch.zeros_like(buffer[:, 0]).index_add_(0, rows, gradient)

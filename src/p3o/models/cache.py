@@ -1,14 +1,15 @@
 """The key–value cache of generation: each prompt prefilled once, room for K responses set aside, finished rows moved out.
 
 A cache that grows by concatenation copies itself at every token. Here the layers that hold plain keys and values write
-into memory that was allocated once; layers of another kind (sliding windows, linear attention, …) stay as transformers made them.
+into memory that was allocated once; layers of another kind (sliding windows, linear attention, …) stay as transformers made
+them.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -45,7 +46,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         self.key_buffer[rows, :, start:end] = keys
         self.value_buffer[rows, :, start:end] = values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new states behind the old ones."""
         rows, length = self.keys.shape[0], self.keys.shape[-2]
         self.view(rows, length + key_states.shape[-2])
@@ -80,7 +81,7 @@ class PromptCache:
         """
         groups, width = prompts.tokens.shape
         buckets = [torch.arange(groups)]
-        if plain_layers(DynamicCache(config=model.config)):  # type: ignore[arg-type]
+        if plain_layers(DynamicCache(config=model.config)):
             budget = PREFILL_TOKENS.get(prompts.tokens.device.type, 16384)
             buckets = [torch.tensor(bucket) for bucket in length_buckets(prompts.mask.sum(-1).tolist(), budget)]
         first = _prefill(model, prompts, buckets[0])

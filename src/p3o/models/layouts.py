@@ -166,9 +166,7 @@ def attention_mask(model: nn.Module, visible: Tensor) -> Tensor:
     if config._attn_implementation == "sdpa":  # noqa: SLF001 transformers has no public name for it
         return visible
     dtype = next(model.parameters()).dtype
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-        ~visible, torch.finfo(dtype).min
-    )
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def checkpoints_activations(model: nn.Module) -> bool:

@@ -205,7 +205,13 @@ class _Predicted:
         return list(range(self.logits - count, self.logits))
 
     def add(
-        self, group: int, response: int, responses: int, tokens: Sequence[int], predictors: Sequence[int], first: int = 0
+        self,
+        group: int,
+        response: int,
+        responses: int,
+        tokens: Sequence[int],
+        predictors: Sequence[int],
+        first: int = 0,
     ) -> None:
         """These tokens, from time ``first`` on, are predicted by these logits."""
         start = (group * responses + response) * self.time + first

@@ -186,7 +186,8 @@ def measured(model: nn.Module, groups: Sequence[GroupTokens], run: Callable[[], 
 
     Sharded weights get no gradient: their hooks expect whole backward passes.
     """
-    embeddings: nn.Module | None = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    get: Callable[[], nn.Module | None] | None = getattr(model, "get_input_embeddings", None)
+    embeddings = None if get is None else get()
     sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     if embeddings is None or sharded:
         with torch.no_grad():
@@ -224,7 +225,7 @@ def sliding_window(model: nn.Module) -> int | None:
     """The shortest window of attention that the model's configuration names; None if every layer sees everything."""
     windows = [
         int(layer.sliding_window)
-        for layer in DynamicCache(config=model.config).layers  # type: ignore[arg-type]
+        for layer in DynamicCache(config=model.config).layers
         if getattr(layer, "is_sliding", False)
     ]
     return min(windows) if windows else None

@@ -68,7 +68,7 @@ class Head:
         weight = getattr(module, "weight", None)
         if self.budget is None or weight is None:
             return None
-        return max(1, self.budget // (weight.shape[0] * max(weight.element_size(), 4)))
+        return max(1, self.budget // (int(weight.shape[0]) * max(int(weight.element_size()), 4)))
 
 
 @dataclass(frozen=True)
