@@ -174,8 +174,8 @@ def shared_length(group: GroupTokens) -> int:
     return len(group.prompt) + sum(max(len(response) - 1, 0) for response in group.responses)
 
 
-def length_buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches of like length: rows · longest ≤ budget, padding counted.
+def length_buckets(lengths: Sequence[int], budget: int, *, most: int | None = None) -> list[list[int]]:
+    """Indices in batches of like length: rows · longest ≤ budget, padding counted, and no more than ``most`` rows.
 
     Longest first, so that a run that does not fit into memory says so at once. One that is longer than the budget is a batch
     of its own: with lengths of groups, groups are never split.
@@ -183,7 +183,8 @@ def length_buckets(lengths: Sequence[int], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         # The first of a batch is its longest.
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+        size = len(batches[-1]) + 1 if batches else 0
+        if batches and size * lengths[batches[-1][0]] <= budget and (most is None or size <= most):
             batches[-1].append(i)
         else:
             batches.append([i])
