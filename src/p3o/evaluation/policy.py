@@ -12,11 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from p3o.functional.kl import kl_policy_reference_full_vocabulary, kl_policy_reference_k1
-from p3o.functional.logprobs import token_logprobs
-from p3o.models.language import response_logits
+from p3o.evaluation.divergence import divergences
 from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left
+from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -162,15 +160,12 @@ class Evaluator:
             lengths += responses.mask.sum(-1).cpu()[pick].tolist()
             ends += responses.ended.cpu()[pick].tolist()
             if with_kl:
-                policy_logits = response_logits(policy, batch, responses)
-                reference_logits = response_logits(self.reference, batch, responses)
-                full = kl_policy_reference_full_vocabulary(
-                    policy_logits, reference_logits, responses.mask, temperature=temperature
-                )
-                k1 = kl_policy_reference_k1(
-                    token_logprobs(policy_logits, responses.tokens, temperature=temperature),
-                    token_logprobs(reference_logits, responses.tokens, temperature=temperature),
-                    responses.mask,
+                full, k1 = divergences(
+                    policy,
+                    self.reference,
+                    split_groups(batch, responses),
+                    temperature=temperature,
+                    fill=pad_id(self.tokenizer),
                 )
                 kls += full.flatten().tolist()
                 k1s += k1.flatten().tolist()
