@@ -9,9 +9,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from p3o.config import RunConfig
+from p3o.data.rows import write_row_reports
 from p3o.report import build_report
 from p3o.report.card import write_model_cards
-from p3o.stages.context import RunContext
+from p3o.stages.context import ROWS_FILE, RunContext
 from p3o.stages.evaluate import evaluate
 from p3o.stages.preferences import sample
 from p3o.stages.reward import reward
@@ -62,6 +63,8 @@ def run(
     chosen = tuple(stages or STAGES)
     context = RunContext(config, folder, progress, chosen, resume=resume)
     context.check()
+    if set(chosen) - {"report"}:
+        write_row_reports(folder.path / ROWS_FILE, context.inputs.reports)
     settings = config.model_dump(mode="json")
     with open_trackers(
         config.tracking, folder=folder.path, online=config.tracking_online, settings=settings

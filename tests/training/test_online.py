@@ -15,6 +15,7 @@ from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
 from p3o.training.averages import MetricsAverage
 from p3o.training.online import OnlineConfig, OnlineTrainer
+from p3o.training.passes import Passes
 from p3o.training.scoring import Scorer
 
 TOKENIZER = build_tokenizer()
@@ -184,3 +185,75 @@ def test_too_few_prompts_are_told_at_the_start() -> None:
 def test_more_minibatches_than_prompts_are_told_at_the_start() -> None:
     with pytest.raises(P3OError, match=r"rl\.minibatches: a step of 4 prompts cannot be cut into 5"):
         trainer(minibatches=5)
+
+
+def passes_of_a_step(run: OnlineTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many training and log-prob passes of policy and reference a step takes."""
+    counts = {"policy": 0, "reference": 0}
+    one = Passes.one
+
+    def counted(self: Passes, model: torch.nn.Module, *arguments: object) -> torch.Tensor:
+        counts["policy" if model is run.policy else "reference"] += 1
+        return one(self, model, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passes, "one", counted)
+        run.step()
+    return counts
+
+
+@pytest.mark.parametrize("name", ["p3o_v2", "p3o_r", "grpo", "online_dpo", "rebel"])
+def test_a_batch_with_one_update_needs_no_behaviour_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is exact: the run with the pass has the same weights and metrics, bit for bit."""
+    once = {"epochs": 1, "minibatches": 1}
+    skipping, computing = trainer(name, **once), trainer(name, **once)
+    assert passes_of_a_step(skipping, monkeypatch) == {"policy": 1, "reference": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineTrainer, "one_pass", False)
+        assert passes_of_a_step(computing, monkeypatch) == {"policy": 2, "reference": 1}
+    metrics = skipping.step()
+    monkeypatch.setattr(OnlineTrainer, "one_pass", False)
+    assert metrics == computing.step()
+    assert torch.equal(weights(skipping), weights(computing))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("rloo", {}),
+        ("p3o_v2", {"epochs": 2}),
+        ("p3o_v2", {"minibatches": 2}),
+        ("p3o_v2", {"replay_batches": 1}),
+    ],
+)
+def test_the_behaviour_pass_stays_where_it_is_needed(name: str, settings: dict[str, int]) -> None:
+    run = trainer(name, **({"epochs": 1, "minibatches": 1} | settings))
+    assert not run.one_pass
+    assert run.sample().experience.behaviour_logprobs.isfinite().all()
+
+
+def test_layouts_train_alike() -> None:
+    """Gradients of a step are the same in all three but for the last bits."""
+    gradients = []
+    for layout in ("shared", "split", "padded"):
+        run = trainer(layout=layout)
+        assert run.verdict.layout.name == layout
+        rollout = run.sample()
+        experience = run.prepared(rollout.experience, rollout.groups)
+        run.accumulate(experience, rollout.groups, torch.arange(4), MetricsAverage(), first=True)
+        gradients.append(torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]))
+    scale = gradients[0].abs().max()
+    for other in gradients[1:]:
+        torch.testing.assert_close(other / scale, gradients[0] / scale, atol=2e-5, rtol=0)
+
+
+def test_micro_batches_of_tokens_hold_whole_groups() -> None:
+    run = trainer(micro_batch_tokens=80)
+    rollout = run.sample()
+    lengths = [run.passes.layout.length(group) for group in rollout.groups]
+    batches = run.passes.micro_batches(rollout.groups)
+    assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3]
+    assert len(batches) > 1
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 80 for batch in batches)
+    whole = trainer().passes.logprobs(run.policy, rollout.groups, 8)
+    torch.testing.assert_close(run.passes.logprobs(run.policy, rollout.groups, 8), whole, atol=1e-5, rtol=0)

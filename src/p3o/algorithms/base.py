@@ -41,6 +41,10 @@ class Algorithm(Protocol):
     averages_over: ClassVar[Literal["groups", "tokens"]]
     """What the loss is a mean over: how the parts of a minibatch that is split for memory are weighted."""
 
+    prepares_from_logprobs: ClassVar[bool]
+    """Whether ``prepare`` reads log-probs. If not, and a batch gets one update only, log π_old is taken from that update's own
+    pass and not computed before."""
+
     @property
     def config(self) -> AlgorithmConfig:
         """The frozen settings."""

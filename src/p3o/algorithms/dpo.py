@@ -54,6 +54,7 @@ class OnlineDPO:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = True
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = False
 
     def __init__(self, config: DPOConfig) -> None:
         self.config = config

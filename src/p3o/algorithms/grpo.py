@@ -100,6 +100,7 @@ class GRPO:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = False
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = False
 
     def __init__(self, config: GRPOConfig) -> None:
         self.config = config

@@ -156,6 +156,7 @@ class P3O:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = True
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = False
 
     def __init__(self, config: PPGConfig | P3OConfig, clip: Literal["none", "separate", "joint"]) -> None:
         self.config = config

@@ -102,6 +102,7 @@ class P3OResidual:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = True
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = False
 
     def __init__(self, config: P3OResidualConfig) -> None:
         self.config = config

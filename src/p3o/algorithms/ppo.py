@@ -86,6 +86,7 @@ class PPO:
     needs_critic: ClassVar[bool] = True
     accepts_comparisons: ClassVar[bool] = False
     averages_over: ClassVar[Literal["groups", "tokens"]] = "tokens"
+    prepares_from_logprobs: ClassVar[bool] = True
 
     def __init__(self, config: PPOConfig) -> None:
         self.config = config

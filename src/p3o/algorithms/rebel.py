@@ -54,6 +54,7 @@ class REBEL:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = True
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = False
 
     def __init__(self, config: REBELConfig) -> None:
         self.config = config

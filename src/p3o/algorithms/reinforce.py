@@ -44,6 +44,7 @@ class Reinforce:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = False
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = True
 
     def __init__(self, config: ReinforceConfig) -> None:
         self.config = config

@@ -54,6 +54,7 @@ class RLOO:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = False
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = True
 
     def __init__(self, config: RLOOConfig) -> None:
         self.config = config

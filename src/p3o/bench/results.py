@@ -56,8 +56,8 @@ def assemble(
         }
     return {
         "command": "p3o bench frontier" + (" --full" if full else ""),
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": commit(),
+        "machine": machine(),
         "seeds": list(seeds),
         "tasks": {name: {"betas": task.betas, "samples": task.samples} for name, task in TASKS.items()},
         "titles": {name: METHODS[name].title for name in results},
@@ -110,7 +110,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The checkout's commit, with ``+`` where files differ from it; None outside of one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
@@ -121,7 +121,7 @@ def _commit() -> str | None:
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     cpus = Path("/proc/cpuinfo")
     models = (
         [line.split(":", 1)[1].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")]

@@ -8,7 +8,10 @@ from typer.core import TyperGroup
 
 from p3o import __version__
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file of settings, or the name of one that comes with p3o."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set sft.steps=300; may be repeated."),

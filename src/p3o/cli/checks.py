@@ -41,3 +41,20 @@ def frontier(
     from p3o.bench import frontier as benchmark
 
     benchmark.main(json_file, full=full, output=output)
+
+
+@bench.command()
+def speed(
+    json_file: JsonFile = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One setting; without --model, on a Llama of 1.4 million parameters.")
+    ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Folder of the model; else a Llama of SmolLM2-135M's shape."),
+    ] = None,
+) -> None:
+    """Measure a step of P3O beside TRL's RLOO and PPO: seconds by phase, memory, share of the machine's matrix rate."""
+    from p3o.bench import speed as benchmark
+
+    benchmark.main(json_file, quick=quick, model=model)

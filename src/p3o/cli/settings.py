@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p3o.cli.options import ALGORITHM, ALGORITHM_SETTINGS, STAGE_OPTIONS, Given
-from p3o.errors import P3OError
+from p3o.errors import P3OError, did_you_mean
 from p3o.files import open_for_reading
 
 if TYPE_CHECKING:
@@ -160,8 +160,7 @@ def _resumed(asked: Asked) -> Work:
 
 def _load(source: Path | None, asked: Asked) -> "RunConfig":
     if source is not None:
-        with open_for_reading(source):  # a wrong path is told now, not after seconds of imports
-            pass
+        source = _configuration(source)
     from p3o.config import RunConfig
     from p3o.config_loading import Override, load_config
 
@@ -173,6 +172,22 @@ def _load(source: Path | None, asked: Asked) -> "RunConfig":
     settings = load_config(source, [*options, *asked.overrides], RunConfig)
     derived = [*_wanted_sft(settings, asked), *_algorithm(settings, asked)]
     return load_config(source, [*options, *derived, *asked.overrides], RunConfig) if derived else settings
+
+
+def _configuration(given: Path) -> Path:
+    """The file that --config means: a path, or the name of a configuration that comes with the package.
+
+    Raises:
+        P3OError: if it is neither; now, not after seconds of imports.
+    """
+    packaged = {file.stem: file for file in (Path(__file__).parent.parent / "configs").glob("*.yaml")}
+    if not given.exists() and str(given) in packaged:
+        return packaged[str(given)]
+    if not given.exists() and given.parent == Path() and not given.suffix:
+        advice = did_you_mean(str(given), packaged) or f"give a file, or one of {', '.join(sorted(packaged))}"
+        raise P3OError(f"--config {given}: neither a file nor a packaged configuration; {advice}")
+    with open_for_reading(given):
+        return given
 
 
 def _wanted_sft(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":

@@ -4,6 +4,7 @@ A bad row stops the run or is dropped, as ``data.bad_rows`` says. A dropped row 
 the first of them are kept with their place, so that nothing disappears without a word.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -125,9 +126,14 @@ class RowReport:
 
 
 def write_row_reports(path: Path, reports: Iterable[RowReport]) -> None:
-    """Write the reports as one JSON file, whole or not at all.
+    """Write the reports as one JSON file, whole or not at all; those of other sources that stand there already stay.
 
     Raises:
         P3OError: if the system refuses.
     """
-    write_json(path, [report.record() for report in reports])
+    records = [report.record() for report in reports]
+    if not records:
+        return
+    told = {(record["source"], record["kind"]) for record in records}
+    before = json.loads(path.read_bytes()) if path.exists() else []
+    write_json(path, [record for record in before if (record["source"], record["kind"]) not in told] + records)

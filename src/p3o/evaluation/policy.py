@@ -13,11 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from p3o.functional.kl import kl_policy_reference_full_vocabulary, kl_policy_reference_k1
-from p3o.functional.logprobs import token_logprobs
-from p3o.models.language import response_logits
+from p3o.evaluation.divergence import divergences
 from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left
+from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -87,6 +85,7 @@ class Evaluator:
         missing_eos_penalty: subtracted from the reward and the gold reward of a cut response, as in training.
         batch_size: prompts per forward pass.
         seed: of sampling; every evaluation starts from it anew.
+        stop: texts that end a response too, as in training.
     """
 
     def __init__(
@@ -102,7 +101,9 @@ class Evaluator:
         missing_eos_penalty: float,
         batch_size: int,
         seed: int,
+        stop: Sequence[str] = (),
     ) -> None:
+        self.stop = tuple(stop)
         self.tokenizer, self.reference, self.prompts = tokenizer, reference, list(prompts)
         self.scorer, self.gold, self.missing_eos_penalty = scorer, gold, missing_eos_penalty
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
@@ -147,8 +148,10 @@ class Evaluator:
                 pad_id=pad_id(self.tokenizer),
                 temperature=temperature,
                 generator=generator,
+                stop=self.stop,
+                tokenizer=self.tokenizer,
             )
-            candidates = decode_responses(self.tokenizer, responses)
+            candidates = decode_responses(self.tokenizer, responses, stop=self.stop)
             penalty = self.missing_eos_penalty * (~responses.ended).double().cpu()
             reward = self._scores(self.scorer, prompts, candidates) - penalty
             chosen = reward.argmax(-1)
@@ -161,15 +164,12 @@ class Evaluator:
             lengths += responses.mask.sum(-1).cpu()[pick].tolist()
             ends += responses.ended.cpu()[pick].tolist()
             if with_kl:
-                policy_logits = response_logits(policy, batch, responses)
-                reference_logits = response_logits(self.reference, batch, responses)
-                full = kl_policy_reference_full_vocabulary(
-                    policy_logits, reference_logits, responses.mask, temperature=temperature
-                )
-                k1 = kl_policy_reference_k1(
-                    token_logprobs(policy_logits, responses.tokens, temperature=temperature),
-                    token_logprobs(reference_logits, responses.tokens, temperature=temperature),
-                    responses.mask,
+                full, k1 = divergences(
+                    policy,
+                    self.reference,
+                    split_groups(batch, responses),
+                    temperature=temperature,
+                    fill=pad_id(self.tokenizer),
                 )
                 kls += full.flatten().tolist()
                 k1s += k1.flatten().tolist()

@@ -5,11 +5,16 @@ distributions. Every row has its own stream of uniform numbers, drawn up front, 
 batch changes nothing that is sampled.
 """
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from collections.abc import Sequence
 
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from p3o.models.cache import PromptCache
 from p3o.models.language import accepted
+from p3o.models.stopping import StopStrings
 from p3o.models.tokens import PromptBatch, ResponseBatch
 
 
@@ -24,6 +29,8 @@ def sample_responses(
     pad_id: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    stop: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ResponseBatch:
     """K responses for each prompt, sampled independently.
 
@@ -36,54 +43,60 @@ def sample_responses(
         pad_id: fills what follows.
         temperature: divides the logits; 0 is greedy.
         generator: a CPU generator, the only source of randomness.
+        stop: strings that end a response, too: its tokens up to and including the one that completes the string are kept,
+            and it counts as ended. ``p3o.models.tokens.decode_responses`` leaves the string out of the text.
+        tokenizer: to read the text; needed with ``stop``.
+
+    Raises:
+        ValueError: if there are stop strings and no tokenizer.
     """
+    if stop and tokenizer is None:
+        raise ValueError("stop strings need the tokenizer")
+    stopping = StopStrings(tokenizer, stop) if stop and tokenizer is not None else None
     device = prompts.tokens.device
-    rows = prompts.tokens.shape[0] * responses_per_prompt
+    groups, width = prompts.tokens.shape
+    rows = groups * responses_per_prompt
     uniforms = torch.rand(rows, max_new_tokens, generator=generator, dtype=torch.float64).to(device)
     tokens = torch.full((rows, max_new_tokens), pad_id, dtype=torch.long, device=device)
     lengths = torch.full((rows,), max_new_tokens, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
 
-    mask = prompts.mask.long()
-    positions = (prompts.mask.cumsum(-1) - 1).clamp(min=0)
-    prefill = {"position_ids": positions, "logits_to_keep": 1}
-    output = model(input_ids=prompts.tokens, attention_mask=mask, use_cache=True, **accepted(model, prefill))
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(responses_per_prompt)
-    logits = output.logits[:, -1].repeat_interleave(responses_per_prompt, 0)
-    mask = mask.repeat_interleave(responses_per_prompt, 0)
-    position = positions[:, -1:].repeat_interleave(responses_per_prompt, 0)
+    prefilled = PromptCache(model, prompts, responses=responses_per_prompt, room=max_new_tokens)
+    cache, logits = prefilled.cache, prefilled.logits
+    # As wide as it will ever be; the columns of tokens that are still to come are cut off at every step.
+    mask = prompts.mask.new_ones(rows, width + max_new_tokens).long()
+    mask[:, :width] = prompts.mask.repeat_interleave(responses_per_prompt, 0)
+    position = mask[:, :width].sum(-1, keepdim=True)
     alive = torch.arange(rows, device=device)
 
     for t in range(max_new_tokens):
         chosen = choose(logits, uniforms[alive, t], temperature)
         tokens[alive, t] = chosen
         stopped = chosen == eos_id
+        if stopping is not None:
+            stopped |= torch.tensor(stopping.found(tokens[alive, : t + 1].tolist()), device=device)
         if bool(stopped.any()):
             ended[alive[stopped]] = True
             lengths[alive[stopped]] = t + 1
-            going = (~stopped).nonzero().squeeze(-1)
-            if going.numel() == 0:
+            if bool(stopped.all()):
                 break
+            going = prefilled.keep(~stopped)
             alive, chosen, mask, position = alive[going], chosen[going], mask[going], position[going]
-            cache.batch_select_indices(going)
         if t + 1 == max_new_tokens:
             break
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        position = position + 1
-        step = {"position_ids": position, "logits_to_keep": 1}
+        step = {"position_ids": position + t, "logits_to_keep": 1}
         output = model(
             input_ids=chosen.unsqueeze(-1),
-            attention_mask=mask,
+            attention_mask=mask[:, : width + t + 1],
             past_key_values=cache,
             use_cache=True,
             **accepted(model, step),
         )
-        logits, cache = output.logits[:, -1], output.past_key_values
+        logits = output.logits[:, -1]
 
-    shape = (prompts.tokens.shape[0], responses_per_prompt)
+    shape = (groups, responses_per_prompt)
     time = int(lengths.max())
-    response_mask = torch.arange(time, device=device) < lengths.unsqueeze(-1)
+    response_mask: Bool[Tensor, "row time"] = torch.arange(time, device=device) < lengths.unsqueeze(-1)
     return ResponseBatch(tokens[:, :time].view(*shape, time), response_mask.view(*shape, time), ended.view(shape))
 
 

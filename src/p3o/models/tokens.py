@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from p3o.errors import P3OError
+from p3o.models.stopping import before_stop
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,17 @@ def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "ro
     return tokens, mask
 
 
-def decode_responses(tokenizer: PreTrainedTokenizerBase, responses: ResponseBatch) -> list[list[str]]:
-    """The text of every response, special tokens left out: [group][response]."""
+def decode_responses(
+    tokenizer: PreTrainedTokenizerBase, responses: ResponseBatch, *, stop: Sequence[str] = ()
+) -> list[list[str]]:
+    """The text of every response up to its first stop string, special tokens left out: [group][response]."""
     group, response, _ = responses.tokens.shape
     rows = [
         tokens[mask].tolist()
         for tokens, mask in zip(responses.tokens.flatten(0, 1), responses.mask.flatten(0, 1), strict=True)
     ]
-    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    decoded: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    texts = [before_stop(text, stop) for text in decoded]
     return [texts[g * response : (g + 1) * response] for g in range(group)]
 
 

@@ -31,6 +31,7 @@ from p3o.training.tracking import METRICS_FILE, RunFolder
 SFT_POLICY = "sft"
 STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
+ROWS_FILE = "data.json"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
 
@@ -262,8 +263,10 @@ def sample_texts(
                 pad_id=pad_id(run.tokenizer),
                 temperature=training.temperature,
                 generator=generator,
+                stop=training.stop,
+                tokenizer=run.tokenizer,
             )
-            groups += decode_responses(run.tokenizer, sampled)
+            groups += decode_responses(run.tokenizer, sampled, stop=training.stop)
             advance(len(encoded))
     return groups
 

@@ -63,6 +63,7 @@ def evaluator(run: RunContext, reference: nn.Module) -> Evaluator:
         missing_eos_penalty=training.missing_eos_penalty,
         batch_size=run.config.evaluation.batch_size,
         seed=run.seed("evaluation"),
+        stop=training.stop,
     )
 
 

@@ -61,6 +61,7 @@ def rl_run(run: RunContext, name: str) -> None:
         seed=run.seed("rl"),
         critic=critic,
     )
+    run.progress.print(f"rl {name}: {trainer.verdict}")
     judge = evaluator(run, reference)
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
     if entry.reward_shift:

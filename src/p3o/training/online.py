@@ -20,7 +20,7 @@ from p3o.errors import P3OError, shorten
 from p3o.functional.kl import kl_policy_reference_k1
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
-from p3o.models.language import response_logprobs
+from p3o.models.probe import LayoutChoice, choose_layout
 from p3o.models.sampling import sample_responses
 from p3o.models.tokens import (
     GroupTokens,
@@ -39,6 +39,7 @@ from p3o.training.checkpoint import State
 from p3o.training.faults import NumericalError
 from p3o.training.kl_control import KLController
 from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
+from p3o.training.passes import TOKENS, Passes, in_order
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
 from p3o.training.scoring import ComparisonFeedback, RewardFeedback, Scorer
 from p3o.types import Experience
@@ -57,13 +58,22 @@ class OnlineConfig(OptimiserConfig):
     responses_per_prompt: int = Field(2, ge=2, description="K, responses sampled per prompt.")
     epochs: int = Field(2, gt=0, description="Passes over the buffer per step.")
     minibatches: int = Field(2, gt=0, description="Updates per pass.")
-    micro_batch_prompts: int | None = Field(None, gt=0, description="Prompts per forward pass; null: a minibatch.")
+    micro_batch_prompts: int | None = Field(
+        None, gt=0, description="Prompts per forward pass at most; null: any number."
+    )
+    micro_batch_tokens: int | None = Field(
+        None, gt=0, description="Tokens per forward pass, groups being whole; null: 2048 on a CPU, 16384 elsewhere."
+    )
+    layout: LayoutChoice = Field(
+        "auto", description="Rows of the passes: shared, split or padded; auto: the first that is right for the model."
+    )
     replay_batches: int = Field(0, ge=0, description="Earlier batches kept beside the fresh one.")
     kl_stop: float | None = Field(
         0.05, gt=0, description="End a step's updates when mean ½·(log-ratio)² per response passes this; null: never."
     )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature, of all log-probs too.")
     max_new_tokens: int = Field(64, gt=0, description="Length limit of a response, end of sequence included.")
+    stop: tuple[str, ...] = Field((), description="Texts that end a response too; they are left out of it.")
     missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from the reward of a cut response.")
     kl_target: float | None = Field(
         None,
@@ -150,6 +160,19 @@ class OnlineTrainer:
         self.device = next(policy.parameters()).device
         self.prompts = list(prompts)
         self.encoded = encode_prompts(tokenizer, prompts)
+        self.verdict = choose_layout(
+            policy,
+            choice=config.layout,
+            responses=config.responses_per_prompt,
+            context=max(map(len, self.encoded)) + config.max_new_tokens,
+        )
+        self.passes = Passes(
+            self.verdict.layout,
+            temperature=config.temperature,
+            fill=pad_id(tokenizer),
+            tokens=config.micro_batch_tokens or TOKENS.get(self.device.type, 16384),
+            groups=config.micro_batch_prompts,
+        )
         seeds = torch.Generator().manual_seed(seed)
         orders, sampling, minibatches = (int(torch.randint(2**62, (1,), generator=seeds)) for _ in range(3))
         self.sampling_generator = torch.Generator().manual_seed(sampling)
@@ -221,6 +244,8 @@ class OnlineTrainer:
             if stopped:
                 break
         self.optimisation.advance_schedule()
+        if self.one_pass:
+            rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
         described = self.describe(rollout)
         if self.kl_controller is not None:
             described["beta"] = self.kl_controller.beta
@@ -243,18 +268,26 @@ class OnlineTrainer:
             pad_id=pad_id(self.tokenizer),
             temperature=config.temperature,
             generator=self.sampling_generator,
+            stop=config.stop,
+            tokenizer=self.tokenizer,
         )
-        texts = decode_responses(self.tokenizer, responses)
+        texts = decode_responses(self.tokenizer, responses, stop=config.stop)
         worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
         if len(worth.kept) == 0:
             raise NumericalError(f"step {self.done + 1}: the feedback on every prompt of the step is not finite")
         sampled = split_groups(prompts, responses)
         groups = [sampled[i] for i in worth.kept.tolist()]
         time = responses.tokens.shape[-1]
+        reference = self.passes.logprobs(self.reference, groups, time)
+        one_pass = self.one_pass and self.done >= self.warmup_steps
+        # Not a number until the update's own pass writes it: read too early, it would show.
+        behaviour = (
+            torch.full_like(reference, torch.nan) if one_pass else self.passes.logprobs(self.policy, groups, time)
+        )
         experience = Experience(
             response_mask=responses.mask[worth.kept.to(self.device)],
-            behaviour_logprobs=self.logprobs(self.policy, groups, time),
-            reference_logprobs=self.logprobs(self.reference, groups, time),
+            behaviour_logprobs=behaviour,
+            reference_logprobs=reference,
             reward_gaps=worth.gaps.to(self.device),
             rewards=None if worth.rewards is None else worth.rewards.to(self.device),
             age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
@@ -270,6 +303,8 @@ class OnlineTrainer:
             NumericalError: naming the step and the first prompt where it does not.
         """
         for whose in ("behaviour", "reference"):
+            if whose == "behaviour" and self.one_pass:
+                continue  # the update's own pass will give them; its gradient tells
             finite = getattr(experience, f"{whose}_logprobs").isfinite().flatten(1).all(-1)
             if not bool(finite.all()):
                 prompt = prompts[int((~finite).nonzero()[0])]
@@ -303,24 +338,21 @@ class OnlineTrainer:
 
         Returns the mean of ½·(log-ratio)² on the fresh groups: how far the policy has moved since it sampled them.
         """
-        size = self.config.micro_batch_prompts or len(chosen)
         moved, fresh = 0.0, 0
         whole = self.weight(experience.select(chosen))
-        for part in chosen.split(size):
+        for batch in self.passes.micro_batches([groups[i] for i in chosen.tolist()]):
+            part = chosen[batch]
             minibatch = experience.select(part)
-            prompts, responses = self.collate([groups[i] for i in part.tolist()], minibatch.response_mask.shape[-1])
-            if critic_only:
-                policy_logprobs = minibatch.behaviour_logprobs
-            else:
-                policy_logprobs = response_logprobs(
-                    self.policy, prompts, responses, temperature=self.config.temperature
-                )
+            these, time = [groups[i] for i in part.tolist()], minibatch.response_mask.shape[-1]
+            policy_logprobs = minibatch.behaviour_logprobs if critic_only else self.passes.one(self.policy, these, time)
             new = fresh_groups(minibatch)
             if first:
                 # Before the first update π_θ is π_old: the training pass itself gives log π_old, so the ratio is exactly 1.
                 behaviour = torch.where(new[:, None, None], policy_logprobs.detach(), minibatch.behaviour_logprobs)
                 minibatch = minibatch.replace(behaviour_logprobs=behaviour)
-            values = self.critic(prompts, responses) if self.critic is not None else None
+                if self.one_pass:
+                    experience.behaviour_logprobs[part] = behaviour
+            values = self.critic(*self.collate(these, time)) if self.critic is not None else None
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
             share = self.weight(minibatch) / whole
             (output.loss * share).backward()
@@ -346,25 +378,21 @@ class OnlineTrainer:
         prompts, responses = collate_groups(groups, pad_id(self.tokenizer), time=time)
         return prompts.to(self.device), responses.to(self.device)
 
-    @torch.no_grad()
-    def logprobs(
-        self, model: nn.Module, groups: Sequence[GroupTokens], time: int
-    ) -> Float[Tensor, "group response time"]:
-        """Token log-probs of the groups, micro-batch by micro-batch."""
-        size = self.config.micro_batch_prompts or len(groups)
-        parts = [
-            response_logprobs(model, *self.collate(groups[i : i + size], time), temperature=self.config.temperature)
-            for i in range(0, len(groups), size)
-        ]
-        return torch.cat(parts)
+    @property
+    def one_pass(self) -> bool:
+        """Whether a batch is used for one update only, by an algorithm that needs log π_old no sooner: the pass of that update
+        gives them, exactly."""
+        config = self.config
+        once = config.epochs == config.minibatches == 1 and config.replay_batches == 0
+        return once and not self.algorithm.prepares_from_logprobs
 
     @torch.no_grad()
     def values(self, groups: Sequence[GroupTokens], time: int) -> Float[Tensor, "group response time"]:
         """The critic's values, micro-batch by micro-batch."""
         assert self.critic is not None
-        size = self.config.micro_batch_prompts or len(groups)
-        parts = [self.critic(*self.collate(groups[i : i + size], time)) for i in range(0, len(groups), size)]
-        return torch.cat(parts)
+        batches = self.passes.micro_batches(groups)
+        parts = [self.critic(*self.collate([groups[i] for i in batch], time)) for batch in batches]
+        return in_order(batches, parts)
 
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """What was sampled, in numbers."""
