@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 
 from p3o.errors import P3OError
 from p3o.labeling import admin
-from p3o.labeling.assignment import Work, next_work
+from p3o.labeling.answers import LONGEST_COMMENT, STRENGTHS, Answer, NotYoursError
+from p3o.labeling.assignment import Work, assign, next_work
 from p3o.labeling.security import Guard, RateLimit
 from p3o.labeling.site import NO_SUCH_PAGE, AnnotatorSession, AnySession, OwnForm, Site, SiteHere
-from p3o.labeling.store import LONGEST_COMMENT, STRENGTHS, Answer, NotYoursError, Store
+from p3o.labeling.store import Store
 from p3o.labeling.tables import Choice, Event
 
 Shown = Literal["first", "second", "tie", "bad", "skip"]
@@ -100,7 +101,7 @@ def label(
     """Record an answer."""
     swapped = site.store.is_swapped(session.id, assignment)
     answer = Answer(_of_item(choice, swapped), int(strength) if strength else None, _plain_lines(comment))
-    site.store.label(session.id, assignment, key, answer)
+    site.store.label(session.id, assignment, key, answer, then=assign)
     return RedirectResponse("/", 303)
 
 

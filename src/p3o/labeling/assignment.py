@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import ColumnElement, func
 from sqlmodel import Session, col, select
 
-from p3o.labeling.store import Settings, Store, latest_label, read_settings
+from p3o.labeling.answers import Settings
+from p3o.labeling.store import Store, latest_label, read_settings
 from p3o.labeling.tables import Assignment, Event, Item
 
 
@@ -33,6 +34,10 @@ class Work:
     left: int
 
 
+_FRESH = 0.9
+"""A lease with this share of its time left is not renewed: looking at a page again then writes nothing."""
+
+
 def next_work(store: Store, annotator: int, *, now: datetime | None = None, rng: random.Random | None = None) -> Work:
     """The pair that an annotator is to answer, leased to them from now on.
 
@@ -41,26 +46,45 @@ def next_work(store: Store, annotator: int, *, now: datetime | None = None, rng:
         rng: draws the sides; the system's own randomness if None.
     """
     now = now or datetime.now(UTC)
+    with store.database.reading() as session:
+        held = _open_assignment(session, annotator, read_settings(session), now)
+        if held is not None and held.expires_at - now > _FRESH * _lease(session):
+            return _work(session, annotator, held)
     with store.database.writing() as session:
-        settings = read_settings(session)
-        held = _open_assignment(session, annotator, settings, now)
-        if held is None:
-            item = _choose(session, annotator, settings, now)
-            if item is not None:
-                swapped = (rng or random.SystemRandom()).random() < 0.5
-                assert item.id is not None
-                held = Assignment(
-                    item_id=item.id, annotator_id=annotator, swapped=swapped, shown_at=now, expires_at=now
-                )
-        else:
-            item = session.get_one(Item, held.item_id)
-        if held is not None:
-            if held.expires_at < now:  # away for long: the clock of this answer starts anew
-                held.shown_at = now
-            held.expires_at = now + timedelta(seconds=settings.lease_seconds)
-            session.add(held)
-            session.flush()
-        return Work(item, held, latest_label(session, annotator), *_progress(session, annotator, settings))
+        held = assign(session, annotator, now=now, rng=rng)
+        return _work(session, annotator, held)
+
+
+def assign(
+    session: Session, annotator: int, *, now: datetime | None = None, rng: random.Random | None = None
+) -> Assignment | None:
+    """Put a pair into an annotator's hands, inside a transaction that writes; None if there is none for them."""
+    now = now or datetime.now(UTC)
+    settings = read_settings(session)
+    held = _open_assignment(session, annotator, settings, now)
+    if held is None:
+        item = _choose(session, annotator, settings, now)
+        if item is None:
+            return None
+        assert item.id is not None
+        swapped = (rng or random.SystemRandom()).random() < 0.5
+        held = Assignment(item_id=item.id, annotator_id=annotator, swapped=swapped, shown_at=now, expires_at=now)
+    if held.expires_at < now:  # away for long: the clock of this answer starts anew
+        held.shown_at = now
+    held.expires_at = now + _lease(session)
+    session.add(held)
+    session.flush()
+    return held
+
+
+def _lease(session: Session) -> timedelta:
+    return timedelta(seconds=read_settings(session).lease_seconds)
+
+
+def _work(session: Session, annotator: int, held: Assignment | None) -> Work:
+    item = None if held is None else session.get_one(Item, held.item_id)
+    done, left = _progress(session, annotator, read_settings(session))
+    return Work(item, held, latest_label(session, annotator), done, left)
 
 
 def _open_assignment(session: Session, annotator: int, settings: Settings, now: datetime) -> Assignment | None:

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from sqlmodel import select
 
 from p3o.errors import P3OError, shorten
 from p3o.files import open_for_reading, plain_os_errors, write_jsonl
+from p3o.labeling.answers import Answer
 from p3o.labeling.pairs import Messages, Pair, key_of, parse_pair
 from p3o.labeling.records import holding_records
-from p3o.labeling.store import Answer, Store, add_annotator, record_label
-from p3o.labeling.tables import Annotator, Assignment, Choice, Event, Item
+from p3o.labeling.store import Store, add_annotator, record_label
+from p3o.labeling.tables import Annotator, Assignment, Event, Item
 
 
 @dataclass(frozen=True)
@@ -216,20 +217,21 @@ def parse_own(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Incoming]:
 
 
 def _own(place: str, row: Mapping[str, Any]) -> Incoming:
-    choice: Choice
     if "chosen" in row or "rejected" in row:
         chosen, rejected = (_as_text(row.get(name)) for name in ("chosen", "rejected"))
+        if absent := [name for name in ("chosen", "rejected") if row.get(name) is None]:
+            raise P3OError(f"{place}: no column '{absent[0]}'; a preference has both 'chosen' and 'rejected'")
         side = row.get("chosen_side")
         if side not in ("a", "b"):
             # The order must not tell the answer: it follows from the texts alone.
             side = "a" if str(chosen) < str(rejected) else "b"
         a, b = (chosen, rejected) if side == "a" else (rejected, chosen)
-        choice = side
+        choice = str(side)
         policies = [row.get("policy_chosen"), row.get("policy_rejected")]
         policy_a, policy_b = policies if side == "a" else policies[::-1]
     else:
         a, b, policy_a, policy_b = (row.get(name) for name in ("response_a", "response_b", "policy_a", "policy_b"))
-        choice = cast(Choice, row.get("label"))  # Answer refuses anything else
+        choice = str(row.get("label"))
     told = {"prompt": row.get("prompt"), "response_a": a, "response_b": b, "policy_a": policy_a, "policy_b": policy_b}
     pair = parse_pair({**told, "id": row.get("id")}, place)
     return Incoming(pair, _name(place, row), _answer(place, row, choice), parse_time(place, row.get("time")), place)
@@ -247,7 +249,7 @@ def _name(place: str, row: Mapping[str, Any]) -> str:
     return name
 
 
-def _answer(place: str, row: Mapping[str, Any], choice: Choice) -> Answer:
+def _answer(place: str, row: Mapping[str, Any], choice: str) -> Answer:
     try:
         return Answer(choice, row.get("strength"), row.get("comment") or "", row.get("preference"))
     except P3OError as error:

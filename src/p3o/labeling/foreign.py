@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from p3o.errors import P3OError, shorten
+from p3o.labeling.answers import Answer
 from p3o.labeling.exchange import Incoming, parse_own, parse_time, read_rows, unnamed_pair
-from p3o.labeling.store import Answer
 from p3o.labeling.tables import Choice
 
 Format = Literal["p3o", "argilla", "label-studio"]

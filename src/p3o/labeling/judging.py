@@ -8,8 +8,9 @@ from typing import Protocol, runtime_checkable
 from sqlmodel import col, select
 
 from p3o.errors import P3OError, shorten
+from p3o.labeling.answers import Answer
 from p3o.labeling.pairs import Messages
-from p3o.labeling.store import Answer, Store, add_annotator, record_label
+from p3o.labeling.store import Store, add_annotator, record_label
 from p3o.labeling.tables import Annotator, Assignment, Choice, Item
 
 

@@ -127,7 +127,8 @@ def parse_pair(value: Any, place: str) -> Pair:
     try:
         return _Row.model_validate(value).pair()
     except ValidationError as error:
-        first = error.errors()[0]
+        # Of the ways in which a prompt can be wrong, as a text and as messages, the one that went deeper.
+        first = max(error.errors(), key=lambda found: len(found["loc"]))
         name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "str")))
         problem = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"].lower()
         raise P3OError(f"{place}: {f'{name!r}: ' if name else ''}{problem}") from error
@@ -171,7 +172,7 @@ def pairs_of_responses(groups: Iterable[tuple[str | Messages, Sequence[Sampled]]
     """All pairs (K choose 2) of the distinct responses to each prompt, in order, and what was dropped.
 
     Args:
-        groups: each prompt with its K responses. A prompt may come again: a response that it had before is dropped as identical.
+        groups: each prompt with its K responses. A prompt may come again: a response that it had is dropped as identical.
     """
     pairs: list[Pair] = []
     identical = empty = 0

@@ -7,8 +7,8 @@ token = store.add_annotator("ada")
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,65 +17,11 @@ from sqlalchemy.engine import URL
 from sqlmodel import Session, col, select
 
 from p3o.errors import P3OError, shorten
+from p3o.labeling.answers import Answer, NotYoursError, Settings
 from p3o.labeling.database import Database, sqlite_url
 from p3o.labeling.migrations import migrate
 from p3o.labeling.pairs import Pair
-from p3o.labeling.tables import CHOICES, Annotator, Assignment, Choice, Event, Item, Role, Setting
-
-STRENGTHS = {1: "slightly", 2: "clearly", 3: "much"}
-LONGEST_COMMENT = 2000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How pairs are handed out; kept in the store.
-
-    Attributes:
-        overlap: how many people answer each pair (k).
-        lease_seconds: for how long a pair that someone has open is given to nobody else.
-        gold_every: each annotator's every so-manieth pair is a gold one, while there are any left.
-    """
-
-    overlap: int = 1
-    lease_seconds: int = 1800
-    gold_every: int = 10
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise P3OError(f"{name.replace('_', ' ')}: {value} is less than 1; use 1 or more")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What someone says about a pair.
-
-    Attributes:
-        choice: in terms of the item: "a" is its response a, wherever it was shown.
-        strength: 1, 2 or 3, or None; kept for "a" and "b" only.
-        preference: a judge's own number.
-    """
-
-    choice: Choice
-    strength: int | None = None
-    comment: str = ""
-    preference: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.choice not in CHOICES:
-            raise P3OError(f"choice {shorten(self.choice)}: not one of {', '.join(CHOICES)}")
-        if self.strength is not None and self.strength not in STRENGTHS:
-            raise P3OError(f"strength {shorten(self.strength)}: not 1, 2 or 3")
-        if len(self.comment) > LONGEST_COMMENT:
-            raise P3OError(f"comment: {len(self.comment)} characters; at most {LONGEST_COMMENT} are kept, shorten it")
-        if "\0" in self.comment:
-            raise P3OError("comment: holds a null character; remove it")
-        if self.strength is not None and self.choice not in ("a", "b"):
-            object.__setattr__(self, "strength", None)
-
-
-class NotYoursError(P3OError):
-    """The assignment does not exist, or is somebody else's; which of the two is not told."""
+from p3o.labeling.tables import Annotator, Assignment, Event, Item, Role, Setting
 
 
 class Store:
@@ -195,11 +141,22 @@ class Store:
         with self.database.reading() as session:
             return _own_assignment(session, annotator, assignment).swapped
 
-    def label(self, annotator: int, assignment: int, key: str, answer: Answer) -> Event:
+    def label(
+        self,
+        annotator: int,
+        assignment: int,
+        key: str,
+        answer: Answer,
+        *,
+        then: Callable[[Session, int], object] | None = None,
+    ) -> Event:
         """Record an answer; when this returns, it is on the disk.
 
         The same key again returns the event that is there already and changes nothing, whatever the answer says: a form that
         was sent twice is one label. The first answer of an assignment holds until it is undone.
+
+        Args:
+            then: what else belongs to the same transaction, such as ``assignment.assign``; given the session and the annotator.
 
         Raises:
             NotYoursError: if the assignment is not this annotator's.
@@ -210,7 +167,10 @@ class Store:
             held = _own_assignment(session, annotator, assignment)
             if held.label_id is not None:
                 return session.get_one(Event, held.label_id)
-            return record_label(session, held, key, answer)
+            event = record_label(session, held, key, answer)
+            if then is not None:
+                then(session, annotator)
+            return event
 
     def undo(self, annotator: int, event: int, key: str) -> bool:
         """Take back the annotator's newest label that holds, if it is ``event``; the pair is theirs again.
