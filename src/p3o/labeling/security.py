@@ -44,8 +44,8 @@ def csrf_matches(session_token: str, given: str) -> bool:
 
 @dataclass
 class _Bucket:
-    tokens: float
-    at: float
+    tokens: int | float
+    at: int | float
 
 
 class RateLimit:
@@ -57,7 +57,7 @@ class RateLimit:
 
     _MOST_KEYS = 10_000
 
-    def __init__(self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_second: int | float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
         self._burst = burst
         self._clock = clock
