@@ -14,22 +14,21 @@ from urllib.parse import urlencode, urlsplit
 
 from p3o.labeling.pairs import Sampled, pairs_of_responses, write_pairs
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Server:
     """``p3o label`` on a store; the links that it prints are kept over restarts."""
 
     def __init__(self, place: Sequence[str], pairs: Path, annotators: Sequence[str], *, overlap: int = 2) -> None:
-        self._command = [sys.executable, "-m", "p3o", "label", *place, "--pairs", str(pairs)]
-        self._command += ["--annotators", ",".join(annotators), "--overlap", str(overlap)]
+        self._command = [sys.executable, "-m", "p3o", "label", *place, "--annotators", ",".join(annotators)]
         self.links: dict[str, str] = {}
         self.port = 0
-        self.process = self._start()
+        self.process = self._start("--pairs", str(pairs), "--overlap", str(overlap))
 
-    def _start(self) -> "subprocess.Popen[str]":
+    def _start(self, *more: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [*self._command, "--port", str(self.port)],
+            [*self._command, "--port", str(self.port), *more],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -65,7 +64,9 @@ class Server:
 def write_sample_pairs(path: Path, count: int) -> None:
     """Pairs about nothing, a few hundred characters each."""
     words = "The quick brown fox jumps over the lazy dog. " * 4
-    groups = [(f"Question {i}: {words}", [Sampled(f"Answer {i}. {words}"), Sampled(f"{words} {i}")]) for i in range(count)]
+    groups = [
+        (f"Question {i}: {words}", [Sampled(f"Answer {i}. {words}"), Sampled(f"{words} {i}")]) for i in range(count)
+    ]
     pairs, _ = pairs_of_responses(groups)
     write_pairs(path, pairs)
 
@@ -123,19 +124,22 @@ class Client:
     def request(self, method: str, path: str, form: dict[str, str] | None = None) -> tuple[int, str, dict[str, str]]:
         """Ask until there is an answer other than 5xx, as the page's script does."""
         until = time.monotonic() + PATIENCE
+        problem = ""
         while time.monotonic() < until:
             started = time.monotonic()
             try:
                 answer = self._ask(method, path, form)
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
                 self._connection = None
+                problem = repr(error)
             else:
                 if answer[0] < 500:
                     self.seconds.setdefault(f"{method} {urlsplit(path).path}", []).append(time.monotonic() - started)
                     return answer
+                problem = f"{answer[0]}: {answer[1]}"
             self.retries += 1
             time.sleep(0.05)
-        raise TimeoutError(f"{method} {path}")
+        raise TimeoutError(f"{method} {path}, at last {problem}")
 
     def _ask(self, method: str, path: str, form: dict[str, str] | None) -> tuple[int, str, dict[str, str]]:
         if self._connection is None:

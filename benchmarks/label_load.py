@@ -1,6 +1,6 @@
 """Many annotators at once on one labelling server: how long a page and an answer take.
 
-    python benchmarks/label_load.py --annotators 50 --seconds 60
+python benchmarks/label_load.py --annotators 50 --seconds 60
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import quantiles
 
 from benchmarks.label_clients import Client, Server, fresh_names, write_sample_pairs
+
 from p3o.labeling.store import Store
 
 
@@ -49,11 +50,15 @@ def main() -> None:
         store.close()
     acknowledged = sum(len(client.acknowledged) for client in clients)
     print(f"{options.annotators} annotators, {options.seconds:.0f} s, {acknowledged / options.seconds:.1f} labels/s")
-    print(f"{acknowledged} labels acknowledged, {found} in the store, {sum(client.retries for client in clients)} retries")
+    print(
+        f"{acknowledged} labels acknowledged, {found} in the store, {sum(client.retries for client in clients)} retries"
+    )
     for path, meaning in (("GET /", "a page"), ("POST /label", "an answer")):
         times = [second for client in clients for second in client.seconds.get(path, [])]
         cuts = quantiles(times, n=100)
-        print(f"{meaning}: median {1e3 * cuts[49]:.0f} ms, p95 {1e3 * cuts[94]:.0f} ms, longest {1e3 * max(times):.0f} ms")
+        print(
+            f"{meaning}: median {1e3 * cuts[49]:.0f} ms, p95 {1e3 * cuts[94]:.0f} ms, longest {1e3 * max(times):.0f} ms"
+        )
     raise SystemExit(0 if acknowledged == found else 1)
 
 

@@ -1,7 +1,7 @@
 """Kill -9 the labelling server at random moments while annotators label; then look for every label that it said is saved.
 
-    python benchmarks/label_torture.py --kills 50
-    python benchmarks/label_torture.py --kills 50 --database-url postgresql://user@host/empty_database
+python benchmarks/label_torture.py --kills 50
+python benchmarks/label_torture.py --kills 50 --database-url postgresql://user@host/empty_database
 """
 
 import argparse
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.label_clients import PATIENCE, Client, Server, fresh_names, write_sample_pairs
 from sqlmodel import select
 
-from benchmarks.label_clients import Client, Server, fresh_names, write_sample_pairs
 from p3o.labeling.store import Store
 from p3o.labeling.tables import Event
 
@@ -75,11 +75,14 @@ def torture(folder: Path, *, kills: int, annotators: int, seed: int, database_ur
         finally:
             client.close()
 
-    threads = [threading.Thread(target=work, args=(client, random.Random(f"{seed} {client.name}"))) for client in clients]
+    threads = [
+        threading.Thread(target=work, args=(client, random.Random(f"{seed} {client.name}"))) for client in clients
+    ]
     for thread in threads:
         thread.start()
     for _ in range(kills):
-        time.sleep(rng.uniform(0.02, 0.6))
+        _wait_for_labels(clients)  # so that the kill falls among them, and not into the start of the server
+        time.sleep(rng.uniform(0.0, 0.5))
         server.kill()
         server.restart()
     time.sleep(0.3)
@@ -90,6 +93,13 @@ def torture(folder: Path, *, kills: int, annotators: int, seed: int, database_ur
     if failures:
         raise failures[0]
     return _compare(Store.open(database_url or folder / "labels.db"), clients, kills)
+
+
+def _wait_for_labels(clients: Sequence[Client]) -> None:
+    before = sum(len(client.acknowledged) for client in clients)
+    until = time.monotonic() + PATIENCE
+    while sum(len(client.acknowledged) for client in clients) == before and time.monotonic() < until:
+        time.sleep(0.005)
 
 
 def _compare(store: Store, clients: Sequence[Client], kills: int) -> Outcome:

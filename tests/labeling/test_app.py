@@ -13,6 +13,7 @@ from tests.labeling.conftest import pairs
 from p3o.labeling.answers import Answer
 from p3o.labeling.app import make_app
 from p3o.labeling.assignment import next_work
+from p3o.labeling.database import DatabaseUnavailableError
 from p3o.labeling.pairs import Pair
 from p3o.labeling.records import holding_records
 from p3o.labeling.security import HEADERS, LARGEST_FORM, RateLimit
@@ -297,7 +298,9 @@ def test_the_pages_obey_their_own_content_policy(store: Store, enter: Enter) -> 
     """No inline script, style or handler, nothing from elsewhere."""
     store.add_items(pairs(1))
     for page in (enter("ada").get("/").text, enter("admin", "admin").get("/admin").text, enter().get("/").text):
-        assert not re.search(r"<style|style=|\son\w+=|javascript:|https?:", page.replace("http://www.w3.org/2000/svg", ""))
+        assert not re.search(
+            r"<style|style=|\son\w+=|javascript:|https?:", page.replace("http://www.w3.org/2000/svg", "")
+        )
         assert re.findall(r"<script[^>]*>(.*?)</script>", page) == [""]
 
 
@@ -360,7 +363,12 @@ def test_the_admin_sees_how_it_goes(store: Store, enter: Enter) -> None:
         "first side preferred": "–",
         "gold answers right": "–",
     }
-    assert [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<td>.*?</td>", page)][:4] == ["3", "2", "0", "1"]
+    assert [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<td>.*?</td>", page)][:4] == [
+        "3",
+        "2",
+        "0",
+        "1",
+    ]
 
 
 def test_the_admin_exports_what_the_command_exports(store: Store, enter: Enter) -> None:
@@ -382,7 +390,9 @@ def test_the_admin_adds_renews_and_closes(store: Store, enter: Enter) -> None:
     admin, new = enter("boss", "admin"), enter()
 
     def change(name: str, what: str) -> Any:
-        return admin.post("/admin/annotators", data={**fields(admin.get("/admin").text, "/leave"), "name": name, "what": what})
+        return admin.post(
+            "/admin/annotators", data={**fields(admin.get("/admin").text, "/leave"), "name": name, "what": what}
+        )
 
     link = re.search(r"<code>http://testserver(/enter/\S+?)</code>", change("cyd", "add").text)
     assert link is not None
@@ -397,6 +407,27 @@ def test_the_admin_adds_renews_and_closes(store: Store, enter: Enter) -> None:
     change("cyd", "deactivate")
     assert "Token" in new.get("/").text
     assert admin.post("/admin/annotators", data={"name": "eve", "what": "add", "csrf": "0"}).status_code == 403
+
+
+def test_a_store_that_cannot_be_reached_is_503_and_tells_no_paths(
+    store: Store, enter: Enter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """503 is what the page's script tries again on."""
+    store.add_items(pairs(1))
+    ada = enter("ada")
+    form = {**fields(ada.get("/").text), "choice": "tie"}
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise DatabaseUnavailableError("/home/someone/labels.db: disk is full; free it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "label", fail)
+        answer = ada.post("/label", data=form)
+    assert answer.status_code == 503
+    assert "someone" not in answer.text
+    assert "disk is full" in capsys.readouterr().err
+    assert ada.post("/label", data=form).status_code == 200
+    assert store.verify()["labels"] == 1
 
 
 def test_an_admin_does_not_label(store: Store, enter: Enter) -> None:

@@ -180,7 +180,9 @@ def test_argilla(tmp_path: Path, value: Any, choice: str) -> None:
 
 def test_argilla_with_names_of_its_own(tmp_path: Path) -> None:
     row = argilla("the left one", "which", post="p", draft="x", final="y", note="n")
-    with pytest.raises(P3OError, match=r"which of 'post', 'draft', 'final', 'note' are the prompt and the two responses"):
+    with pytest.raises(
+        P3OError, match=r"which of 'post', 'draft', 'final', 'note' are the prompt and the two responses"
+    ):
         read(tmp_path, [row])
     naming = Naming("post", "draft", "final")
     with pytest.raises(P3OError, match="what does the label 'the left one' mean"):
@@ -195,12 +197,24 @@ def task(*results: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A task as Label Studio's JSON export has it, with one annotation."""
     annotation = {"id": 1, "result": list(results), "was_cancelled": False, "completed_by": 10, "lead_time": 4.2}
     annotation |= {"created_at": "2021-03-09T22:16:08.728353Z", **more}
-    return {"id": 1, "data": {"prompt": "p", "text1": "x", "text2": "y"}, "annotations": [annotation], "predictions": []}
+    return {
+        "id": 1,
+        "data": {"prompt": "p", "text1": "x", "text2": "y"},
+        "annotations": [annotation],
+        "predictions": [],
+    }
 
 
 def pairwise(selected: str, name: str = "pw") -> dict[str, Any]:
     value = {"selected": selected}
-    return {"from_name": name, "to_name": "text1,text2", "type": "pairwise", "value": value, "id": "x", "origin": "manual"}
+    return {
+        "from_name": name,
+        "to_name": "text1,text2",
+        "type": "pairwise",
+        "value": value,
+        "id": "x",
+        "origin": "manual",
+    }
 
 
 def choices(*chosen: str) -> dict[str, Any]:

@@ -40,7 +40,12 @@ def test_verdicts_become_labels(store: Store) -> None:
     assert label_with_judge(store, judge, name="j", batch_size=3, tie_margin=0.1, advance=advanced.append) == 4
     assert advanced == [3, 1]
     records = holding_records(store)
-    assert [(r.event.choice, r.event.preference) for r in records] == [("a", 0.8), ("b", -0.2), ("tie", 0.1), ("tie", 0.0)]
+    assert [(r.event.choice, r.event.preference) for r in records] == [
+        ("a", 0.8),
+        ("b", -0.2),
+        ("tie", 0.1),
+        ("tie", 0.0),
+    ]
     assert {(r.annotator.role, r.event.seconds) for r in records} == {("judge", None)}
     assert len(export_labels(store).preferences) == 2
     assert store.verify()["labels"] == 4

@@ -80,7 +80,9 @@ def test_a_prompt_that_comes_again_does_not_repeat_its_responses() -> None:
     assert counts.identical_dropped == 2
 
 
-@given(st.lists(st.tuples(st.sampled_from("pq"), st.lists(st.sampled_from(["", "x", "y", "z"]), max_size=5)), max_size=4))
+@given(
+    st.lists(st.tuples(st.sampled_from("pq"), st.lists(st.sampled_from(["", "x", "y", "z"]), max_size=5)), max_size=4)
+)
 def test_every_response_is_paired_or_counted_and_no_pair_comes_twice(groups: list[tuple[str, list[str]]]) -> None:
     found, counts = pairs_of_responses([(prompt, [Sampled(text) for text in texts]) for prompt, texts in groups])
     keys = [(pair.prompt, frozenset((pair.response_a, pair.response_b))) for pair in found]
@@ -89,5 +91,7 @@ def test_every_response_is_paired_or_counted_and_no_pair_comes_twice(groups: lis
     kept = {(prompt, text) for prompt, texts in groups for text in texts if text}
     assert counts.identical_dropped + counts.empty_dropped + len(kept) == sum(len(texts) for _, texts in groups)
     if len({prompt for prompt, _ in groups}) == len(groups):
-        expected = [(p, frozenset(two)) for p, texts in groups for two in combinations(dict.fromkeys(filter(None, texts)), 2)]
+        expected = [
+            (p, frozenset(two)) for p, texts in groups for two in combinations(dict.fromkeys(filter(None, texts)), 2)
+        ]
         assert keys == expected

@@ -29,8 +29,15 @@ def label(choice: str, *, item: int = 0, swapped: bool = False, gold: str | None
 
 def test_alpha_of_krippendorffs_own_example() -> None:
     """Computing Krippendorff's Alpha-Reliability (2011), example C: four observers, twelve units, nominal α = .743."""
-    observers = ["1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 ."]
-    units = [[value for value in unit if value != "."] for unit in zip(*(row.split() for row in observers), strict=True)]
+    observers = [
+        "1 2 3 3 2 1 4 1 2 . . .",
+        "1 2 3 3 2 2 4 1 2 5 . 3",
+        ". 3 3 3 2 3 4 2 2 5 1 .",
+        "1 2 3 3 2 4 4 1 2 5 1 .",
+    ]
+    units = [
+        [value for value in unit if value != "."] for unit in zip(*(row.split() for row in observers), strict=True)
+    ]
     assert krippendorff_alpha(units) == pytest.approx(0.743, abs=5e-4)
 
 
@@ -86,7 +93,9 @@ def test_wilsons_interval() -> None:
 
 
 def test_gold_counts_answers_and_not_skips() -> None:
-    assert gold_share([label("a", gold="a"), label("tie", gold="a"), label("skip", gold="a"), label("a")]) == Share(1, 2)
+    assert gold_share([label("a", gold="a"), label("tie", gold="a"), label("skip", gold="a"), label("a")]) == Share(
+        1, 2
+    )
 
 
 def test_per_hour_puts_the_newest_last() -> None:

@@ -128,9 +128,13 @@ def test_the_database_refuses_to_change_history(store: Store, annotator: Registe
 
 
 def test_a_block_that_fails_leaves_nothing(store: Store) -> None:
-    with pytest.raises(RuntimeError), store.database.writing() as session:
-        session.execute(text("UPDATE setting SET value = '7' WHERE name = 'overlap'"))
-        raise RuntimeError
+    def change_and_fail() -> None:
+        with store.database.writing() as session:
+            session.execute(text("UPDATE setting SET value = '7' WHERE name = 'overlap'"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        change_and_fail()
     assert store.settings().overlap == 1
 
 

@@ -5,6 +5,7 @@ The form carries an idempotency key: sent again after a lost answer, it is the s
 """
 
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, cast
@@ -18,6 +19,7 @@ from p3o.errors import P3OError
 from p3o.labeling import admin
 from p3o.labeling.answers import LONGEST_COMMENT, STRENGTHS, Answer, NotYoursError
 from p3o.labeling.assignment import Work, assign, next_work
+from p3o.labeling.database import DatabaseUnavailableError
 from p3o.labeling.security import Guard, RateLimit
 from p3o.labeling.site import NO_SUCH_PAGE, AnnotatorSession, AnySession, OwnForm, Site, SiteHere
 from p3o.labeling.store import Store
@@ -189,6 +191,9 @@ def _form_error(request: Request, error: Exception) -> Response:
 
 
 def _plain_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, DatabaseUnavailableError):  # its own words are for whoever runs the server
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return _problem(request, 503, "The store cannot be reached now. Nothing was saved; try again.")
     status = 404 if isinstance(error, NotYoursError) else 422
     return _problem(request, status, f"Nothing was saved: {error}.")
 

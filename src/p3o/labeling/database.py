@@ -6,8 +6,9 @@ with ``synchronous=FULL`` (in WAL mode anything less may lose the last commits i
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from p3o.files import path_is_possible
 
 _BUSY_SECONDS = 30
 _ADVISORY_LOCK = 0x50334F  # "P3O"
+
+
+class DatabaseUnavailableError(P3OError):
+    """The database cannot answer now, for a reason outside of p3o: nothing was saved, and asking again may help."""
 
 
 class Database:
@@ -40,6 +45,8 @@ class Database:
             raise P3OError("--database-url: not a URL; write postgresql://user@host/database") from error
         if self.url.drivername in ("postgresql", "postgres"):
             self.url = self.url.set(drivername="postgresql+psycopg")
+        # SQLite lets writers wait by polling, which may pass one over for long: those of this process queue up here first.
+        self._one_writer = threading.Lock() if self._is_sqlite else nullcontext()
         self.place = self.url.database if self._is_sqlite else self.url.render_as_string()
         try:
             self.engine = self._engine()
@@ -75,6 +82,7 @@ class Database:
         """A session that writes alone: committed at the end of the block, or undone if the block raises."""
         with (
             self._plain_errors(),
+            self._one_writer,
             self.engine.connect().execution_options(p3o_writes=True) as connection,
             Session(connection, expire_on_commit=False) as session,
         ):
@@ -91,9 +99,13 @@ class Database:
         except DBAPIError as error:
             reason = str(error.orig).strip().splitlines()[0]
             if isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(error.orig, sqlite3.IntegrityError):
-                raise P3OError(f"{self.place}: {reason}; choose another --store or free the disk") from error
+                raise DatabaseUnavailableError(
+                    f"{self.place}: {reason}; choose another --store or free the disk"
+                ) from error
             if error.connection_invalidated or (isinstance(error, DatabaseError) and "connection" in reason):
-                raise P3OError(f"{self.place}: {reason}; is the server running, and the URL right?") from error
+                raise DatabaseUnavailableError(
+                    f"{self.place}: {reason}; is the server running, and the URL right?"
+                ) from error
             raise
 
     def close(self) -> None:

@@ -49,7 +49,12 @@ class Store:
             if not create and not place.exists():
                 raise P3OError(f"{place}: no such store; check --store, or make one with p3o label --pairs FILE")
             place = sqlite_url(place)
-        return cls(Database(place))
+        database = Database(place)
+        try:
+            return cls(database)
+        except BaseException:
+            database.close()
+            raise
 
     def close(self) -> None:
         """Close the store's connections."""
