@@ -14,7 +14,8 @@ from urllib.parse import urlencode, urlsplit
 
 from p3o.labeling.pairs import Sampled, pairs_of_responses, write_pairs
 
-PATIENCE = 120.0
+PATIENCE = 600.0
+"""Seconds until a client gives up: it may be unlucky for long when the server is killed again and again."""
 
 
 class Server:

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaForSequenceClassification
 
 from p3o.algorithms.p3o import p3o_joint_clip_loss, p3o_separate_clip_loss, pairwise_policy_gradient_loss
+from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.errors import P3OError
 from p3o.feedback.comparison import (
@@ -222,7 +223,7 @@ def test_a_pairwise_model_reads_both_orders_at_the_last_token() -> None:
 def test_a_pairwise_model_learns_a_cycle() -> None:
     """Trained on all three wins of the game by − log σ of both orders, it holds all three; a reward can hold two."""
     model = preference_model()
-    rock, paper, scissors = [word for word in TOKENIZER.get_vocab() if word.isalpha()][:3]
+    rock, paper, scissors = task.perfect_answers(task.prompts(3, seed=0, split="train"), seed=0)
     wins = [(rock, scissors), (scissors, paper), (paper, rock)]
     prompts, better, worse = ["choose"] * 3, [win for win, _ in wins], [loss for _, loss in wins]
     forward, back = model.encode(prompts, better, worse), model.encode(prompts, worse, better)

@@ -64,7 +64,7 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
             ["--pairs", "pairs.jsonl", "--host", "no.such.host.invalid"],
             "no.such.host.invalid:8765: cannot be listened on",
         ),
-        (["--pairs", "pairs.jsonl", "--overlap", "0"], "0 is not in the range"),
+        (["--pairs", "pairs.jsonl", "--overlap", "0"], "should be greater than or equal to 1"),
         (["export", "out.jsonl"], "labels.db: no such store"),
         (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': write LABEL=a"),
         (["status", "--database-url", "mysql+nothing://x"], "no such kind of database"),

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from typer.core import TyperGroup
 
 from p3o.cli.app import app
 from p3o.errors import P3OError
@@ -16,7 +17,18 @@ if TYPE_CHECKING:
     from p3o.labeling.store import Store
     from p3o.labeling.tables import Choice
 
-label = typer.Typer(help="Have pairs of responses compared in a browser, or by a judge.", invoke_without_command=True)
+
+class _ServeByDefault(TyperGroup):
+    """``p3o label --pairs FILE`` is ``p3o label serve --pairs FILE``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As of the base class, after putting in the command that was left out."""
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+
+label = typer.Typer(help="Have pairs of responses compared in a browser, or by a judge.", cls=_ServeByDefault)
 app.add_typer(label, name="label")
 
 StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file that holds pairs and labels.")]
@@ -27,9 +39,8 @@ DatabaseUrl = Annotated[
 STORE = Path("labels.db")
 
 
-@label.callback()
+@label.command()
 def serve(
-    context: typer.Context,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", metavar="FILE", help="JSON Lines of prompt, response_a, response_b.")
     ] = None,
@@ -63,9 +74,7 @@ def serve(
         float, typer.Option("--tie-margin", min=0, max=1, help="A judge's preference of at most this size is a tie.")
     ] = 0.0,
 ) -> None:
-    """Serve the labelling page of a store, or have a judge label it."""
-    if context.invoked_subcommand is not None:
-        return
+    """Serve the labelling page of a store, or have a judge label it; what `p3o label` does if no command is named."""
     opened = _open(store, database_url, create=pairs is not None)
     if pairs is not None:
         _add_pairs(opened, pairs)
