@@ -1,6 +1,5 @@
 """`p3o doctor`: what this machine has, what p3o would use of it, and what is missing for what."""
 
-import inspect
 import os
 import platform
 import re
@@ -123,7 +122,7 @@ def optional_packages() -> list[tuple[str, str]]:
 def _devices(found: Findings) -> None:
     import torch
 
-    from p3o.models.language import load_language_model
+    from p3o.models.precision import choose_precision
     from p3o.stages.context import choose_device
 
     try:
@@ -142,8 +141,7 @@ def _devices(found: Findings) -> None:
     if torch.backends.mps.is_available():
         found.facts["mps"] = "available"
     found.facts["device"] = f"{chosen} (device: auto), {torch.get_num_threads()} CPU threads"
-    dtype = inspect.signature(load_language_model).parameters["dtype"].default
-    found.facts["number format"] = str(dtype).removeprefix("torch.")
+    found.facts["number format"] = str(choose_precision("auto", chosen, trains_all_weights=True))
 
 
 def _available_memory() -> str:

@@ -1,0 +1,234 @@
+"""p3o label: have pairs of responses compared, by people in a browser or by a judge, and move labels in and out."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+from typer.core import TyperGroup
+
+from p3o.cli.app import app
+from p3o.errors import P3OError
+
+if TYPE_CHECKING:
+    from p3o.labeling.judging import Judge
+    from p3o.labeling.server import Link
+    from p3o.labeling.store import Store
+    from p3o.labeling.tables import Choice
+
+
+class _ServeByDefault(TyperGroup):
+    """``p3o label --pairs FILE`` is ``p3o label serve --pairs FILE``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As of the base class, after putting in the command that was left out."""
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+
+label = typer.Typer(help="Have pairs of responses compared in a browser, or by a judge.", cls=_ServeByDefault)
+app.add_typer(label, name="label")
+
+StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file that holds pairs and labels.")]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database-url", metavar="URL", help="A PostgreSQL store: postgresql://user@host/database."),
+]
+STORE = Path("labels.db")
+
+
+@label.command()
+def serve(
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", metavar="FILE", help="JSON Lines of prompt, response_a, response_b.")
+    ] = None,
+    store: StoreFile = STORE,
+    database_url: DatabaseUrl = None,
+    annotators: Annotated[str, typer.Option("--annotators", metavar="A,B", help="Names of who may label.")] = "me",
+    overlap: Annotated[
+        int | None, typer.Option("--overlap", min=1, metavar="K", help="Labels wanted for each pair; 1 at first.")
+    ] = None,
+    lease_minutes: Annotated[
+        int | None,
+        typer.Option("--lease-minutes", min=1, metavar="N", help="For how long an open pair is kept; 30 at first."),
+    ] = None,
+    gold_every: Annotated[
+        int | None,
+        typer.Option("--gold-every", min=1, metavar="N", help="Every so-manieth pair is a gold one; 10 at first."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8765,
+    new_links: Annotated[bool, typer.Option("--new-links", help="Replace the links that were printed before.")] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", metavar="MODULE:FUNCTION", help="Have this compare the pairs; no page is served."),
+    ] = None,
+    judge_name: Annotated[
+        str | None, typer.Option("--judge-name", metavar="NAME", help="Its name in the store.")
+    ] = None,
+    tie_margin: Annotated[
+        float, typer.Option("--tie-margin", min=0, max=1, help="A judge's preference of at most this size is a tie.")
+    ] = 0.0,
+) -> None:
+    """Serve the labelling page of a store, or have a judge label it; what `p3o label` does if no command is named."""
+    opened = _open(store, database_url, create=pairs is not None)
+    if pairs is not None:
+        _add_pairs(opened, pairs)
+    wanted = {
+        "overlap": overlap,
+        "lease_seconds": None if lease_minutes is None else 60 * lease_minutes,
+        "gold_every": gold_every,
+    }
+    opened.change_settings(**{name: value for name, value in wanted.items() if value is not None})
+    if judge is not None:
+        _judge(opened, judge, judge_name or judge, tie_margin)
+        return
+    _serve_page(opened, annotators.split(","), host=host, port=port, new_links=new_links)
+
+
+@label.command()
+def export(
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl or .parquet file to write.")],
+    store: StoreFile = STORE,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Write the labels: prompt/chosen/rejected to FILE, ties to a file beside it."""
+    opened = _open(store, database_url)
+    from p3o.labeling.exchange import export_labels, ties_path, write_rows
+
+    exported = export_labels(opened)
+    write_rows(output, exported.preferences)
+    write_rows(ties_path(output), exported.ties)
+    typer.echo(f"{output}: {_count(len(exported.preferences), 'preference')}")
+    typer.echo(f"{ties_path(output)}: {_count(len(exported.ties), 'tie')} and pairs of which both are bad")
+    typer.echo(f"left out: {_count(exported.skipped, 'skip')}, {_count(exported.gold, 'label')} of gold pairs")
+
+
+@label.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .json or .parquet file of labels.")],
+    store: StoreFile = STORE,
+    database_url: DatabaseUrl = None,
+    format: Annotated[
+        Literal["p3o", "argilla", "label-studio"] | None, typer.Option("--format", help="Found out if not given.")
+    ] = None,
+    prompt_field: Annotated[str | None, typer.Option("--prompt-field", metavar="NAME")] = None,
+    response_a_field: Annotated[str | None, typer.Option("--response-a-field", metavar="NAME")] = None,
+    response_b_field: Annotated[str | None, typer.Option("--response-b-field", metavar="NAME")] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="NAME", help="Whose answers are the labels.")
+    ] = None,
+    meaning: Annotated[
+        list[str] | None,
+        typer.Option("--meaning", metavar="LABEL=a|b|tie|bad|skip", help="What a label says; may be repeated."),
+    ] = None,
+) -> None:
+    """Add labels from a file: our own exports, prompt/chosen/rejected rows, Argilla's and Label Studio's exports."""
+    from p3o.labeling.exchange import import_labels
+    from p3o.labeling.foreign import Naming, read_labels
+
+    naming = Naming(prompt_field, response_a_field, response_b_field, question, _meanings(meaning or ()))
+    labels, without = read_labels(file, format, naming)
+    imported = import_labels(_open(store, database_url, create=True), labels)
+    typer.echo(
+        f"{_count(imported.labels, 'label')} added, {imported.known} there already, {_count(imported.items, 'new pair')}; "
+        f"{_count(without, 'answer')} in the file held no label"
+    )
+
+
+@label.command()
+def status(store: StoreFile = STORE, database_url: DatabaseUrl = None) -> None:
+    """Print how far a store is, and check its history."""
+    opened = _open(store, database_url)
+    from p3o.labeling.records import status_of
+    from p3o.labeling.statistics import krippendorff_alpha, raw_agreement, summarise, units_of
+
+    found = status_of(opened, datetime.now(UTC))
+    overlap = opened.settings().overlap
+    units = units_of([one for one in found.labels if one.gold is None])
+    typer.echo(f"pairs: {found.finished} of {found.items} with {_count(overlap, 'label')}, and {found.gold} gold")
+    for annotator in found.annotators:
+        line = summarise(annotator.name, [one for one in found.labels if one.annotator == annotator.name])
+        typer.echo(f"{annotator.name} ({annotator.role}): {_count(line.labels, 'label')}")
+    alpha, raw = krippendorff_alpha(units), raw_agreement(units)
+    if raw is not None:
+        typer.echo(f"agreement: {raw:.1%} raw" + ("" if alpha is None else f", Krippendorff's alpha {alpha:.3f}"))
+    checked = opened.verify()
+    typer.echo(f"history: whole, {_count(checked['labels'], 'label')} hold, {checked['undone']} were taken back")
+
+
+def _open(store: Path, database_url: str | None, *, create: bool = False) -> "Store":
+    try:
+        from p3o.labeling.store import Store
+    except ModuleNotFoundError as error:
+        raise P3OError(f"p3o label needs the package {error.name!r}; run: pip install 'p3o[label]'") from error
+    return Store.open(database_url if database_url is not None else store, create=create)
+
+
+def _add_pairs(store: "Store", path: Path) -> None:
+    from p3o.labeling.pairs import read_pairs
+
+    pairs = read_pairs(path)
+    added = store.add_items(pairs)
+    typer.echo(f"{path}: {_count(len(pairs), 'pair')}, {added} of them new")
+
+
+def _judge(store: "Store", spec: str, name: str, tie_margin: float) -> None:
+    from p3o.labeling.judging import count_waiting, label_with_judge
+    from p3o.training.progress import Progress
+
+    judge = load_judge(spec)
+    with Progress().stage("judge", total=count_waiting(store, name)) as advance:
+        labelled = label_with_judge(store, judge, name=name, tie_margin=tie_margin, advance=advance)
+    typer.echo(f"{name}: {_count(labelled, 'pair')} labelled")
+
+
+def load_judge(spec: str) -> "Judge":
+    """The judge that --judge names: a comparison function, asked in both orders."""
+    from p3o.feedback.comparison import FunctionJudge, load_comparison_function
+
+    return FunctionJudge(load_comparison_function(spec), name=spec)
+
+
+def _serve_page(store: "Store", names: Sequence[str], *, host: str, port: int, new_links: bool) -> None:
+    from p3o.labeling import server
+
+    listening = server.listen(host, port)
+    address = server.address_of(listening)
+    links = server.links_for(store, names, renew=new_links)
+    if not server.is_loopback(listening):
+        typer.echo(
+            "warning: other machines can reach this page, and links travel unencrypted; put a proxy with TLS before it",
+            err=True,
+        )
+    server.serve(store, listening, ready=_announce(address, links))
+
+
+def _announce(address: str, links: Sequence["Link"]) -> Callable[[], None]:
+    def announce() -> None:
+        for link in links:
+            where = f"{address}/enter/{link.token}" if link.token is not None else "as printed before (or --new-links)"
+            typer.echo(f"{link.name}: {where}")
+        typer.echo(f"serving {address}; stop with Ctrl-C")
+
+    return announce
+
+
+def _meanings(texts: Sequence[str]) -> "dict[str, Choice]":
+    from p3o.labeling.tables import CHOICES
+
+    meanings: dict[str, Choice] = {}
+    for text in texts:
+        name, equals, choice = text.rpartition("=")
+        if not equals or choice not in CHOICES:
+            raise P3OError(f"--meaning {text!r}: write LABEL=a, or =b, =tie, =bad, =skip")
+        meanings[name] = cast("Choice", choice)
+    return meanings
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,278 @@
+"""Labels out of a store and into one, as files.
+
+Out: preferences as prompt/chosen/rejected, what prefers neither response in a file beside it, skips and gold pairs counted.
+In: the same files, and the exports of Argilla and Label Studio (``foreign``).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import select
+
+from p3o.errors import P3OError, shorten
+from p3o.files import open_for_reading, plain_os_errors, write_jsonl
+from p3o.labeling.answers import Answer
+from p3o.labeling.pairs import Messages, Pair, key_of, parse_pair
+from p3o.labeling.records import holding_records
+from p3o.labeling.store import Store, add_annotator, record_label
+from p3o.labeling.tables import Annotator, Assignment, Event, Item
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export holds and what it leaves out.
+
+    Attributes:
+        preferences: rows of prompt/chosen/rejected.
+        ties: rows of the other file: ties, and pairs of which both are bad.
+        skipped, gold: labels that are in neither file.
+    """
+
+    preferences: list[dict[str, Any]]
+    ties: list[dict[str, Any]]
+    skipped: int
+    gold: int
+
+
+def export_labels(store: Store) -> Exported:
+    """The labels that hold, one row each, oldest first."""
+    preferences: list[dict[str, Any]] = []
+    ties: list[dict[str, Any]] = []
+    skipped = gold = 0
+    for record in holding_records(store):
+        if record.event.choice == "skip":
+            skipped += 1
+        elif record.item.gold is not None:
+            gold += 1
+        else:
+            (preferences if record.event.choice in ("a", "b") else ties).append(record.row())
+    return Exported(preferences, ties, skipped, gold)
+
+
+def ties_path(path: Path) -> Path:
+    """Where the ties of an export go: ``labels.jsonl`` has them in ``labels.ties.jsonl``."""
+    return path.with_suffix(f".ties{path.suffix}")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON Lines or, if the name ends so, parquet; whole or not at all.
+
+    Raises:
+        P3OError: if the ending is another one, or the system refuses.
+    """
+    if path.suffix == ".jsonl":
+        write_jsonl(path, rows)
+    elif path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        temporary = path.with_name(f".{path.name}.tmp")
+        with plain_os_errors(path, "written"):
+            try:
+                parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    else:
+        raise P3OError(f"{path}: is neither .jsonl nor .parquet; name the file so")
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A label from elsewhere.
+
+    Attributes:
+        time: when it was given; None if the file does not tell.
+        place: where it stands in its file, for errors.
+    """
+
+    pair: Pair
+    annotator: str
+    answer: Answer
+    time: datetime | None
+    place: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of an import.
+
+    Attributes:
+        labels: how many were added.
+        known: how many were there already, from an earlier import of the same labels.
+        items: how many pairs were new.
+    """
+
+    labels: int
+    known: int
+    items: int
+
+
+def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
+    """Add labels from elsewhere, all or none. The same labels again add nothing.
+
+    Raises:
+        P3OError: if an annotator has answered a pair otherwise already, or is one who logs in.
+    """
+    added = known = new_items = 0
+    with store.database.writing() as session:
+        items = {item.key: item for item in session.exec(select(Item))}
+        people = {annotator.name: annotator for annotator in session.exec(select(Annotator))}
+        held = {(row.item_id, row.annotator_id): row for row in session.exec(select(Assignment))}
+        for one in incoming:
+            person = people.get(one.annotator)
+            if person is None:
+                person = people[one.annotator] = add_annotator(session, one.annotator, "imported", token_hash=None)
+            item = items.get(one.pair.key)
+            if item is None:
+                item = items[one.pair.key] = Item(**one.pair.columns())
+                session.add(item)
+                session.flush()
+                new_items += 1
+            elif not one.pair.same_texts(item.prompt, item.response_a, item.response_b):
+                raise P3OError(
+                    f"{one.place}: the store has other texts under the id {shorten(item.key)}; nothing was imported"
+                )
+            assert item.id is not None
+            assert person.id is not None
+            before = held.get((item.id, person.id))
+            if before is not None and before.label_id is not None:
+                there = session.get_one(Event, before.label_id)
+                if there.choice != one.answer.choice:
+                    raise P3OError(
+                        f"{one.place}: {person.name} has answered this pair with '{there.choice}' already, "
+                        f"now '{one.answer.choice}'; nothing was imported"
+                    )
+                known += 1
+                continue
+            if before is None:
+                moment = one.time or datetime.now(UTC)
+                before = Assignment(
+                    item_id=item.id, annotator_id=person.id, swapped=False, shown_at=moment, expires_at=moment
+                )
+                held[item.id, person.id] = before
+            record_label(session, before, _import_key(one), one.answer, at=one.time, timed=False)
+            added += 1
+    return Imported(added, known, new_items)
+
+
+def _import_key(one: Incoming) -> str:
+    told = [one.pair.key, one.annotator, one.answer.choice, None if one.time is None else one.time.isoformat()]
+    return "import " + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a .jsonl, .json (one list) or .parquet file, each with its place.
+
+    Raises:
+        P3OError: if it cannot be read, or a row is no object.
+    """
+    values: list[Any]
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            with open_for_reading(path) as file:
+                values = parquet.read_table(file).to_pylist()
+        except pyarrow.ArrowInvalid as error:
+            raise P3OError(f"{path}: is no parquet file; {str(error).splitlines()[0]}") from error
+    else:
+        with open_for_reading(path) as file:
+            values = _parse_json(path, file.read())
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise P3OError(f"{path}:{number}: not a JSON object; remove it")
+    return [(f"{path}:{number}", value) for number, value in enumerate(values, start=1)]
+
+
+def _parse_json(path: Path, content: bytes) -> list[Any]:
+    try:
+        if content.lstrip().startswith(b"["):
+            return list(json.loads(content))
+    except ValueError as error:
+        raise P3OError(f"{path}: not a JSON list; {error}") from error
+    values = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                values.append(json.loads(line))
+            except ValueError as error:
+                raise P3OError(f"{path}:{number}: not a whole JSON object; write one a line") from error
+    return values
+
+
+def parse_own(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Incoming]:
+    """Labels as ``export_labels`` writes them, or any rows of prompt/chosen/rejected.
+
+    Raises:
+        P3OError: at the first bad row.
+    """
+    return [_own(place, row) for place, row in rows]
+
+
+def _own(place: str, row: Mapping[str, Any]) -> Incoming:
+    if "chosen" in row or "rejected" in row:
+        chosen, rejected = (_as_text(row.get(name)) for name in ("chosen", "rejected"))
+        if absent := [name for name in ("chosen", "rejected") if row.get(name) is None]:
+            raise P3OError(f"{place}: no column '{absent[0]}'; a preference has both 'chosen' and 'rejected'")
+        side = row.get("chosen_side")
+        if side not in ("a", "b"):
+            # The order must not tell the answer: it follows from the texts alone.
+            side = "a" if str(chosen) < str(rejected) else "b"
+        a, b = (chosen, rejected) if side == "a" else (rejected, chosen)
+        choice = str(side)
+        policies = [row.get("policy_chosen"), row.get("policy_rejected")]
+        policy_a, policy_b = policies if side == "a" else policies[::-1]
+    else:
+        a, b, policy_a, policy_b = (row.get(name) for name in ("response_a", "response_b", "policy_a", "policy_b"))
+        choice = str(row.get("label"))
+    told = {"prompt": row.get("prompt"), "response_a": a, "response_b": b, "policy_a": policy_a, "policy_b": policy_b}
+    pair = parse_pair({**told, "id": row.get("id")}, place)
+    return Incoming(pair, _name(place, row), _answer(place, row, choice), parse_time(place, row.get("time")), place)
+
+
+def _as_text(value: Any) -> Any:
+    """A response that is one message, as its text."""
+    return value[0].get("content") if isinstance(value, list) and len(value) == 1 else value
+
+
+def _name(place: str, row: Mapping[str, Any]) -> str:
+    name = row.get("annotator", "imported")
+    if not isinstance(name, str):
+        raise P3OError(f"{place}: 'annotator': {shorten(name)} is no text; write a name")
+    return name
+
+
+def _answer(place: str, row: Mapping[str, Any], choice: str) -> Answer:
+    try:
+        return Answer(choice, row.get("strength"), row.get("comment") or "", row.get("preference"))
+    except P3OError as error:
+        raise P3OError(f"{place}: {error}") from error
+
+
+def parse_time(place: str, value: Any) -> datetime | None:
+    """A moment as ISO 8601 writes it, in UTC if it names no zone; None stays None.
+
+    Raises:
+        P3OError: if it is no moment.
+    """
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise P3OError(f"{place}: 'time': {shorten(value)} is no time; write 2026-01-31T12:00:00+00:00") from error
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def unnamed_pair(prompt: str | Messages, first: str, second: str, place: str) -> Pair:
+    """A pair from elsewhere, named by its texts."""
+    return parse_pair(
+        {"prompt": prompt, "response_a": first, "response_b": second, "id": key_of(prompt, first, second)}, place
+    )

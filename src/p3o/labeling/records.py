@@ -1,0 +1,124 @@
+"""The labels that hold, read back from the store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from sqlmodel import col, func, select
+
+from p3o.labeling.statistics import Label
+from p3o.labeling.store import Store
+from p3o.labeling.tables import Annotator, Assignment, Event, Item, Role
+
+
+@dataclass(frozen=True)
+class Record:
+    """A label that holds, with its item and who gave it."""
+
+    item: Item
+    annotator: Annotator
+    event: Event
+
+    @property
+    def label(self) -> Label:
+        """What the statistics ask about it."""
+        return Label(
+            item=self.event.item_id,
+            annotator=self.annotator.name,
+            role=cast(Role, self.annotator.role),
+            choice=self.event.choice or "",
+            swapped=self.event.swapped,
+            gold=self.item.gold,
+            seconds=self.event.seconds,
+            at=self.event.at,
+        )
+
+    def row(self) -> dict[str, Any]:
+        """The label as a row to export: a preference if one response was preferred, else the two responses as they stand."""
+        item, event = self.item, self.event
+        answer: dict[str, Any]
+        if event.choice in ("a", "b"):
+            sides = ("a", "b") if event.choice == "a" else ("b", "a")
+            answer = {
+                "chosen": getattr(item, f"response_{sides[0]}"),
+                "rejected": getattr(item, f"response_{sides[1]}"),
+            }
+            policies = {
+                f"policy_{name}": getattr(item, f"policy_{side}") for name, side in zip(answer, sides, strict=True)
+            }
+        else:
+            answer = {"response_a": item.response_a, "response_b": item.response_b, "label": event.choice}
+            policies = {"policy_a": item.policy_a, "policy_b": item.policy_b}
+        return {
+            "prompt": item.prompt,
+            **answer,
+            "annotator": self.annotator.name,
+            "time": event.at.isoformat(),
+            "strength": event.strength,
+            "preference": event.preference,
+            "comment": event.comment,
+            "seconds": event.seconds,
+            "shown_first": "b" if event.swapped else "a",
+            "id": item.key,
+            "chosen_side": event.choice if event.choice in ("a", "b") else None,
+            **policies,
+        }
+
+
+def holding_records(store: Store) -> list[Record]:
+    """Every label that has not been undone, oldest first."""
+    query = (
+        select(Item, Annotator, Event)
+        .where(Assignment.label_id == Event.id, Assignment.item_id == Item.id)
+        .where(Assignment.annotator_id == Annotator.id)
+        .order_by(col(Event.id))
+    )
+    with store.database.reading() as session:
+        return [Record(item, annotator, event) for item, annotator, event in session.exec(query)]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a store is.
+
+    Attributes:
+        items: pairs, gold ones not counted.
+        finished: of them, those with k labels.
+        gold: pairs that test annotators.
+        undone: labels that were taken back.
+    """
+
+    items: int
+    finished: int
+    gold: int
+    undone: int
+    labels: Sequence[Label]
+    annotators: Sequence[Annotator]
+    read_at: datetime
+
+    @property
+    def by_people(self) -> list[Label]:
+        """The labels of people who used the page."""
+        return [label for label in self.labels if label.role == "annotator"]
+
+
+def status_of(store: Store, now: datetime) -> Status:
+    """Read how far a store is."""
+    overlap = store.settings().overlap
+    labels = [record.label for record in holding_records(store)]
+    with store.database.reading() as session:
+        ordinary = col(Item.gold).is_(None)
+
+        def count(*conditions: Any) -> int:
+            return int(session.exec(select(func.count(col(Item.id))).where(*conditions)).one())
+
+        return Status(
+            items=count(ordinary),
+            finished=count(ordinary, Item.labels >= overlap),
+            gold=count(~ordinary),
+            undone=int(session.exec(select(func.count(col(Event.undoes)))).one()),
+            labels=labels,
+            annotators=store.annotators(),
+            read_at=now,
+        )

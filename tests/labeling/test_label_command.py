@@ -1,0 +1,111 @@
+"""p3o label: what it prints, what it refuses, and how its parts go together."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from p3o import cli
+from p3o.data.formats import read_preferences
+
+ROWS = [{"prompt": f"p{i}", "response_a": "good", "response_b": "bad", "id": f"id-{i}"} for i in range(4)]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with pairs.jsonl and a judge that is right."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "right_judge.py").write_text(
+        "def right(prompts, a, b):\n    return [float(x == 'good') - float(y == 'good') for x, y in zip(a, b)]\n"
+    )
+    return tmp_path
+
+
+def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["label", "--pairs", "pairs.jsonl", "--judge", "right_judge:right"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "pairs.jsonl: 4 pairs, 4 of them new",
+        "right_judge:right: 4 pairs labelled",
+    ]
+    assert cli.main(["label", "--judge", "right_judge:right"]) == 0
+    assert capsys.readouterr().out == "right_judge:right: 0 pairs labelled\n"
+    assert cli.main(["label", "export", "out.jsonl"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "out.jsonl: 4 preferences",
+        "out.ties.jsonl: 0 ties and pairs of which both are bad",
+        "left out: 0 skips, 0 labels of gold pairs",
+    ]
+    assert {row.chosen for row in read_preferences("out.jsonl")} == {"good"}
+    assert cli.main(["label", "import", "out.jsonl", "--store", "other.db"]) == 0
+    assert (
+        capsys.readouterr().out == "4 labels added, 0 there already, 4 new pairs; 0 answers in the file held no label\n"
+    )
+    assert cli.main(["label", "status", "--store", "other.db"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "pairs: 4 of 4 with 1 label, and 0 gold",
+        "right_judge:right (imported): 4 labels",
+        "history: whole, 4 labels hold, 0 were taken back",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--store", "none.db"], "none.db: no such store; check --store, or make one with p3o label --pairs FILE"),
+        (["--pairs", "none.jsonl"], "none.jsonl: cannot be read: no such file or folder"),
+        (["--pairs", "pairs.jsonl", "--judge", "right_judge:wrong"], "the module has no function 'wrong'"),
+        (
+            ["--pairs", "pairs.jsonl", "--host", "no.such.host.invalid"],
+            "no.such.host.invalid:8765: cannot be listened on",
+        ),
+        (["--pairs", "pairs.jsonl", "--overlap", "0"], "should be greater than or equal to 1"),
+        (["export", "out.jsonl"], "labels.db: no such store"),
+        (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': write LABEL=a"),
+        (["status", "--database-url", "mysql+nothing://x"], "no such kind of database"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert cli.main(["label", *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def test_the_page_is_served_with_links_that_work_once_printed(here: Path) -> None:
+    command = [sys.executable, "-u", "-m", "p3o", "label", "--store", "s.db", "--port", "0", "--annotators", "ada, bob"]
+    first = serve([*command, "--pairs", "pairs.jsonl"])
+    assert set(first) == {"admin", "ada", "bob"}
+    again = serve(command)
+    assert set(again.values()) == {"as printed before (or --new-links)"}
+    renewed = serve([*command, "--new-links"])
+    assert len({*first.values(), *renewed.values()}) == 6
+
+
+def serve(command: list[str]) -> dict[str, str]:
+    """Start, look at every link, stop by Ctrl-C; the links by name."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    links = {}
+    for line in process.stdout:
+        if line.startswith("serving"):
+            break
+        if found := re.match(r"(admin|ada|bob): (.*)\n", line):
+            links[found[1]] = found[2]
+    for name, link in links.items():
+        if link.startswith("http://127.0.0.1:"):
+            request = urllib.request.Request(link)
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor())
+            with opener.open(request, timeout=20) as page:
+                assert ("Throughput" if name == "admin" else "Which response is better?") in page.read().decode()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "error: interrupted\n")
+    return links
