@@ -31,31 +31,40 @@ def load_reward_function(spec: str) -> RewardFunction:
         P3OError: if the text has no colon, the module is missing or fails on import, or it has no such function of
             ``(prompts, responses)``.
     """
+    return cast(RewardFunction, load_function(spec, "reward function", ("prompts", "responses")))
+
+
+def load_function(spec: str, role: str, parameters: Sequence[str]) -> Callable[..., Any]:
+    """Import ``module:function`` for another role than a reward; it must take these parameters, in order.
+
+    Raises:
+        P3OError: as ``load_reward_function``, with the role in its place.
+    """
     module_name, colon, function_name = spec.partition(":")
     named = [function_name, *module_name.split(".")]
     if not colon or not all(map(str.isidentifier, named)) or named[-1] == "py":
-        raise P3OError(f"reward function {spec!r}: not of the form module:function; {_form_advice(module_name)}")
-    module = _import(module_name, spec)
+        raise P3OError(f"{role} {spec!r}: not of the form module:function; {_form_advice(module_name)}")
+    module = _import(module_name, f"{role} {spec!r}")
     function = getattr(module, function_name, None)
     if function is None:
         names = [name for name, value in vars(module).items() if callable(value)]
         advice = did_you_mean(function_name, names) or f"define it in {_file_of(module)}"
-        raise P3OError(f"reward function {spec!r}: the module has no function {function_name!r}; {advice}")
+        raise P3OError(f"{role} {spec!r}: the module has no function {function_name!r}; {advice}")
+    listed = ", ".join(parameters)
     if not callable(function):
         raise P3OError(
-            f"reward function {spec!r}: {function_name!r} is {_article(function)}, not a function; "
-            "name a function of (prompts, responses)"
+            f"{role} {spec!r}: {function_name!r} is {_article(function)}, not a function; name a function of ({listed})"
         )
     try:
-        inspect.signature(function).bind([], [])
+        inspect.signature(function).bind(*([] for _ in parameters))
     except TypeError as error:
         raise P3OError(
-            f"reward function {spec!r}: cannot be called as {function_name}(prompts, responses): {error}; "
-            "give it these two parameters"
+            f"{role} {spec!r}: cannot be called as {function_name}({listed}): {error}; "
+            f"give it these {'two' if len(parameters) == 2 else len(parameters)} parameters"
         ) from error
     except ValueError:  # compiled functions may have no signature to look at
         pass
-    return cast(RewardFunction, function)
+    return cast(Callable[..., Any], function)
 
 
 def call_reward_function(
@@ -117,7 +126,7 @@ def _culprit(function: RewardFunction, prompts: Sequence[str], responses: Sequen
     return f" for a batch of {len(responses)} responses, though for none of them alone"
 
 
-def _import(module_name: str, spec: str) -> ModuleType:
+def _import(module_name: str, named: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -134,7 +143,7 @@ def _import(module_name: str, spec: str) -> ModuleType:
             problem = f"no module {missing!r} in {here} or installed; {advice}"
         else:
             problem = f"the module needs {missing!r}, which is not installed; install it"
-        raise P3OError(f"reward function {spec!r}: {problem}") from error
+        raise P3OError(f"{named}: {problem}") from error
 
 
 def _summary(error: BaseException) -> str:
