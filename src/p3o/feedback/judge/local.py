@@ -1,7 +1,8 @@
 """Asks a causal language model on this machine for the letter: which of " A" and " B" is the likelier next token.
 
 The question is put in the model's chat template if it has one, and the answer is begun with "Preferred:", so there is no
-sentence of comparison, no sampling and no invalid answer. A question that does not fit into the model is a failure, told and counted.
+sentence of comparison, no sampling and no invalid answer. A question that does not fit into the model is a failure, told and
+counted.
 """
 
 from collections.abc import Mapping, Sequence
