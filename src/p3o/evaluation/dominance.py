@@ -183,13 +183,15 @@ class _Method:
 def _difference(means: Sequence[tuple[Array, Array]], grid: Array) -> Array:
     """Differences at the budgets and, last, of the areas up to the largest."""
     a, b = (_read_off(*concave_hull(kl, reward), grid) for kl, reward in means)
-    return a - b
+    difference: Array = a - b
+    return difference
 
 
 def _read_off(hull_kl: Array, hull_reward: Array, grid: Array) -> Array:
     """The hull at the budgets and, last, its area up to the largest."""
     at: Array = np.interp(grid, hull_kl, hull_reward)
-    return np.append(at, _area(hull_kl, hull_reward, float(grid[-1])))
+    joined: Array = np.append(at, _area(hull_kl, hull_reward, float(grid[-1])))
+    return joined
 
 
 def _area(hull_kl: Array, hull_reward: Array, budget: float) -> float:

@@ -42,7 +42,7 @@ class ScoreJudge:
             part = slice(start, start + PORTION)
             scores = [list(self.scorer(prompts[part], texts[part])) for texts in (responses_a, responses_b)]
             verdicts += [self._verdict(a, b) for a, b in zip(*scores, strict=True)]
-            advance(len(verdicts) - start)
+            advance(2 * (len(verdicts) - start))
         return verdicts
 
     def _verdict(self, a: float, b: float) -> Verdict:
@@ -78,7 +78,7 @@ class FunctionJudge:
             texts = list(prompts[part]), list(responses_a[part]), list(responses_b[part])
             forward, backward = self._call(*texts), self._call(texts[0], texts[2], texts[1])
             verdicts += [_combined(f, b) for f, b in zip(forward, backward, strict=True)]
-            advance(len(verdicts) - start)
+            advance(2 * (len(verdicts) - start))
         return verdicts
 
     def _call(self, prompts: list[str], first: list[str], second: list[str]) -> list[float]:

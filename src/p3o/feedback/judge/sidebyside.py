@@ -95,7 +95,7 @@ class SideBySideJudge:
         *,
         advance: Advance = unwatched,
     ) -> list[Verdict]:
-        """As ``Judge.compare``; ``advance`` counts questions here, two for each pair.
+        """As ``Judge.compare``.
 
         Raises:
             P3OError: before the first question if the estimated cost exceeds ``max_cost``, later if the real one does; and

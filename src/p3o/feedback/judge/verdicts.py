@@ -8,7 +8,7 @@ Choice = Literal["first", "second"]
 """Which of the two responses, as they were shown."""
 
 Advance = Callable[[int], object]
-"""Called with the number of pairs or questions that were just done."""
+"""Called with the number of questions that were just done; a pair is two questions, one for each order."""
 
 
 def unwatched(_count: int) -> None:
@@ -88,7 +88,7 @@ class Judge(Protocol):
         Args:
             prompts: what was asked, as text.
             responses_a, responses_b: two responses to each.
-            advance: told how many pairs are done.
+            advance: told how many questions are done.
 
         Raises:
             P3OError: if the judge cannot be used at all, or a limit was reached. What was answered before is kept.
