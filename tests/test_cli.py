@@ -15,6 +15,7 @@ from p3o import cli
 from p3o.cli import entry
 from p3o.cli.stages import STAGES
 from p3o.errors import P3OError
+from p3o.stopping import Stopped
 from p3o.training.tracking import RunFolder
 
 
@@ -26,12 +27,14 @@ class StubPipeline(SimpleNamespace):
     def __init__(self) -> None:
         super().__init__(runs=[])
 
-    def run(self, config: Any, *, folder: RunFolder, stages: Any, progress: Any) -> None:
+    def run(self, config: Any, *, folder: RunFolder, stages: Any, progress: Any, resume: bool = False) -> None:
         self.runs.append((config, folder, stages))
         if self.failure is not None:
             folder.metrics({"stage": "sft", "step": 0})
             raise self.failure
         for stage in stages or STAGES:
+            if resume and folder.done(stage):
+                continue
             with folder.stage(stage):
                 folder.metrics({"stage": stage, "step": 0})
 
@@ -75,6 +78,23 @@ def test_a_run_is_overwritten_only_on_request(pipeline: StubPipeline, capsys: py
         "runs/a: exists already and is not empty; choose another --name or pass --overwrite" in capsys.readouterr().err
     )
     assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+def test_a_run_is_resumed_with_its_own_settings(
+    pipeline: StubPipeline, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "_discard_output", lambda: None)
+    pipeline.failure = Stopped(15)
+    assert cli.main(["run", "--config", "config.yaml", "--set", "seed=7", "--name", "a"]) == 143
+    assert status("a") == "interrupted"
+    assert cli.main(["run", "--name", "a"]) == 2
+    pipeline.failure = None
+    assert cli.main(["run", "--name", "a", "--resume", "--set", "seed=8"]) == 2
+    assert "seed (7 there, 8 now) differs" in capsys.readouterr().err
+    assert cli.main(["run", "--name", "a", "--resume"]) == 0
+    assert pipeline.runs[-1][0].seed == 7
+    assert status("a") == "complete"
+    assert cli.main(["run", "--resume"]) == 2
 
 
 def test_single_stages_go_on_in_the_folder(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +177,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["run"], "error: Missing option '--config' (see p3o run --help)"),
+        (["run"], "error: give --config FILE, or --resume with the --name of a run that was stopped"),
         (["run", "--config"], "error: Option '--config' requires an argument"),
         (["run", "--confg", "x"], "error: No such option: --confg"),
         (["rnu"], "error: No such command 'rnu'"),
@@ -218,7 +238,7 @@ def test_exit_codes(
     pipeline.failure = failure
     assert cli.main(["run", "--config", "config.yaml", "--name", "a"]) == code
     assert told in capsys.readouterr().err
-    assert status("a") == "failed"
+    assert status("a") == ("interrupted" if code == 130 else "failed")
 
 
 def command(*arguments: str, **options: Any) -> "subprocess.Popen[str]":

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +97,65 @@ def test_the_same_seed_gives_the_same_metrics_file(demo: Path, tmp_path: Path) -
         row for row in read_jsonl(demo / "metrics.jsonl") if row["stage"] in ("sft", "sample", "reward", "reward_test")
     ]
     assert read_jsonl(tmp_path / "again" / "metrics.jsonl") == first
+
+
+SMALL = """
+embedded: {demonstrations: 64, pairs: 64, prompts: 16}
+threads: 1
+device: cpu
+sft: {steps: 6, learning_rate: 4.0e-3, evaluate_every: 2}
+reward: {train: {steps: 5, learning_rate: 1.0e-3}}
+rl:
+  training: {steps: 3, prompts_per_step: 4, max_new_tokens: 8, learning_rate: 4.0e-4, replay_batches: 1}
+  runs:
+    p3o_r: {algorithm: p3o_r}
+    ppo: {algorithm: ppo, training: {critic_warmup_steps: 2}}
+evaluation: {prompts: 8, every: 1, best_of: [2], batch_size: 8}
+checkpoints: {every: 2, best: true}
+"""
+
+
+def test_killed_again_and_again_and_resumed_equals_never_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The death of the process is played by an exception that nothing handles, in every training and in the evaluation."""
+
+    class Killed(BaseException):
+        pass
+
+    (tmp_path / "small.yaml").write_text(SMALL)
+    arguments = ["run", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path)]
+    assert main([*arguments, "--name", "whole"]) == 0
+
+    deaths = [("sft.SFTTrainer", 4), ("reward_model.RewardTrainer", 1), ("reward_model.RewardTrainer", 3)]
+    deaths += [("online.OnlineTrainer", 2), ("online.OnlineTrainer", 5)]
+    for attempt, (trainer, last) in enumerate(deaths):
+        with monkeypatch.context() as patch:
+            step = sys.modules[f"p3o.training.{trainer.split('.')[0]}"].__dict__[trainer.split(".")[1]].step
+            left = [last]
+
+            def dying(self: Any, step: Any = step, left: list[int] = left) -> Any:
+                if left[0] == 0:
+                    raise Killed
+                left[0] -= 1
+                return step(self)
+
+            patch.setattr(f"p3o.training.{trainer}.step", dying)
+            with pytest.raises(Killed):
+                main([*arguments, "--name", "killed", *(["--resume"] if attempt else [])])
+            with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+                file.write('{"stage": "rl", "st')  # the line that was being written
+    assert main(["run", "--name", "killed", "--output", str(tmp_path), "--resume"]) == 0
+    assert "going on after step" in capsys.readouterr().err
+
+    def content(run: str) -> dict[str, bytes]:
+        files = [path for path in (tmp_path / run).rglob("*") if path.suffix in (".safetensors", ".jsonl")]
+        return {str(path.relative_to(tmp_path / run)): path.read_bytes() for path in files}
+
+    whole = content("whole")
+    assert {"best/sft/model.safetensors", "best/rl/ppo/model.safetensors", "metrics.jsonl"} <= whole.keys()
+    assert content("killed") == whole
+    assert not list((tmp_path / "killed" / "checkpoints").rglob("*.safetensors")), "removed once the results are saved"
 
 
 def test_the_gate_judges_what_the_run_measured(demo: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from p3o.algorithms import ALGORITHMS
 from p3o.evaluation.policy import EvaluationConfig
+from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
 from p3o.training.sft import SFTConfig
@@ -116,6 +117,7 @@ class RunConfig(Section):
     reward: RewardConfig = Field(default_factory=lambda: RewardConfig())
     rl: RLConfig = Field(default_factory=lambda: RLConfig())
     evaluation: EvaluationConfig = Field(default_factory=lambda: EvaluationConfig())
+    checkpoints: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @model_validator(mode="after")
     def has_inputs(self) -> "RunConfig":

@@ -65,6 +65,21 @@ def dump_config(model: BaseModel) -> str:
     )
 
 
+def first_difference(one: BaseModel, other: BaseModel) -> str | None:
+    """The dotted key of the first setting in which two configurations differ, with both values; None if there is none."""
+
+    def differ(left: Any, right: Any, path: str) -> str | None:
+        if isinstance(left, dict) and isinstance(right, dict):
+            for key in [*left, *(key for key in right if key not in left)]:
+                found = differ(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+                if found is not None:
+                    return found
+            return None
+        return None if left == right else f"{path} ({shorten(left)} there, {shorten(right)} now)"
+
+    return differ(one.model_dump(mode="json"), other.model_dump(mode="json"), "")
+
+
 @dataclass
 class _Settings:
     """Values as they were written, and for each where: "FILE:LINE" or "--set key=value"."""

@@ -93,6 +93,19 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing happens if it is not there.
+
+    Raises:
+        P3OError: if the system refuses.
+    """
+    with plain_os_errors(path, "removed"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 file or nothing: under a temporary name beside it, then renamed over it.
 
@@ -165,6 +178,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 raise P3OError(f"{path}:{number}: not a JSON object; remove the line")
             rows.append(row)
     return rows
+
+
+def drop_torn_line(path: Path) -> int:
+    """Cut off a last line that has no end: a process was killed while it wrote it. Returns how many bytes went.
+
+    Raises:
+        P3OError: if the system refuses.
+    """
+    with plain_os_errors(path, "written"):
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+    return len(content) - whole
 
 
 def _dumps(path: Path, value: Any, indent: int | None = None) -> str:

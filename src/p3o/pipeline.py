@@ -36,17 +36,31 @@ STAGES: dict[str, Callable[[RunContext], None]] = {
 }
 
 
-def run(config: RunConfig, *, folder: RunFolder, stages: Sequence[str] | None, progress: Progress) -> None:
+def run(
+    config: RunConfig, *, folder: RunFolder, stages: Sequence[str] | None, progress: Progress, resume: bool = False
+) -> None:
     """Run these stages (all by default) in the folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        stages: names of stages; None: all.
+        progress: shows how far they are.
+        resume: go on where an earlier attempt stopped: stages that are done are passed over, and the one that was
+            interrupted goes on from its last checkpoint.
 
     Raises:
         P3OError: for bad input, before the first stage begins.
+        Stopped: when a signal asked for it and everything is saved.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    context = RunContext(config, folder, progress)
+    context = RunContext(config, folder, progress, resume=resume)
     context.check()
     for stage in stages or STAGES:
-        STAGES[stage](context)
+        if resume and folder.done(stage):
+            progress.print(f"{stage}: done already")
+        else:
+            STAGES[stage](context)

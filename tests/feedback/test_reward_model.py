@@ -10,7 +10,8 @@ from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.errors import P3OError
 from p3o.feedback.reward_model import RewardModel, load_reward_model
-from p3o.training.reward_model import RewardTrainingConfig, ranking_accuracy, train_reward_model
+from p3o.training.loop import fit
+from p3o.training.reward_model import RewardTrainer, RewardTrainingConfig, ranking_accuracy
 
 TOKENIZER = build_tokenizer()
 PROMPTS = task.prompts(12, seed=0, split="train")
@@ -49,7 +50,7 @@ def test_it_learns_an_order() -> None:
     pairs = [(prompt, answer[:30], answer) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
     config = RewardTrainingConfig(steps=30, batch_size=6, learning_rate=3e-3)
     losses: list[float] = []
-    train_reward_model(scored, pairs[:6], config, seed=0, log=lambda step, metrics: losses.append(metrics["loss"]))
+    fit(RewardTrainer(scored, pairs[:6], config, seed=0), lambda step, metrics: losses.append(metrics["loss"]))
     assert losses[-1] < 0.3 < losses[0]
     assert ranking_accuracy(scored, pairs[6:]) == 1.0
 

@@ -6,7 +6,8 @@ import torch
 from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.models.tokens import encode_prompts, encode_responses, pad_id
-from p3o.training.sft import SFTConfig, completion_logprobs, completion_loss, train_sft
+from p3o.training.loop import fit
+from p3o.training.sft import SFTConfig, SFTTrainer, completion_logprobs, completion_loss
 
 TOKENIZER = build_tokenizer()
 FILL = pad_id(TOKENIZER)
@@ -41,7 +42,7 @@ def test_micro_batches_change_nothing() -> None:
     for micro in (8, 3):
         model = build_model(TOKENIZER, seed=0).eval()
         config = SFTConfig(steps=3, batch_size=8, micro_batch_size=micro, learning_rate=1e-3)
-        train_sft(model, encoded(16), config, fill=FILL, seed=1, log=lambda step, metrics: None)
+        fit(SFTTrainer(model, encoded(16), config, fill=FILL, seed=1))
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], atol=2e-4, rtol=0)
 
@@ -50,5 +51,5 @@ def test_training_lowers_the_held_out_loss() -> None:
     model, rows = build_model(TOKENIZER, seed=0).eval(), encoded(200)
     before = completion_loss(model, rows[:40], fill=FILL, batch_size=40)
     config = SFTConfig(steps=20, batch_size=16, learning_rate=4e-3)
-    train_sft(model, rows[40:], config, fill=FILL, seed=1, log=lambda step, metrics: None)
+    fit(SFTTrainer(model, rows[40:], config, fill=FILL, seed=1))
     assert completion_loss(model, rows[:40], fill=FILL, batch_size=40) < 0.7 * before

@@ -35,14 +35,15 @@ def test_a_run_records_what_it_is_and_how_it_ended(tmp_path: Path) -> None:
     assert names(folder.path) == ["config.yaml", "metrics.jsonl", "run.json"]
 
 
-@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
-def test_a_failed_run_says_so(tmp_path: Path, failure: type[BaseException]) -> None:
+@pytest.mark.parametrize(("failure", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")])
+def test_a_failed_run_says_so(tmp_path: Path, failure: type[BaseException], status: str) -> None:
     with suppress(failure), create(tmp_path) as folder, folder.stage("rl"):
         folder.metrics({"stage": "rl", "step": 0})
         raise failure
     record = json.loads((tmp_path / "first" / "run.json").read_text())
-    assert record["status"] == "failed"
+    assert record["status"] == status
     assert record["seconds"] == {}
+    assert record["unfinished_seconds"]["rl"] >= 0
 
 
 def test_a_run_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ then, for every minibatch, it hands the policy's fresh log-probs to ``loss``. A 
 equations, its frozen config and these two methods, one line in ``ALGORITHMS`` and one test against an oracle.
 """
 
+import copy
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -57,6 +58,13 @@ class Algorithm(Protocol):
     ) -> LossOutput:
         """The loss of a minibatch of groups. ``policy_logprobs`` carry the graph, the experience never does."""
         ...
+
+
+def with_beta(algorithm: Algorithm, beta: float) -> Algorithm:
+    """The same algorithm at another β, for a controller that steers the KL towards a target."""
+    twin = copy.copy(algorithm)
+    twin.config = algorithm.config.model_copy(update={"beta": beta})  # type: ignore[misc]
+    return twin
 
 
 def absolute_rewards(experience: Experience, algorithm: str) -> Float[Tensor, "group response"]:

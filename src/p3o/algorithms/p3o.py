@@ -17,7 +17,6 @@ Departures from the paper:
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -160,8 +159,7 @@ class P3O:
 
     def __init__(self, config: PPGConfig | P3OConfig, clip: Literal["none", "separate", "joint"]) -> None:
         self.config = config
-        # The settings of each variant are the keyword arguments of its loss.
-        self._loss = partial(PAIR_LOSSES[clip], **dict(config))
+        self._loss = PAIR_LOSSES[clip]
 
     def prepare(self, experience: Experience) -> Experience:
         """Nothing to prepare: the gaps are all that P3O needs."""
@@ -180,4 +178,5 @@ class P3O:
             sequence_logprobs(experience.behaviour_logprobs, mask),
             sequence_logprobs(experience.reference_logprobs, mask),
             experience.reward_gaps,
+            **dict(self.config),  # the settings of each variant are the keyword arguments of its loss
         )

@@ -15,6 +15,10 @@ Overrides = Annotated[
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the run's folder.")]
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder that holds the runs' folders.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left under this name.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on where an earlier attempt under this name stopped, from its last checkpoint."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
 RUNS = Path("runs")
 

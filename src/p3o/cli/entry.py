@@ -1,6 +1,7 @@
 """Run the command line: every way in which a command can end becomes an exit code and, if need be, a line that tells why."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import typer
 from p3o.cli.app import app
 from p3o.errors import P3OError
 from p3o.files import plain_reason
+from p3o.stopping import Stopped, sigterm_stops
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:  # wrong usage
         context = getattr(error, "ctx", None)
         return _fail(f"{error.format_message().rstrip('.')} (see {context.command_path if context else 'p3o'} --help)")
-    except KeyboardInterrupt:
-        return _fail("interrupted", code=130)
+    except (KeyboardInterrupt, Stopped) as stop:
+        return _fail(str(stop) or "interrupted", code=128 + getattr(stop, "signal", signal.SIGINT))
     except BrokenPipeError:
         _discard_output()
         return 0
@@ -46,7 +48,7 @@ def _invoke(arguments: Sequence[str]) -> int:
     """The command, without its own main(), which would turn a closed pipe into exit code 1 and hide Ctrl-C."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context("p3o", list(arguments) or ["--help"]) as context:
+        with command.make_context("p3o", list(arguments) or ["--help"]) as context, sigterm_stops():
             command.invoke(context)
     except typer.Exit as stop:
         return stop.exit_code

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p3o.cli.app import RUNS, ConfigFile, Name, Output, Overrides, Overwrite, app
+from p3o.cli.app import RUNS, ConfigFile, Name, Output, Overrides, Overwrite, Resume, app
 from p3o.errors import P3OError
 from p3o.files import open_for_reading
 
@@ -26,15 +26,22 @@ STAGES = {
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="YAML file of settings.")],
+    config: ConfigFile = None,
     set_: Overrides = None,
     name: Name = None,
     output: Output = RUNS,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Run all stages of a configuration: SFT, preferences, reward model, RL, evaluation, report."""
-    settings = _load(config, set_ or ())
-    _run_stages(_create_folder(settings, name or settings.name, output, overwrite), settings, None)
+    if resume:
+        settings, folder = _resume(config, set_ or (), name, output)
+    else:
+        if config is None:
+            raise P3OError("give --config FILE, or --resume with the --name of a run that was stopped")
+        settings = _load(config, set_ or ())
+        folder = _create_folder(settings, name or settings.name, output, overwrite)
+    _run_stages(folder, settings, None, resume=resume)
 
 
 @app.command()
@@ -71,9 +78,14 @@ def _add_stage_command(stage: str, summary: str) -> None:
         name: Name = None,
         output: Output = RUNS,
         overwrite: Overwrite = False,
+        resume: Resume = False,
     ) -> None:
-        settings, folder = _resume_or_create(stage, config, set_ or (), name, output, overwrite)
-        _run_stages(folder, settings, [stage])
+        if resume:
+            settings, folder = _resume(config, set_ or (), name, output)
+            folder.refuse_if_done(stage)
+        else:
+            settings, folder = _open_or_create(stage, config, set_ or (), name, output, overwrite)
+        _run_stages(folder, settings, [stage], resume=resume)
 
 
 for _stage, _summary in STAGES.items():
@@ -89,7 +101,7 @@ def _load(path: Path, overrides: Sequence[str]) -> "RunConfig":
     return load_config(path, overrides, RunConfig)
 
 
-def _resume_or_create(
+def _open_or_create(
     stage: str, config: Path | None, overrides: Sequence[str], name: str | None, output: Path, overwrite: bool
 ) -> "tuple[RunConfig, RunFolder]":
     """The settings and the folder of a single stage.
@@ -113,6 +125,28 @@ def _resume_or_create(
     return settings, folder
 
 
+def _resume(
+    config: Path | None, overrides: Sequence[str], name: str | None, output: Path
+) -> "tuple[RunConfig, RunFolder]":
+    """The settings and the folder of a run that was stopped. They stay what they were: a resumed run is the same run."""
+    from p3o.config_loading import first_difference
+    from p3o.training.tracking import CONFIG_FILE, RunFolder
+
+    asked = _load(config, overrides) if config is not None else None
+    if name is None and asked is None:
+        raise P3OError("--resume: give --name of the run that was stopped, or its --config")
+    folder = RunFolder.open(output, name or (asked.name if asked is not None else ""))
+    stored = folder.path / CONFIG_FILE
+    settings = _load(stored, ())
+    if asked is None and overrides:
+        asked = _load(stored, overrides)
+    if asked is not None and (key := first_difference(settings, asked.model_copy(update={"name": settings.name}))):
+        raise P3OError(
+            f"--resume: {key} differs from {stored}; leave it as it was, or take another --name for another run"
+        )
+    return settings, folder
+
+
 def _create_folder(settings: "RunConfig", name: str, output: Path, overwrite: bool) -> "RunFolder":
     import torch
 
@@ -129,12 +163,14 @@ def _create_folder(settings: "RunConfig", name: str, output: Path, overwrite: bo
     )
 
 
-def _run_stages(folder: "RunFolder", settings: "RunConfig", stages: Sequence[str] | None) -> None:
+def _run_stages(
+    folder: "RunFolder", settings: "RunConfig", stages: Sequence[str] | None, *, resume: bool = False
+) -> None:
     from p3o import pipeline
     from p3o.training.progress import Progress
 
     with folder:
-        pipeline.run(settings, folder=folder, stages=stages, progress=Progress())
+        pipeline.run(settings, folder=folder, stages=stages, progress=Progress(), resume=resume)
     if stages is None:
         from rich.console import Console
 

@@ -1,32 +1,42 @@
 """What the stages of a run share: its configuration, folder, texts, models and reward."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p3o.config import RunConfig
 from p3o.errors import P3OError
 from p3o.feedback.functions import call_reward_function, load_reward_function
 from p3o.feedback.reward_model import RewardModel, load_reward_model
+from p3o.files import write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
-from p3o.models.language import load_model_config, load_tokenizer
+from p3o.models.language import load_model_config, load_tokenizer, save_model
 from p3o.models.tokens import encode_prompts, encode_responses
-from p3o.training.progress import Progress
+from p3o.training.checkpoint import Checkpoints, State
+from p3o.training.loop import Callback, Trainer, fit, resume
+from p3o.training.progress import Advance, Progress
 from p3o.training.sft import EncodedPair
-from p3o.training.tracking import RunFolder
+from p3o.training.tracking import METRICS_FILE, RunFolder
 
 SFT_POLICY = "sft"
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
+GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
+"""Files that a training appends to; a checkpoint knows how long they were."""
+
+CHECKPOINTS = "checkpoints"
+BEST, BEST_FILE = "best", "best.json"
 
 
 class RunContext:
     """One run; what several stages need is loaded once."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress) -> None:
-        self.config, self.folder, self.progress = config, folder, progress
+    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, *, resume: bool = False) -> None:
+        self.config, self.folder, self.progress, self.resume = config, folder, progress, resume
         self.device = choose_device(config.device)
 
     def seed(self, purpose: str) -> int:
@@ -67,6 +77,58 @@ class RunContext:
             return self.reward_function
         path = self.config.reward.model or self.required("reward_model", "p3o reward")
         return RewardModel(load_reward_model(path, device=self.device), load_tokenizer(path))
+
+    def fit(
+        self,
+        name: str,
+        trainer: Trainer,
+        callback: Callback,
+        *,
+        advance: Advance,
+        owns: Callable[[Mapping[str, Any]], bool],
+        start: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train, from the last checkpoint of this name where the run is resumed.
+
+        Args:
+            name: of the training, under checkpoints/.
+            trainer: before its first step.
+            callback: told every step that is done.
+            advance: of the progress; told how far an earlier attempt had come.
+            owns: rows of the run's JSONL files that this training writes.
+            start: called before the first step, but not when an earlier attempt has come further.
+        """
+        every, keep = self.config.checkpoints.every, self.config.checkpoints.keep
+        checkpoints = Checkpoints(
+            self.folder.path / CHECKPOINTS / name, keep=keep, warn=lambda text: self.progress.print(f"{name}: {text}")
+        )
+        found = resume(trainer, checkpoints) if self.resume else None
+        if found is not None:
+            self.folder.rewind(found["lengths"])
+            self.progress.print(f"{name}: going on after step {trainer.done}")
+            advance(trainer.done)
+        else:
+            checkpoints.remove()
+            for file in GROWING_FILES:
+                self.folder.drop_rows(file, owns)
+            start()
+        lengths: Callable[[], State] = lambda: {"lengths": self.folder.lengths(GROWING_FILES)}  # noqa: E731
+        fit(trainer, callback, checkpoints=checkpoints, every=every, extra_state=lengths)
+
+    def keep_best(self, name: str, step: int, value: float, model: PreTrainedModel) -> None:
+        """Save the model as best/NAME if this value is above that of the one there; only if the configuration asks for it."""
+        if not self.config.checkpoints.best:
+            return
+        record = self.folder.path / BEST / name / BEST_FILE
+        if step > 0 and record.exists() and json.loads(record.read_bytes())["value"] >= value:
+            return
+        with self.folder.directory(f"{BEST}/{name}") as target:
+            save_model(model, self.tokenizer, target)
+            write_json(target / BEST_FILE, {"step": step, "value": value})
+
+    def forget(self, name: str) -> None:
+        """Remove the checkpoints of a training whose result is saved."""
+        Checkpoints(self.folder.path / CHECKPOINTS / name).remove()
 
     def required(self, name: str, command: str) -> str:
         """The folder of an earlier stage's result.

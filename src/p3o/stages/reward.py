@@ -1,5 +1,6 @@
 """The stage that trains the reward model on labelled pairs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from p3o.inputs import Pair
 from p3o.models.language import save_model
 from p3o.stages.context import PREFERENCES_FILE, RunContext
 from p3o.stages.preferences import sample_pairs
-from p3o.training.reward_model import ranking_accuracy, train_reward_model
+from p3o.training.reward_model import RewardTrainer, ranking_accuracy
 
 
 def reward(run: RunContext) -> None:
@@ -22,27 +23,37 @@ def reward(run: RunContext) -> None:
         run.progress.print(f"reward: given ({reward.model or reward.function}), nothing to train")
         return
     pairs = labelled_pairs(run)
-    with run.folder.stage("reward"):
+    with run.folder.stage("reward", resume=run.resume):
         # The head is new and drawn at random: the seed makes it the same each time.
         torch.manual_seed(run.seed("reward head"))
         model = load_reward_model(run.sft_folder, device=run.device)
         reward_model = RewardModel(model, run.tokenizer)
         config = reward.train
         held, rows = hold_out(run, pairs)
-        steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
-        with run.progress.stage("reward", total=steps) as advance:
+        trainer = RewardTrainer(reward_model, rows, config, seed=run.seed("reward"))
+        with run.progress.stage("reward", total=trainer.total) as advance:
 
-            def log(step: int, metrics: dict[str, float]) -> None:
+            def tell(step: int, metrics: Mapping[str, int | float]) -> None:
                 run.folder.metrics({"stage": "reward", "step": step, **metrics})
                 advance(1, **metrics)
+                if held and (step == trainer.total or (config.evaluate_every and step % config.evaluate_every == 0)):
+                    accuracy = ranking_accuracy(reward_model, held)
+                    run.folder.metrics({"stage": "reward", "step": step, "heldout_accuracy": accuracy})
+                    run.keep_best("reward_model", step, accuracy, model)
 
-            train_reward_model(reward_model, rows, config, seed=run.seed("reward"), log=log)
+            run.fit("reward", trainer, tell, advance=advance, owns=is_reward_row)
         test: dict[str, Any] = {"pairs": len(held)}
         if held:
             test["accuracy_labels"] = ranking_accuracy(reward_model, held)
         run.folder.metrics({"stage": "reward_test", **test, **gold_accuracies(run, reward_model)})
         with run.folder.directory("reward_model") as target:
             save_model(model, run.tokenizer, target)
+        run.forget("reward")
+
+
+def is_reward_row(row: Mapping[str, Any]) -> bool:
+    """Whether this stage writes the row of metrics.jsonl."""
+    return row.get("stage") in ("reward", "reward_test")
 
 
 def labelled_pairs(run: RunContext) -> list[Pair]:

@@ -1,7 +1,6 @@
 """The stage that optimises the policy, once for each run of the configuration."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -9,7 +8,7 @@ from transformers import PreTrainedModel
 from p3o.algorithms import make_algorithm
 from p3o.evaluation.policy import Evaluator
 from p3o.feedback.simulated import prompt_offsets
-from p3o.files import append_jsonl
+from p3o.files import append_jsonl, remove
 from p3o.inputs import Scorer
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy, load_language_model, save_model
@@ -24,11 +23,15 @@ def rl(run: RunContext) -> None:
     def owns(row: Mapping[str, Any]) -> bool:
         return row["stage"] in ("rl", "critic_warmup") or (row["stage"] == "evaluate" and row["policy"] != SFT_POLICY)
 
-    with run.folder.stage("rl", owns=owns):
-        with suppress(FileNotFoundError):
-            (run.folder.path / SAMPLES_FILE).unlink()
+    with run.folder.stage("rl", owns=owns, resume=run.resume):
+        if not run.resume:
+            for file in (SAMPLES_FILE, *(f"rl/{name}" for name in run.config.rl.runs)):
+                remove(run.folder.path / file)
         for name in run.config.rl.runs:
-            rl_run(run, name)
+            if (run.folder.path / "rl" / name).is_dir():
+                run.progress.print(f"rl {name}: done already")
+            else:
+                rl_run(run, name)
 
 
 def rl_run(run: RunContext, name: str) -> None:
@@ -58,33 +61,50 @@ def rl_run(run: RunContext, name: str) -> None:
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
     if entry.reward_shift:
         identity["reward_shift"] = entry.reward_shift
-    with run.progress.stage(f"rl {name}", total=training.critic_warmup_steps + training.steps) as advance:
-        for step in range(1, training.critic_warmup_steps + 1):
-            metrics = trainer.warm_up_critic()
-            run.folder.metrics({"stage": "critic_warmup", "run": name, **identity, "step": step, **metrics})
-            advance(1)
-        evaluate_step(run, name, identity, 0, judge, policy)
-        for step in range(1, training.steps + 1):
-            metrics = trainer.step()
-            run.folder.metrics({"stage": "rl", "run": name, **identity, "step": step, **metrics})
-            advance(1, reward=metrics["reward"], kl=metrics["kl_k1"])
-            if step % run.config.evaluation.every == 0 or step == training.steps:
-                evaluate_step(run, name, identity, step, judge, policy)
+    with run.progress.stage(f"rl {name}", total=trainer.total) as advance:
+
+        def evaluated(step: int) -> None:
+            summary = evaluate_step(run, name, identity, step, judge, policy)
+            # What the training maximises, measured on held-out prompts.
+            run.keep_best(f"rl/{name}", step, summary["reward"] - algorithm.config.beta * summary["kl"], policy)
+
+        def tell(done: int, metrics: Mapping[str, int | float]) -> None:
+            step = done - trainer.warmup_steps
+            stage, number = ("rl", step) if step > 0 else ("critic_warmup", done)
+            run.folder.metrics({"stage": stage, "run": name, **identity, "step": number, **metrics})
+            if step > 0:
+                advance(1, reward=metrics["reward"], kl=metrics["kl_k1"])
+            else:
+                advance(1)
+            if step == 0 or (step > 0 and step % run.config.evaluation.every == 0) or done == trainer.total:
+                evaluated(step)
+
+        run.fit(
+            f"rl/{name}",
+            trainer,
+            tell,
+            advance=advance,
+            owns=lambda row: name in (row.get("run"), row.get("policy")),
+            start=lambda: None if trainer.warmup_steps else evaluated(0),
+        )
     with run.folder.directory(f"rl/{name}") as target:
         save_model(policy, run.tokenizer, target)
+    run.forget(f"rl/{name}")
 
 
 def evaluate_step(
     run: RunContext, name: str, identity: Mapping[str, Any], step: int, judge: Evaluator, policy: PreTrainedModel
-) -> None:
-    """A row of the frontier, and the texts of the prompts that are followed."""
+) -> dict[str, int | float]:
+    """A row of the frontier, and the texts of the prompts that are followed. Returns the means of the evaluation."""
     evaluation = judge.sampled(policy)
+    summary = evaluation.summary()
     row = {"stage": "evaluate", "policy": name, **identity, "step": step, "decoding": "sample"}
-    run.folder.metrics(row | evaluation.summary())
+    run.folder.metrics(row | summary)
     for index, record in enumerate(evaluation.rows()[: run.config.evaluation.followed_prompts]):
         prompt = run.inputs.heldout_prompts[index]
         identity = {"policy": name, "step": step, "prompt_index": index, "prompt": prompt}
         append_jsonl(run.folder.path / SAMPLES_FILE, identity | record)
+    return summary
 
 
 def shifted(run: RunContext, standard_deviation: float) -> Scorer:

@@ -5,17 +5,17 @@ updates on the groups in the replay buffer, and stop early when the policy has m
 which algorithm it runs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
-from p3o.algorithms.base import half_squared_log_ratio
+from p3o.algorithms.base import half_squared_log_ratio, with_beta
 from p3o.errors import P3OError
 from p3o.functional.advantages import reward_gaps
 from p3o.functional.kl import kl_policy_reference_k1
@@ -35,7 +35,9 @@ from p3o.models.tokens import (
     pad_left,
     split_groups,
 )
-from p3o.training.optimisation import OptimiserConfig, batches_of, make_optimiser
+from p3o.training.checkpoint import State
+from p3o.training.kl_control import KLController
+from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
 from p3o.types import Experience
 
@@ -64,6 +66,14 @@ class OnlineConfig(OptimiserConfig):
     temperature: float = Field(1.0, gt=0, description="Sampling temperature, of all log-probs too.")
     max_new_tokens: int = Field(64, gt=0, description="Length limit of a response, end of sequence included.")
     missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from the reward of a cut response.")
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="Steer β so that KL(policy ‖ reference) stays here, nats per response; null: β is fixed.",
+    )
+    kl_gain: float = Field(
+        0.1, gt=0, description="How fast β follows kl_target: it changes by at most 0.2·kl_gain a step."
+    )
 
 
 @dataclass(frozen=True)
@@ -123,23 +133,44 @@ class OnlineTrainer:
         self.prompts = list(prompts)
         self.encoded = encode_prompts(tokenizer, prompts)
         seeds = torch.Generator().manual_seed(seed)
-        self.prompt_generator, self.sampling_generator, self.minibatch_generator = (
-            torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=seeds))) for _ in range(3)
-        )
-        self.prompt_order: Iterator[Tensor] = batches_of(
-            len(prompts), config.prompts_per_step, generator=self.prompt_generator
-        )
-        self.parameters = list(policy.parameters())
-        parameter_groups: list[dict[str, object]] = [{"params": list(policy.parameters())}]
+        orders, sampling, minibatches = (int(torch.randint(2**62, (1,), generator=seeds)) for _ in range(3))
+        self.sampling_generator = torch.Generator().manual_seed(sampling)
+        self.minibatch_generator = torch.Generator().manual_seed(minibatches)
+        self.prompt_order = BatchOrder(len(prompts), config.prompts_per_step, seed=orders)
+        modules: dict[str, nn.Module] = {"policy": policy}
+        rates: dict[str, float] = {}
         if critic is not None:
-            self.parameters += list(critic.parameters())
-            rate = config.critic_learning_rate or config.learning_rate
-            parameter_groups.append({"params": list(critic.parameters()), "lr": rate})
+            modules["critic"] = critic
+            rates["critic"] = config.critic_learning_rate or config.learning_rate
         # The schedule counts steps, not updates: how many updates a step takes is for kl_stop to decide.
-        self.optimiser, self.schedule = make_optimiser(parameter_groups, config, config.steps)
+        self.optimisation = Optimisation(modules, config, config.steps, learning_rates=rates)
         self.buffer: ReplayBuffer[GroupTokens] = ReplayBuffer(config.replay_batches)
+        self.kl_controller = None
+        if config.kl_target is not None:
+            if algorithm.config.beta == 0:
+                raise P3OError(
+                    "rl.training.kl_target: β is 0 and would stay 0; give the algorithm a beta to start from"
+                )
+            self.kl_controller = KLController(algorithm.config.beta, config.kl_target, config.kl_gain)
+        self.done = 0
 
-    def warm_up_critic(self) -> dict[str, float]:
+    @property
+    def total(self) -> int:
+        """Steps in all, those of the critic's warm-up included."""
+        return self.warmup_steps + self.config.steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps at the start in which only the critic learns; none without a critic."""
+        return 0 if self.critic is None else self.config.critic_warmup_steps
+
+    def step(self) -> dict[str, int | float]:
+        """The next step: of the critic's warm-up first, then of the policy. Returns its metrics."""
+        metrics = self.warm_up_critic() if self.done < self.warmup_steps else self.improve_policy()
+        self.done += 1
+        return metrics
+
+    def warm_up_critic(self) -> dict[str, int | float]:
         """One step of sampling and scoring in which only the critic learns."""
         rollout = self.sample()
         experience = self.prepared(rollout.experience, rollout.groups)
@@ -147,11 +178,11 @@ class OnlineTrainer:
         for _ in range(self.config.epochs):
             for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
                 self.accumulate(experience, rollout.groups, chosen, metrics, first=False, critic_only=True)
-                self.apply_update()
-        return metrics.result()
+                self.optimisation.update()
+        return dict(metrics.result())
 
-    def step(self) -> dict[str, int | float]:
-        """Sample, score, update. Returns the step's metrics."""
+    def improve_policy(self) -> dict[str, int | float]:
+        """Sample, score, update."""
         rollout = self.sample()
         self.buffer.add(rollout.experience, rollout.groups)
         groups = self.buffer.rows()
@@ -162,20 +193,24 @@ class OnlineTrainer:
             for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
                 moved = self.accumulate(experience, groups, chosen, metrics, first=updates == 0)
                 if self.config.kl_stop is not None and moved > self.config.kl_stop:
-                    self.optimiser.zero_grad()
+                    self.optimisation.optimiser.zero_grad()
                     stopped = True
                     break
-                self.apply_update()
+                self.optimisation.update()
                 updates += 1
             if stopped:
                 break
-        self.schedule.step()
-        return self.describe(rollout) | metrics.result() | {"updates": updates, "stopped_early": int(stopped)}
+        self.optimisation.schedule.step()
+        described = self.describe(rollout)
+        if self.kl_controller is not None:
+            described["beta"] = self.kl_controller.beta
+            self.algorithm = with_beta(self.algorithm, self.kl_controller.update(described["kl_k1"]))
+        return described | metrics.result() | {"updates": updates, "stopped_early": int(stopped)}
 
     def sample(self) -> Rollout:
         """K responses for each of the next prompts, scored, with the learner's own log-probs."""
         config = self.config
-        chosen = next(self.prompt_order).tolist()
+        chosen = self.prompt_order.next().tolist()
         prompts = pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
         responses = sample_responses(
             self.policy,
@@ -277,12 +312,6 @@ class OnlineTrainer:
             return float(experience.response_mask.sum())
         return float(experience.groups)
 
-    def apply_update(self) -> None:
-        """One optimiser step on the accumulated gradients."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-
     def collate(self, groups: Sequence[GroupTokens], time: int) -> tuple[PromptBatch, ResponseBatch]:
         """The groups padded, on the device."""
         prompts, responses = collate_groups(groups, pad_id(self.tokenizer), time=time)
@@ -322,6 +351,40 @@ class OnlineTrainer:
             "length": experience.response_mask.sum(-1).float().mean().item(),
             "ended": rollout.ended,
         }
+
+    def state_dict(self) -> State:
+        """Everything that the next step depends on, but for the configuration, the prompts and the frozen reference."""
+        return {
+            "done": self.done,
+            "optimisation": self.optimisation.state_dict(),
+            "prompt_order": self.prompt_order.state_dict(),
+            "sampling": self.sampling_generator.get_state(),
+            "minibatches": self.minibatch_generator.get_state(),
+            "beta": self.algorithm.config.beta,
+            "buffer": [
+                {"experience": vars(experience), "groups": [vars(group) for group in groups]}
+                for experience, groups in self.buffer.batches()
+            ],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken.
+
+        Raises:
+            P3OError: if the state belongs to another policy or critic.
+        """
+        self.optimisation.load_state_dict(state["optimisation"])
+        self.prompt_order.load_state_dict(state["prompt_order"])
+        self.sampling_generator.set_state(state["sampling"])
+        self.minibatch_generator.set_state(state["minibatches"])
+        if self.kl_controller is not None:
+            self.kl_controller.beta = state["beta"]
+            self.algorithm = with_beta(self.algorithm, state["beta"])
+        self.buffer = ReplayBuffer(self.config.replay_batches)
+        for batch in state["buffer"]:
+            experience = Experience(**batch["experience"]).map(lambda tensor: tensor.to(self.device))
+            self.buffer.add(experience, [GroupTokens(**group) for group in batch["groups"]])
+        self.done = state["done"]
 
 
 class MetricsAverage:

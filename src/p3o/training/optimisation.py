@@ -1,13 +1,17 @@
 """What every training stage shares: the optimiser, the learning-rate schedule, the order of the rows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
+
+from p3o.errors import P3OError
+from p3o.training.checkpoint import State, optimiser_state, restore_optimiser, restore_trainable, trainable_state
 
 
 class OptimiserConfig(BaseModel):
@@ -20,26 +24,130 @@ class OptimiserConfig(BaseModel):
     warmup_fraction: float = Field(0.03, ge=0, lt=1, description="Share of the updates with a rising learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-
-
-def make_optimiser(
-    parameters: Iterable[nn.Parameter] | list[dict[str, object]], config: OptimiserConfig, updates: int
-) -> tuple[torch.optim.AdamW, LRScheduler]:
-    """Fused AdamW and its schedule over this many updates."""
-    optimiser = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95), fused=True
+    optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="8-bit states need bitsandbytes; paged ones move to the CPU's memory when the GPU's is full.",
     )
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    warmup = round(config.warmup_fraction * updates)
-    return optimiser, get_scheduler(name, optimiser, num_warmup_steps=warmup, num_training_steps=updates)
+    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of AdamW's two moments.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's ε.")
 
 
-def batches_of(rows: int, batch_size: int, *, generator: torch.Generator, shuffle: bool = True) -> Iterator[Tensor]:
-    """Row indices, endlessly: every row once before any row a second time; batches run across epochs."""
-    pending = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(pending) < batch_size:
-            epoch = torch.randperm(rows, generator=generator) if shuffle else torch.arange(rows)
-            pending = torch.cat([pending, epoch])
-        yield pending[:batch_size]
-        pending = pending[batch_size:]
+class Optimisation:
+    """AdamW (fused, or in 8 bits), its schedule and the clipping of gradients for the modules that are trained together.
+
+    Args:
+        modules: what is trained, by name; parameters that do not require gradients stay as they are.
+        config: settings.
+        updates: length of the schedule.
+        learning_rates: of modules whose peak rate is not the config's.
+
+    Raises:
+        P3OError: if 8-bit states are asked for and bitsandbytes is not there.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        config: OptimiserConfig,
+        updates: int,
+        *,
+        learning_rates: Mapping[str, float] | None = None,
+    ) -> None:
+        rates = learning_rates or {}
+        self._modules, self._max_grad_norm = modules, config.max_grad_norm
+        groups = [
+            {
+                "params": [parameter for parameter in module.parameters() if parameter.requires_grad],
+                "lr": rates.get(name, config.learning_rate),
+            }
+            for name, module in modules.items()
+        ]
+        self._parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+        self.optimiser = _make_optimiser(groups, config)
+        name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+        warmup = round(config.warmup_fraction * updates)
+        self.schedule: LRScheduler = get_scheduler(
+            name, self.optimiser, num_warmup_steps=warmup, num_training_steps=updates
+        )
+
+    def update(self) -> float:
+        """One optimiser step on the gradients that have been accumulated; returns their norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return norm.item()
+
+    def state_dict(self) -> State:
+        """The trained weights, the optimiser's moments and the place in the schedule."""
+        return {
+            "modules": {name: trainable_state(module) for name, module in self._modules.items()},
+            "optimiser": optimiser_state(self.optimiser),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken.
+
+        Raises:
+            P3OError: if the state belongs to other modules.
+        """
+        for name, module in self._modules.items():
+            restore_trainable(module, state["modules"].get(name, {}))
+        restore_optimiser(self.optimiser, state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def _make_optimiser(groups: list[dict[str, object]], config: OptimiserConfig) -> torch.optim.Optimizer:
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(
+            groups, weight_decay=config.weight_decay, betas=config.adam_betas, eps=config.adam_epsilon, fused=True
+        )
+    make = _eight_bit(config.optimiser)
+    return make(groups, weight_decay=config.weight_decay, betas=config.adam_betas, eps=config.adam_epsilon)
+
+
+def _eight_bit(name: str) -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from bitsandbytes import optim
+    except ImportError as error:
+        raise P3OError(
+            f"optimiser: {name} needs bitsandbytes, which is not installed; pip install 'p3o[bnb]' or use adamw"
+        ) from error
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw_8bit": optim.AdamW8bit,
+        "paged_adamw_8bit": optim.PagedAdamW8bit,
+    }
+    return kinds[name]
+
+
+class BatchOrder:
+    """Row indices, endlessly: every row once before any row a second time; batches run across epochs.
+
+    Args:
+        rows: number of rows.
+        batch_size: indices that ``next`` gives at a time.
+        seed: of the order.
+        shuffle: whether to draw a new order for each epoch; otherwise rows come as they stand.
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, seed: int, shuffle: bool = True) -> None:
+        self.rows, self.batch_size, self.shuffle = rows, batch_size, shuffle
+        self._generator = torch.Generator().manual_seed(seed)
+        self._pending = torch.empty(0, dtype=torch.long)
+
+    def next(self) -> Int[Tensor, " batch"]:
+        """The next batch of indices."""
+        while len(self._pending) < self.batch_size:
+            epoch = torch.randperm(self.rows, generator=self._generator) if self.shuffle else torch.arange(self.rows)
+            self._pending = torch.cat([self._pending, epoch])
+        batch, self._pending = self._pending[: self.batch_size], self._pending[self.batch_size :]
+        return batch
+
+    def state_dict(self) -> State:
+        """Where in the data it stands."""
+        return {"pending": self._pending, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken."""
+        self._pending = state["pending"]
+        self._generator.set_state(state["generator"])

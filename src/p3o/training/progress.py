@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 
+@runtime_checkable
 class Advance(Protocol):
     """What a stage calls after each piece of work."""
 

@@ -1,13 +1,13 @@
 """Stage 2: the reward model, trained on labelled pairs by the Bradley–Terry loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 
 from p3o.feedback.reward_model import RewardModel
 from p3o.functional.preference import bradley_terry_loss
-from p3o.training.optimisation import OptimiserConfig, batches_of, make_optimiser
+from p3o.training.checkpoint import State
+from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 
 
 class RewardTrainingConfig(OptimiserConfig):
@@ -17,45 +17,68 @@ class RewardTrainingConfig(OptimiserConfig):
     steps: int | None = Field(None, gt=0, description="Updates; null: as many as one pass over the pairs takes.")
     batch_size: int = Field(32, gt=0, description="Pairs per update.")
     micro_batch_size: int = Field(32, gt=0, description="Pairs per forward pass.")
+    evaluate_every: int | None = Field(
+        None, gt=0, description="Steps between accuracies on held-out pairs; null: at the end only."
+    )
     shuffle: bool = Field(
         True, description="Whether to train in random order; false: as the pairs stand in their file."
     )
 
 
-def train_reward_model(
-    reward_model: RewardModel,
-    pairs: Sequence[tuple[str, str, str]],
-    config: RewardTrainingConfig,
-    *,
-    seed: int,
-    log: Callable[[int, dict[str, float]], None],
-) -> None:
-    """Train in place on (prompt, chosen, rejected) texts. ``log`` receives the step (from 1), loss and accuracy."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = config.steps if config.steps is not None else max(1, len(pairs) // config.batch_size)
-    model = reward_model.model
-    optimiser, schedule = make_optimiser(model.parameters(), config, steps)
-    batches = batches_of(len(pairs), config.batch_size, generator=generator, shuffle=config.shuffle)
-    prompts = [prompt for prompt, _, _ in pairs]
-    chosen_ids = reward_model.encode(prompts, [text for _, text, _ in pairs])
-    encoded = list(zip(chosen_ids, reward_model.encode(prompts, [text for _, _, text in pairs]), strict=True))
-    for step in range(1, steps + 1):
-        batch = [encoded[i] for i in next(batches).tolist()]
-        loss, accuracy = 0.0, 0.0
-        for start in range(0, len(batch), config.micro_batch_size):
-            rows = batch[start : start + config.micro_batch_size]
+class RewardTrainer:
+    """Trains a reward model in place on labelled pairs.
+
+    Args:
+        reward_model: without dropout.
+        pairs: (prompt, chosen, rejected) texts.
+        config: settings.
+        seed: of the order of the pairs.
+    """
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        pairs: Sequence[tuple[str, str, str]],
+        config: RewardTrainingConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.reward_model, self.config = reward_model, config
+        self.done = 0
+        self.total = config.steps if config.steps is not None else max(1, len(pairs) // config.batch_size)
+        self.optimisation = Optimisation({"model": reward_model.model}, config, self.total)
+        self.order = BatchOrder(len(pairs), config.batch_size, seed=seed, shuffle=config.shuffle)
+        prompts = [prompt for prompt, _, _ in pairs]
+        chosen = reward_model.encode(prompts, [text for _, text, _ in pairs])
+        self.encoded = list(zip(chosen, reward_model.encode(prompts, [text for _, _, text in pairs]), strict=True))
+
+    def step(self) -> dict[str, float]:
+        """One update. Returns the Bradley–Terry loss and the share of pairs that were ranked as labelled before it."""
+        batch = [self.encoded[i] for i in self.order.next().tolist()]
+        size, loss, accuracy = self.config.micro_batch_size, 0.0, 0.0
+        for start in range(0, len(batch), size):
+            rows = batch[start : start + size]
             # Chosen and rejected in one pass: whatever padding does to a score, it does to both.
-            scores = reward_model.forward([chosen for chosen, _ in rows] + [rejected for _, rejected in rows])
+            scores = self.reward_model.forward([chosen for chosen, _ in rows] + [rejected for _, rejected in rows])
             output = bradley_terry_loss(scores[: len(rows)], scores[len(rows) :])
             share = len(rows) / len(batch)
             (output.loss * share).backward()
             loss += output.loss.item() * share
             accuracy += output.metrics["accuracy"].item() * share
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-        log(step, {"loss": loss, "accuracy": accuracy})
+        self.optimisation.update()
+        self.optimisation.schedule.step()
+        self.done += 1
+        return {"loss": loss, "accuracy": accuracy}
+
+    def state_dict(self) -> State:
+        """Everything that the next step depends on, but for the configuration and the data."""
+        return {"done": self.done, "optimisation": self.optimisation.state_dict(), "order": self.order.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken."""
+        self.optimisation.load_state_dict(state["optimisation"])
+        self.order.load_state_dict(state["order"])
+        self.done = state["done"]
 
 
 def ranking_accuracy(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> float:

@@ -1,16 +1,16 @@
 """Stage 1: supervised fine-tuning. Maximum likelihood of the demonstrations, loss on response tokens only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.tokens import pad_right
-from p3o.training.optimisation import OptimiserConfig, batches_of, make_optimiser
+from p3o.training.checkpoint import State
+from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 
 EncodedPair = tuple[list[int], list[int]]
 """Ids of a prompt and of a finished response."""
@@ -23,10 +23,11 @@ class SFTConfig(OptimiserConfig):
     steps: int | None = Field(None, gt=0, description="Updates; null: as many as one pass over the data takes.")
     batch_size: int = Field(32, gt=0, description="Demonstrations per update.")
     micro_batch_size: int = Field(32, gt=0, description="Demonstrations per forward pass.")
+    evaluate_every: int | None = Field(None, gt=0, description="Steps between held-out losses; null: at the end only.")
 
 
 def completion_logprobs(
-    model: PreTrainedModel, rows: Sequence[EncodedPair], *, fill: int
+    model: nn.Module, rows: Sequence[EncodedPair], *, fill: int
 ) -> tuple[Float[Tensor, "row time"], Tensor]:
     """Log-prob of every completion token given what precedes it, and the mask that selects them."""
     device = next(model.parameters()).device
@@ -38,39 +39,55 @@ def completion_logprobs(
     return token_logprobs(logits, tokens[:, 1:]), is_completion[:, 1:]
 
 
-def train_sft(
-    model: PreTrainedModel,
-    rows: Sequence[EncodedPair],
-    config: SFTConfig,
-    *,
-    fill: int,
-    seed: int,
-    log: Callable[[int, dict[str, float]], None],
-) -> None:
-    """Train ``model`` in place. ``log`` receives the step (from 1) and {"loss": nats per completion token}."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
-    optimiser, schedule = make_optimiser(model.parameters(), config, steps)
-    batches = batches_of(len(rows), config.batch_size, generator=generator)
-    for step in range(1, steps + 1):
-        batch = [rows[i] for i in next(batches).tolist()]
+class SFTTrainer:
+    """Supervised fine-tuning of ``model`` in place.
+
+    Args:
+        model: a causal language model, without dropout.
+        rows: demonstrations as ids.
+        config: settings.
+        fill: the id of padding.
+        seed: of the order of the rows.
+    """
+
+    def __init__(
+        self, model: nn.Module, rows: Sequence[EncodedPair], config: SFTConfig, *, fill: int, seed: int
+    ) -> None:
+        self.model, self.rows, self.config, self.fill = model, rows, config, fill
+        self.done = 0
+        self.total = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
+        self.optimisation = Optimisation({"model": model}, config, self.total)
+        self.order = BatchOrder(len(rows), config.batch_size, seed=seed)
+
+    def step(self) -> dict[str, float]:
+        """One update. Returns {"loss": nats per completion token}."""
+        batch = [self.rows[i] for i in self.order.next().tolist()]
         completion_tokens = sum(len(completion) for _, completion in batch)
-        total = 0.0
-        for start in range(0, len(batch), config.micro_batch_size):
-            logprobs, mask = completion_logprobs(model, batch[start : start + config.micro_batch_size], fill=fill)
+        size, total = self.config.micro_batch_size, 0.0
+        for start in range(0, len(batch), size):
+            logprobs, mask = completion_logprobs(self.model, batch[start : start + size], fill=self.fill)
             # Every completion token of the batch weighs the same, however the rows are split.
             loss = -logprobs[mask].sum() / completion_tokens
             loss.backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-        log(step, {"loss": total})
+        self.optimisation.update()
+        self.optimisation.schedule.step()
+        self.done += 1
+        return {"loss": total}
+
+    def state_dict(self) -> State:
+        """Everything that the next step depends on, but for the configuration and the data."""
+        return {"done": self.done, "optimisation": self.optimisation.state_dict(), "order": self.order.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken."""
+        self.optimisation.load_state_dict(state["optimisation"])
+        self.order.load_state_dict(state["order"])
+        self.done = state["done"]
 
 
 @torch.no_grad()
-def completion_loss(model: PreTrainedModel, rows: Sequence[EncodedPair], *, fill: int, batch_size: int) -> float:
+def completion_loss(model: nn.Module, rows: Sequence[EncodedPair], *, fill: int, batch_size: int) -> float:
     """Mean negative log-likelihood of these completions, in nats per token."""
     total, tokens = 0.0, 0
     for start in range(0, len(rows), batch_size):

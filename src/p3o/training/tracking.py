@@ -2,7 +2,7 @@
 
     runs/NAME/
       config.yaml    the resolved configuration
-      run.json       name, status (running, complete or failed), seed, threads, versions, machine, seconds of each stage
+      run.json       name, status (running, complete, failed, interrupted), seed, threads, versions, machine, seconds of stages
       metrics.jsonl  one JSON object a line with its "stage"; no clock times, so the same seed gives the same file
 
 A folder that holds something is never written over without being asked.
@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -27,6 +27,7 @@ from p3o.errors import P3OError, did_you_mean, shorten
 from p3o.files import (
     append_jsonl,
     atomic_directory,
+    drop_torn_line,
     path_is_possible,
     plain_os_errors,
     read_jsonl,
@@ -114,6 +115,8 @@ class RunFolder:
             known = [file.parent.name for file in output.glob(f"*/{RUN_FILE}")] if output.is_dir() else []
             advice = did_you_mean(name, known) or "check --name and --output"
             raise P3OError(f"{path}: no run there (no {RUN_FILE}); {advice}")
+        for file in path.glob("*.jsonl"):  # a process that was killed may have left half a line
+            drop_torn_line(file)
         with plain_os_errors(path / RUN_FILE, "read"):
             text = (path / RUN_FILE).read_bytes()
         try:
@@ -139,32 +142,45 @@ class RunFolder:
             # Bad input, told before the first stage: the same command shall work when it is mended.
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        self.record["status"] = "failed"
+        self.record["status"] = "failed" if isinstance(error, Exception) else "interrupted"
         # A full disk refuses this as well; the error that ended the run is the one to show.
         with suppress(P3OError):
             self._save()
 
     @contextmanager
-    def stage(self, name: str, *, owns: Callable[[Mapping[str, Any]], bool] | None = None) -> Iterator[None]:
+    def stage(
+        self, name: str, *, owns: Callable[[Mapping[str, Any]], bool] | None = None, resume: bool = False
+    ) -> Iterator[None]:
         """A stage of the run: its seconds are recorded when it succeeds, and by that it counts as done.
 
-        What an unfinished attempt left in metrics.jsonl is removed first.
+        What an unfinished attempt left in metrics.jsonl is removed first, unless it is to be resumed.
 
         Args:
             name: of the stage.
             owns: which rows of metrics.jsonl are this stage's; by default those whose "stage" is ``name`` or begins with
                 ``name_``.
+            resume: whether to go on with what an unfinished attempt left.
 
         Raises:
             P3OError: if the stage is done already and the folder was not opened with ``overwrite``.
         """
         self.refuse_if_done(name)
-        self._drop_metrics(owns or (lambda row: row["stage"] == name or row["stage"].startswith(f"{name}_")))
+        if not resume:
+            self.drop_rows(
+                METRICS_FILE, owns or (lambda row: row["stage"] == name or row["stage"].startswith(f"{name}_"))
+            )
         self.record["seconds"].pop(name, None)
         self._save()
         started = time.monotonic()
-        yield
-        self.record["seconds"][name] = round(time.monotonic() - started, 3)
+        spent = self.record.setdefault("unfinished_seconds", {})
+        earlier = spent.pop(name, 0.0) if resume else 0.0
+        try:
+            yield
+        except BaseException:
+            spent[name] = round(earlier + time.monotonic() - started, 3)
+            raise
+        spent.pop(name, None)
+        self.record["seconds"][name] = round(earlier + time.monotonic() - started, 3)
         self._save()
 
     def refuse_if_done(self, stage: str) -> None:
@@ -200,13 +216,45 @@ class RunFolder:
         with atomic_directory(self.path / name, replace=True) as temporary:
             yield temporary
 
-    def _drop_metrics(self, owned: Callable[[Mapping[str, Any]], bool]) -> None:
-        path = self.path / METRICS_FILE
+    def drop_rows(self, file: str, owned: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Remove these rows from a JSONL file of the folder."""
+        path = self.path / file
         if path.exists():
             rows = read_jsonl(path)
             kept = [row for row in rows if not owned(row)]
             if len(kept) < len(rows):
                 write_jsonl(path, kept)
+
+    def lengths(self, files: Sequence[str]) -> dict[str, int]:
+        """How many bytes these files have, seen on the disk: what ``rewind`` goes back to."""
+        found = {}
+        for name in files:
+            path = self.path / name
+            if path.exists():
+                with plain_os_errors(path, "written"), path.open("rb+") as file:
+                    os.fsync(file.fileno())
+                found[name] = path.stat().st_size
+            else:
+                found[name] = 0
+        return found
+
+    def rewind(self, lengths: Mapping[str, int]) -> None:
+        """Cut these files to the lengths that they had at a checkpoint: what came after it is done again.
+
+        Raises:
+            P3OError: if a file is shorter than it was.
+        """
+        for name, length in lengths.items():
+            path = self.path / name
+            size = path.stat().st_size if path.exists() else 0
+            if size < length:
+                raise P3OError(
+                    f"{path}: has {size} bytes, but {length} when the checkpoint was written; it was changed since, so the "
+                    "run cannot be resumed: restore the file or begin again with --overwrite"
+                )
+            if size > length:
+                with plain_os_errors(path, "written"):
+                    os.truncate(path, length)
 
     def _save(self) -> None:
         write_json(self.path / RUN_FILE, self.record)

@@ -1,0 +1,67 @@
+"""How a process is asked to stop, and how it answers.
+
+SIGINT (Ctrl-C) and SIGTERM (a scheduler) ask. A training finishes its step, saves a checkpoint and raises ``Stopped``; whatever
+else runs is left at once.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Stopped(BaseException):
+    """The process was asked to stop. Not an ``Exception``: no handler should take it for a failure.
+
+    Attributes:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, number: int, told: str = "") -> None:
+        super().__init__(told or f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+@contextmanager
+def sigterm_stops() -> Iterator[None]:
+    """Within this block SIGTERM raises ``Stopped``, as SIGINT raises KeyboardInterrupt: files are closed, states are told."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the signature of a handler)
+        raise Stopped(number)
+
+    with _handling({signal.SIGTERM: stop}):
+        yield
+
+
+@contextmanager
+def note_signals(*, armed: bool = True) -> Iterator[list[int]]:
+    """Within this block SIGINT and SIGTERM are noted in the list that it gives; the second SIGINT raises KeyboardInterrupt.
+
+    Not ``armed``, nothing is noted and signals end the process as they otherwise would.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    with _handling({signal.SIGINT: note, signal.SIGTERM: note} if armed else {}):
+        yield asked
+
+
+@contextmanager
+def _handling(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
+    """These handlers, for the time of the block. Only the main thread can set any; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

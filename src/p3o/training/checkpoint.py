@@ -1,0 +1,243 @@
+"""Checkpoints: everything that a stopped training needs to go on as if it had never stopped.
+
+A state is a tree of dicts, lists, plain values and tensors. Tensors go to a safetensors file, the rest to JSON; nothing is
+ever pickled. A checkpoint is a folder that appears whole or not at all, with the size and the SHA-256 of every file in it:
+
+    STAGE/
+      00000040/            named after the step
+        tensors.safetensors
+        state.json
+        manifest.json      {"state.json": {"bytes": 812, "sha256": "…"}, …}
+      00000050/
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from p3o.errors import P3OError
+from p3o.files import atomic_directory, open_for_reading, plain_os_errors, remove
+
+State = dict[str, Any]
+"""A tree of dicts with text keys, lists, tuples (which come back as lists), tensors, texts, numbers, booleans and None."""
+
+TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_TENSOR = "\0tensor"
+"""Marks, in the JSON, where a tensor stands: a name that no key of a state can have."""
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that is torn, cut short or changed; the message names the file and what is wrong with it."""
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a state into an empty folder and see it on the disk before returning.
+
+    Raises:
+        P3OError: if the system refuses.
+    """
+    tensors: dict[str, Tensor] = {}
+    values = _take_tensors(state, "", tensors)
+    with plain_os_errors(folder, "written"):
+        save_file(tensors, folder / TENSORS)
+        (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        manifest = {name: _fingerprint(folder / name) for name in (TENSORS, VALUES)}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        for name in (TENSORS, VALUES, MANIFEST):
+            _sync(folder / name)
+
+
+def load_state(folder: Path) -> State:
+    """The state that ``save_state`` wrote, checked against its fingerprints; tensors on the CPU.
+
+    Raises:
+        DamagedCheckpointError: if a file is missing, cut short or changed.
+        P3OError: if the system refuses to read.
+    """
+    manifest = _read_json(folder / MANIFEST)
+    for name in (TENSORS, VALUES):
+        expected = manifest.get(name)
+        if not isinstance(expected, dict):
+            raise DamagedCheckpointError(f"{folder / MANIFEST}: does not tell of {name}")
+        if not (folder / name).is_file():
+            raise DamagedCheckpointError(f"{folder / name}: is missing")
+        found = _fingerprint(folder / name)
+        if found["bytes"] != expected.get("bytes"):
+            raise DamagedCheckpointError(
+                f"{folder / name}: has {found['bytes']} bytes in place of {expected.get('bytes')}"
+            )
+        if found != expected:
+            raise DamagedCheckpointError(f"{folder / name}: its content has changed since it was written")
+    try:
+        tensors = load_file(folder / TENSORS)
+    except SafetensorError as error:
+        raise DamagedCheckpointError(f"{folder / TENSORS}: {error}") from error
+    state = _put_tensors(_read_json(folder / VALUES), tensors)
+    assert isinstance(state, dict)
+    return state
+
+
+class Checkpoints:
+    """The checkpoints of one training: the newest ``keep`` of them, each in a folder named after its step.
+
+    Args:
+        folder: where they stand; made when the first one is saved.
+        keep: how many to keep. Two or more, and a damaged one has an older one to fall back to.
+        warn: told about a damaged checkpoint that is passed over.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, warn: Callable[[str], None] = lambda _: None) -> None:
+        self.folder, self.keep, self.warn = folder, keep, warn
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write the state of this step, whole or not at all, then remove what is older than the newest ``keep``.
+
+        Raises:
+            P3OError: if the system refuses; earlier checkpoints are then untouched.
+        """
+        with atomic_directory(self.folder / f"{step:08d}", replace=True) as temporary:
+            save_state(temporary, state)
+        _sync(self.folder)
+        for old in self.saved()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> State | None:
+        """The newest state that is whole, or None if there is no checkpoint at all.
+
+        Raises:
+            P3OError: if there are checkpoints but every one is damaged; starting anew in silence could hide a loss of days.
+        """
+        damaged = []
+        for path in self.saved():
+            try:
+                state = load_state(path)
+            except DamagedCheckpointError as problem:
+                damaged.append(str(problem))
+                continue
+            for problem_text in damaged:
+                self.warn(f"damaged checkpoint passed over: {problem_text}; going on from {path.name.lstrip('0')}")
+            return state
+        if damaged:
+            raise P3OError(
+                f"{damaged[0]}; no whole checkpoint is left in {self.folder}, restore one or begin again with --overwrite"
+            )
+        return None
+
+    def saved(self) -> list[Path]:
+        """The folders of the checkpoints, newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path for path in self.folder.iterdir() if path.name.isdigit()), reverse=True)
+
+    def remove(self) -> None:
+        """Remove all of them: the training is done and its result is saved."""
+        remove(self.folder)
+
+
+def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The value with a mark in the place of every tensor, which goes into ``tensors`` under its path."""
+    if isinstance(value, Tensor):
+        # A view may share its storage with another tensor, which safetensors refuses.
+        whole = value.detach().cpu().contiguous()
+        tensors[path] = whole.clone() if whole.untyped_storage().nbytes() > whole.nbytes else whole
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        return {str(key): _take_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_take_tensors(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {path})")
+
+
+def _put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {key: _put_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_put_tensors(item, tensors) for item in value]
+    return value
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open_for_reading(path) as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DamagedCheckpointError(f"{path}: is missing")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{path}: is no whole JSON") from error
+    if not isinstance(value, dict):
+        raise DamagedCheckpointError(f"{path}: holds no JSON object")
+    return value
+
+
+def _sync(path: Path) -> None:
+    """See a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> State:
+    """The optimiser's state with text keys."""
+    state = optimiser.state_dict()
+    return {
+        "state": {str(index): dict(entries) for index, entries in state["state"].items()},
+        "param_groups": state["param_groups"],
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Put back what ``optimiser_state`` gave."""
+    current = optimiser.state_dict()["param_groups"]
+    groups = []
+    for now, saved in zip(current, state["param_groups"], strict=True):
+        # JSON has no tuples: betas come back as a list.
+        groups.append({key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()})
+    entries = {int(index): value for index, value in state["state"].items()}
+    optimiser.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def trainable_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters that training changes, by name; a frozen base under an adapter is not among them."""
+    return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def restore_trainable(module: torch.nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Put back what ``trainable_state`` gave.
+
+    Raises:
+        P3OError: if the model has other parameters than the saved one had.
+    """
+    present = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    different = sorted(set(present) ^ set(saved)) or [
+        name for name, parameter in present.items() if parameter.shape != saved[name].shape
+    ]
+    if different:
+        raise P3OError(
+            f"the checkpoint belongs to another model: {different[0]} differs; resume with the configuration that it was "
+            "written with"
+        )
+    with torch.no_grad():
+        for name, parameter in present.items():
+            parameter.copy_(saved[name])
