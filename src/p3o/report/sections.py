@@ -14,13 +14,13 @@ from p3o.report.frontiers import (
     over_optimisation,
     value_of,
 )
+from p3o.report.headtohead import head_to_head_section
 from p3o.report.numbers import duration, number, percent
 from p3o.report.palette import Palette, readable
 from p3o.report.rundata import RunData, TrainingStep
 from p3o.report.tables import (
     evaluation_table,
     fit_table,
-    head_to_head_table,
     over_optimisation_table,
     shift_table,
 )
@@ -164,23 +164,6 @@ def training_section(data: RunData, palette: Palette) -> Section:
         return Section("training", title, "Left out: metrics.jsonl holds no training steps.")
     intro = "What each algorithm reported while it trained, on its training prompts." if panels else "No RL steps yet."
     return Section("training", title, intro, blocks)
-
-
-def head_to_head_section(data: RunData, palette: Palette) -> Section:
-    """Win rates."""
-    title = "Head to head"
-    if not data.comparisons:
-        why = "Left out: head_to_head.json is missing or empty; it is written after the last evaluation."
-        return Section("headtohead", title, why)
-    intro = (
-        "Two policies answer the same held-out prompts once each; the higher reward wins, a tie counts one half. The bar "
-        "spans the 95\N{NO-BREAK SPACE}% interval; where it crosses the middle, the prompts do not tell the two apart."
-    )
-    blocks: list[Block] = []
-    for by in sorted({c.by for c in data.comparisons}, key=lambda by: by != judge(data)):
-        table = head_to_head_table(data, [c for c in data.comparisons if c.by == by], palette)
-        blocks.append(TableBlock(table, f"Judged by {'proxy' if by == 'reward' else by} reward"))
-    return Section("headtohead", title, intro, blocks)
 
 
 def shift_section(data: RunData, palette: Palette) -> Section | None:
