@@ -71,6 +71,12 @@ def test_a_difference_without_noise_is_the_difference_of_the_hulls() -> None:
     assert found.area.excludes_zero
 
 
+def test_the_luckiest_seed_is_not_the_method() -> None:
+    at = lambda seed, gain: PolicySample(seed, np.full(10, gain), np.full(10, 1.0))  # noqa: E731
+    found = compare_frontiers([at(0, 1.0), at(1, 3.0)], [at(0, 1.5)], start_of(np.zeros(10)), [1.0], resamples=20)
+    assert found.difference[0].value == pytest.approx((1.0 + 3.0) / 2 - 1.5)
+
+
 def test_pairing_takes_the_noise_of_the_prompts_out() -> None:
     rng = np.random.default_rng(1)
     noise = rng.normal(0, 20, 200)

@@ -80,16 +80,31 @@ def _add_stage_command(stage: str, summary: str) -> None:
         overwrite: Overwrite = False,
         resume: Resume = False,
     ) -> None:
-        if resume:
-            settings, folder = _resume(config, set_ or (), name, output)
-            folder.refuse_if_done(stage)
-        else:
-            settings, folder = _open_or_create(stage, config, set_ or (), name, output, overwrite)
-        _run_stages(folder, settings, [stage], resume=resume)
+        run_stage(stage, config, set_ or (), name, output, overwrite=overwrite, resume=resume)
+
+
+def run_stage(
+    stage: str,
+    config: Path | None,
+    overrides: Sequence[str],
+    name: str | None,
+    output: Path,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> None:
+    """One stage, in a run's folder or a new one."""
+    if resume:
+        settings, folder = _resume(config, overrides, name, output)
+        folder.refuse_if_done(stage)
+    else:
+        settings, folder = _open_or_create(stage, config, overrides, name, output, overwrite)
+    _run_stages(folder, settings, [stage], resume=resume)
 
 
 for _stage, _summary in STAGES.items():
-    _add_stage_command(_stage, _summary)
+    if _stage != "report":  # which also takes run folders: p3o.cli.report
+        _add_stage_command(_stage, _summary)
 
 
 def _load(path: Path, overrides: Sequence[str]) -> "RunConfig":

@@ -1,7 +1,8 @@
 """Frontiers held against each other: area, bands over seeds, and the difference at equal KL with a paired bootstrap.
 
-What is compared is each method's concave hull (``p3o.evaluation.frontier``) of its policies over β and seeds. A hull is a
-maximum over noisy points and so a little too high, the more so the more points it has: compare methods with equally many.
+What is compared is each method's concave hull (``p3o.evaluation.frontier``) of its policies over β, one hull for each seed and
+then the mean over seeds, for the best of all seeds is luck. A hull is a maximum over noisy points and so a little too high, the
+more so the more points it has: compare methods with equally many.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ class PolicySample:
     """One trained policy on the held-out prompts, which are the same, in the same order, for all that are compared.
 
     Attributes:
-        seed: of its training; policies of one seed and different β are resampled together.
+        seed: of its training; policies of one seed share a hull.
         reward: of one response to each prompt.
         kl: estimate of each response, nats.
     """
@@ -114,6 +115,15 @@ def hull_band(points: Mapping[int, tuple[ArrayLike, ArrayLike]], at: ArrayLike, 
     return Band(grid, mean, mean - half, mean + half, n)
 
 
+def student_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a few values, such as one a seed, with the limits of its Student-t interval; NaN limits for one value."""
+    mean, n = float(np.mean(values)), len(values)
+    if n == 1:
+        return mean, float("nan"), float("nan")
+    half = float(stdtrit(n - 1, (1 + confidence) / 2) * np.std(values, ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
 def compare_frontiers(
     a: Sequence[PolicySample],
     b: Sequence[PolicySample],
@@ -146,13 +156,13 @@ def compare_frontiers(
         raise ValueError("a comparison needs policies of both methods and budgets above 0")
     if any(s.reward.shape != (prompts,) or s.kl.shape != (prompts,) for s in (*a, *b, start)):
         raise ValueError("all policies must have been evaluated on the same prompts")
-    methods = [_Method(policies, start) for policies in (a, b)]
+    left, right = _Method(a, start), _Method(b, start)
     even = np.full(prompts, 1 / prompts)
-    whole = _difference([method.means(even, None) for method in methods], grid)
+    whole = left.curve(even, None, grid) - right.curve(even, None, grid)
     random = np.random.default_rng(seed)
     drawn = np.stack(
         [
-            _difference([method.means(weights, random) for method in methods], grid)
+            left.curve(weights, random, grid) - right.curve(weights, random, grid)
             for weights in random.multinomial(prompts, even, size=resamples) / prompts
         ]
     )
@@ -163,28 +173,23 @@ def compare_frontiers(
 
 
 class _Method:
-    """The policies of one method as matrices, [policy, prompt], the SFT model the first."""
+    """The policies of one method as matrices, [policy, prompt], the SFT model the first; the rows of each seed."""
 
     def __init__(self, policies: Sequence[PolicySample], start: PolicySample) -> None:
         self.reward = np.stack([start.reward, *(policy.reward for policy in policies)]).astype(np.float64)
         self.kl = np.stack([np.zeros_like(start.kl), *(policy.kl for policy in policies)]).astype(np.float64)
         seeds = list(dict.fromkeys(policy.seed for policy in policies))
-        self.rows = [[i + 1 for i, policy in enumerate(policies) if policy.seed == seed] for seed in seeds]
+        self.rows = [[0, *(i for i, policy in enumerate(policies, start=1) if policy.seed == seed)] for seed in seeds]
 
-    def means(self, weights: Array, random: np.random.Generator | None) -> tuple[Array, Array]:
-        """KL and reward of the policies under these weights of the prompts, of seeds drawn if there is a generator."""
-        chosen = self.rows
-        if random is not None and len(chosen) > 1:
-            chosen = [chosen[i] for i in random.integers(len(chosen), size=len(chosen))]
-        rows = sorted({0, *(row for group in chosen for row in group)})
-        return self.kl[rows] @ weights, self.reward[rows] @ weights
-
-
-def _difference(means: Sequence[tuple[Array, Array]], grid: Array) -> Array:
-    """Differences at the budgets and, last, of the areas up to the largest."""
-    a, b = (_read_off(*concave_hull(kl, reward), grid) for kl, reward in means)
-    difference: Array = a - b
-    return difference
+    def curve(self, weights: Array, random: np.random.Generator | None, grid: Array) -> Array:
+        """Read off the hull of each seed under these weights of the prompts, mean over the seeds, drawn if there is a
+        generator."""
+        kl, reward = self.kl @ weights, self.reward @ weights
+        curves = np.stack([_read_off(*concave_hull(kl[rows], reward[rows]), grid) for rows in self.rows])
+        if random is not None and len(curves) > 1:
+            curves = curves[random.integers(len(curves), size=len(curves))]
+        mean: Array = curves.mean(0)
+        return mean
 
 
 def _read_off(hull_kl: Array, hull_reward: Array, grid: Array) -> Array:

@@ -3,6 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from p3o.report.blocks import Block, Code, Facts, Figure, FollowedBlock, Panel, Section, TableBlock, TextsBlock
+from p3o.report.calibration import (
+    Checked,
+    agreement_table,
+    calibration_bins,
+    calibration_chart,
+    checked_pairs,
+    expected_calibration_error,
+)
 from p3o.report.charts import Yardstick, frontier_chart, proxy_gold_chart, shift_chart
 from p3o.report.curves import Line, curve_chart
 from p3o.report.frontiers import (
@@ -33,6 +41,9 @@ _CURVES = (
     ("length", "Length", "tokens per response", ""),
     ("ended", "Share ended", "share of responses", "~%"),
     ("clip_fraction", "Clip fraction", "share of loss terms", "~%"),
+    ("ratio_max", "Largest importance ratio", "π / π_old of a response", ""),
+    ("tie_fraction", "Ties", "share of pairs", "~%"),
+    ("reward_gap", "Reward gap", "mean |difference| on a prompt", ""),
     ("half_squared_log_ratio", "Distance from the sampling policy", "½ (log-ratio)², nats²", ""),
     ("updates", "Updates done", "per step", ""),
     ("loss", "Loss, each algorithm's own", "per batch", ""),
@@ -206,7 +217,8 @@ def reward_model_section(data: RunData, palette: Palette) -> Section:
         for key, unit in (("loss", "nats per pair"), ("accuracy", "share of pairs"))
         for panel in _stage_panels(data.reward_training, palette, [(key, key)], unit)
     ]
-    if not facts and not panels:
+    truth, pairs = checked_pairs(data)
+    if not facts and not panels and not pairs:
         return Section("rewardmodel", title, "Left out: this run trained no reward model of its own.")
     intro = (
         "The proxy, learned from labelled pairs (Bradley–Terry) and tested on pairs that it has not seen. "
@@ -215,7 +227,28 @@ def reward_model_section(data: RunData, palette: Palette) -> Section:
     blocks: list[Block] = [Facts("On held-out pairs", facts)] if facts else []
     if panels:
         blocks.append(Figure(panels, [], "Training of the reward model."))
+    if pairs:
+        blocks += _on_responses(truth, pairs, palette)
     return Section("rewardmodel", title, intro, blocks)
+
+
+def _on_responses(truth: str, pairs: Sequence[Checked], palette: Palette) -> list[Block]:
+    """The proxy against the truth on what the policies wrote."""
+    name = "the gold reward" if truth == "gold" else truth
+    bins = calibration_bins(pairs)
+    chart = calibration_chart(bins, palette).specification(palette, height=260)
+    caption = (
+        f"Responses of two policies to the same held-out prompt, {len(pairs)} pairs, held against {name}. Bars are 95 % "
+        f"intervals. Mean distance from the dashed line: {number(expected_calibration_error(bins), 3)}. A reward model learns "
+        "how often people agree; a truth without noise agrees more often than that, so points above the line are no fault."
+    )
+    panel = Panel(
+        "Calibration on the policies' responses", chart, "Agreement of the proxy with the truth against its confidence"
+    )
+    return [
+        Figure([panel], [], caption, columns=1),
+        TableBlock(agreement_table(pairs), f"Agreement with {name}, and whether length fools the proxy"),
+    ]
 
 
 def _test_value(name: str, value: int | float | str) -> str:
@@ -238,7 +271,8 @@ def texts_section(data: RunData, _palette: Palette) -> Section:
     intro = (
         f"Sampled once at the temperature of training, and chosen by rule: {EVEN_PROMPTS} prompts at even distances "
         f"through the held-out set, and for each algorithm the greatest rise and the greatest fall in "
-        f"{'gold' if judge(data) == 'gold' else 'proxy'} reward against SFT. Extremes show what can happen, not what is usual."
+        f"{'gold' if judge(data) == 'gold' else 'proxy'} reward against SFT and the highest and lowest value. Extremes show "
+        "what can happen, not what is usual."
     )
     return Section("texts", title, intro, blocks)
 
