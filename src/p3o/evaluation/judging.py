@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def judge_contest(
 
 
 def rank(contest: Contest, judged: Sequence[Judged], *, baseline: str) -> list[Ranked]:
-    """All policies in one order, by Bradley–Terry; empty where there are fewer than three or no chain connects them."""
+    """All policies in one order, by Bradley–Terry; empty for fewer than three, without evalica, or where no chain of pairs
+    connects them."""
     rows = [
         Compared(pair.a, pair.b, contest.prompts[number], verdict.preference)
         for pair in judged
@@ -74,7 +76,7 @@ def rank(contest: Contest, judged: Sequence[Judged], *, baseline: str) -> list[R
         if verdict.preference is not None
     ]
     names = {name for row in rows for name in (row.a, row.b)}
-    if len(names) < 3:
+    if len(names) < 3 or find_spec("evalica") is None:
         return []
     try:
         return bradley_terry_ranking(rows, baseline=baseline if baseline in names else None)

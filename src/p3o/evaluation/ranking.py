@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from p3o.errors import P3OError
+
 ADDED_TIES = 1.0
 """Between each two policies that were compared."""
 
@@ -69,6 +71,7 @@ def bradley_terry_ranking(
     Raises:
         ValueError: without comparisons, for an unknown baseline, a policy compared with itself, or policies that no chain of
             comparisons connects (their strengths could not be compared).
+        P3OError: if evalica is not installed.
     """
     names = list(dict.fromkeys(name for row in comparisons for name in (row.a, row.b)))
     if not comparisons or (baseline is not None and baseline not in names):
@@ -131,7 +134,10 @@ def _connected(compared: np.ndarray) -> bool:
 
 def _strengths(wins: Float[np.ndarray, "policy policy"], zero: int | None) -> Float[np.ndarray, " policy"]:
     """Log-strengths, evalica's fit of a matrix of wins."""
-    from evalica import Winner, bradley_terry
+    try:
+        from evalica import Winner, bradley_terry
+    except ImportError as error:
+        raise P3OError("the ranking needs evalica; install it with: pip install 'p3o[judge]'") from error
 
     x, y = np.nonzero(wins)
     result = bradley_terry(

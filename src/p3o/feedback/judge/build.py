@@ -34,6 +34,8 @@ def _asker(config: JudgeConfig) -> Asker:
         return EndpointAsker(config)
     from p3o.feedback.judge.local import load_local_asker
 
+    _without_bars()
+
     return load_local_asker(config.model or "", device=config.device, batch_size=config.batch_size)
 
 
@@ -44,9 +46,17 @@ def _reward_model(config: JudgeConfig) -> Judge:
     from p3o.feedback.reward_model import RewardModel, load_reward_model
     from p3o.models.language import load_tokenizer
 
+    _without_bars()
     path = config.model or ""
     model = load_reward_model(path, device=torch.device(config.device))
     return ScoreJudge(RewardModel(model, load_tokenizer(path), batch_size=config.batch_size), name=path, log_odds=True)
+
+
+def _without_bars() -> None:
+    """Our own progress is the one to watch."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _function(config: JudgeConfig) -> Judge:
