@@ -3,16 +3,30 @@
 Each stage's settings stand beside the stage; this module puts them together.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from p3o.algorithms import ALGORITHMS
+from p3o.data.rows import Policy
+from p3o.data.sources import SourceConfig
+from p3o.errors import P3OError
 from p3o.evaluation.policy import EvaluationConfig
+from p3o.models.adapters import LoraSettings
+from p3o.models.precision import DtypeName
 from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
 from p3o.training.sft import SFTConfig
+
+DATA_READ_BY: dict[str, frozenset[str]] = {
+    "prompts": frozenset({"sample", "rl", "evaluate"}),
+    "heldout_prompts": frozenset({"sample", "rl", "evaluate"}),
+    "demonstrations": frozenset({"sft"}),
+    "preferences": frozenset({"reward"}),
+}
+"""Which stages read which of the user's files: a stage asks for its own and does not open the others."""
 
 
 class Section(BaseModel):
@@ -22,12 +36,31 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """The user's own files. JSONL, one object a line."""
+    """The user's own data: files, folders and hub data sets (docs/data.md), and what is done about rows that cannot be used."""
 
-    prompts: str | None = Field(None, description='Training prompts of RL: {"prompt"} a line.')
-    heldout_prompts: str | None = Field(None, description="Prompts of the evaluation; null: split off from prompts.")
-    demonstrations: str | None = Field(None, description='{"prompt", "completion"} a line, for SFT.')
-    preferences: str | None = Field(None, description='{"prompt", "chosen", "rejected"} a line, for the reward model.')
+    prompts: SourceConfig | None = Field(None, description='Training prompts of RL: rows of {"prompt"}.')
+    heldout_prompts: SourceConfig | None = Field(
+        None, description="Prompts of the evaluation; null: split off from prompts."
+    )
+    demonstrations: SourceConfig | None = Field(None, description='Rows of {"prompt", "completion"}, for SFT.')
+    preferences: SourceConfig | None = Field(
+        None, description='Rows of {"prompt", "chosen", "rejected"}, for the reward model.'
+    )
+    bad_rows: Policy = Field(
+        "stop", description="What a row that cannot be used does: stop the run, or skip and count."
+    )
+    max_prompt_tokens: int | None = Field(
+        None, gt=0, description="Longer prompts are bad rows; null: the model's limit."
+    )
+    max_completion_tokens: int | None = Field(
+        None, gt=0, description="Rows with a longer answer, its end included, are bad; null: the model's limit."
+    )
+
+    def sources(self) -> dict[str, SourceConfig]:
+        """The sources that are given, by key."""
+        given = {"prompts": self.prompts, "heldout_prompts": self.heldout_prompts}
+        given |= {"demonstrations": self.demonstrations, "preferences": self.preferences}
+        return {name: source for name, source in given.items() if source is not None}
 
 
 class EmbeddedTaskConfig(Section):
@@ -40,19 +73,60 @@ class EmbeddedTaskConfig(Section):
     prompts: int = Field(4000, gt=0, description="Training prompts of RL.")
 
 
-class RewardConfig(Section):
-    """Where the reward comes from: a model, a Python function, or a model trained on the preferences."""
+class RewardPart(Section):
+    """One reward of a weighted sum; without a model and a function it is the one that this run trains."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
-    train: RewardTrainingConfig = Field(default_factory=lambda: RewardTrainingConfig())
+    weight: int | float = Field(1.0, description="Weight in the sum; negative for a cost.")
 
     @model_validator(mode="after")
-    def one_source(self) -> "RewardConfig":
+    def one_source(self) -> "RewardPart":
         """A model and a function exclude each other."""
         if self.model is not None and self.function is not None:
             raise ValueError("give either model or function, not both")
         return self
+
+
+class RewardConfig(Section):
+    """Where the feedback comes from: a model, a Python function, a sum of several, comparisons alone, or a reward model
+    that is trained on the preferences."""
+
+    model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
+    function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
+    parts: dict[str, RewardPart] = Field(
+        default_factory=dict, description="Several rewards by name, added up with their weights."
+    )
+    comparison: str | None = Field(
+        None,
+        description="module:function of (prompts, responses_a, responses_b); only relative algorithms learn from it.",
+    )
+    comparison_scale: Literal["preference", "log_odds"] = Field(
+        "preference", description="What the comparison returns: a preference in [-1, 1] or log-odds."
+    )
+    train: RewardTrainingConfig = Field(default_factory=lambda: RewardTrainingConfig())
+
+    @model_validator(mode="after")
+    def one_source(self) -> "RewardConfig":
+        """The sources exclude each other."""
+        given = [name for name in ("model", "function", "parts", "comparison") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give either {given[0]} or {given[1]}, not both")
+        return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run trains a reward model of its own."""
+        if self.parts:
+            return any(part.model is None and part.function is None for part in self.parts.values())
+        return self.model is None and self.function is None and self.comparison is None
+
+    @property
+    def source(self) -> str:
+        """What it is, in words for a log."""
+        return str(
+            self.model or self.function or self.comparison or " + ".join(self.parts) or "trained on the preferences"
+        )
 
 
 class RunOverrides(Section):
@@ -111,35 +185,67 @@ class RunConfig(Section):
     model: str | None = Field(
         None, description="Folder or hub name of the language model to start from; null: embedded."
     )
+    dtype: DtypeName = Field("auto", description="auto is bfloat16 on a GPU that has it, else float32.")
+    lora: LoraSettings | None = Field(None, description="Train low-rank adapters; null: all weights.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, a third more time."
+    )
+    trust_remote_code: bool = Field(False, description="Whether Python code in a model's repository may run.")
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     embedded: EmbeddedTaskConfig | None = Field(None, description="Use the embedded task in the place of data files.")
     sft: SFTConfig | None = Field(None, description="Null: start RL from the model as it is.")
     reward: RewardConfig = Field(default_factory=lambda: RewardConfig())
     rl: RLConfig = Field(default_factory=lambda: RLConfig())
     evaluation: EvaluationConfig = Field(default_factory=lambda: EvaluationConfig())
+    tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; each is an extra."
+    )
+    tracking_online: bool = Field(
+        False, description="Let wandb and trackio send metrics to their servers; otherwise they stay on this machine."
+    )
     checkpoints: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @model_validator(mode="after")
-    def has_inputs(self) -> "RunConfig":
-        """What the stages need is there."""
+    def embedded_stands_alone(self) -> "RunConfig":
+        """The embedded task excludes a model and data of the user's own."""
         if self.embedded is not None:
-            given = [name for name, value in self.data if value is not None]
+            given = list(self.data.sources())
             if given or self.model is not None:
                 raise ValueError(
                     f"the embedded task brings its own model and data; remove {'model' if self.model else 'data.' + given[0]}"
                 )
             if self.sft is None:
                 raise ValueError("sft: the embedded task starts from an untrained model; add a section 'sft: {}'")
-            return self
-        if self.model is None:
-            raise ValueError("model: name a folder or hub model, or add a section 'embedded: {}' for the embedded task")
-        if self.data.prompts is None:
-            raise ValueError("data.prompts: name a JSONL file of prompts")
-        if self.sft is not None and self.data.demonstrations is None:
-            raise ValueError("data.demonstrations: sft needs a JSONL file of demonstrations")
-        if self.reward.model is None and self.reward.function is None and self.data.preferences is None:
-            raise ValueError("reward: give model or function, or data.preferences to train a reward model on")
+            if self.lora is not None and self.lora.save == "adapter":
+                raise ValueError("lora: the embedded task's untrained base is in no folder; use 'save: merged'")
         return self
+
+    def require_inputs(self, stages: Sequence[str]) -> None:
+        """Check that what these stages start from is named.
+
+        Raises:
+            P3OError: for the first setting that is missing.
+        """
+        data, reward = self.data, self.reward
+        if self.embedded is not None or set(stages) <= {"report"}:
+            return
+        if self.model is None:
+            raise P3OError("model: name a folder or hub model, or add a section 'embedded: {}' for the embedded task")
+        if "rl" in stages and data.prompts is None:
+            raise P3OError("data.prompts: name a file or data set of prompts")
+        if "evaluate" in stages and data.prompts is None and data.heldout_prompts is None:
+            raise P3OError(
+                "data.heldout_prompts: name a file or data set of prompts, or data.prompts to split some off from"
+            )
+        if "sft" in stages and self.sft is not None and data.demonstrations is None:
+            raise P3OError("data.demonstrations: sft needs a file or data set of demonstrations")
+        if reward.is_trained and data.preferences is None and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
+            raise P3OError("reward: give model or function, or data.preferences to train a reward model on")
+
+    def for_stages(self, stages: Sequence[str]) -> "RunConfig":
+        """The same without the data files that none of these stages reads."""
+        unread = {name: None for name, readers in DATA_READ_BY.items() if readers.isdisjoint(stages)}
+        return self.model_copy(update={"data": self.data.model_copy(update=unread)})
 
     def with_shifted_runs(self, shift: float) -> "RunConfig":
         """The same with a twin of every RL run, NAME_shifted, whose rewards get offsets of this standard deviation."""

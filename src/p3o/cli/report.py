@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from p3o.cli.app import RUNS, ConfigFile, Name, Output, Overrides, Overwrite, Resume, app
-from p3o.cli.stages import STAGES, run_stage
+from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
+from p3o.cli.settings import Asked
+from p3o.cli.stages import STAGES, DryRun, HelpAll, do
 from p3o.errors import P3OError
 
 _Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, such as runs/demo.")]
@@ -28,6 +29,9 @@ def report(
     output: Output = RUNS,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    dry_run: DryRun = False,
+    json_file: JsonFile = None,
+    help_all: HelpAll = False,  # noqa: ARG001 (its callback has done it)
 ) -> None:
     """Write report.html from what a run folder holds. Several RUN make one page that compares them over β and seeds.
 
@@ -36,12 +40,11 @@ def report(
     if not runs:
         if to is not None or export is not None:
             raise P3OError("--to and --export need the folder of a run: p3o report runs/NAME --export charts")
-        run_stage("report", config, set_ or (), name, output, overwrite=overwrite, resume=resume)
+        asked = Asked("report", config, set_ or (), {}, name, output, overwrite, resume)
+        do(asked, dry=dry_run, json_file=json_file, repository=None, private=False)
         return
-    if config is not None or set_ or name is not None or overwrite or resume:
-        raise P3OError(
-            "a report of run folders takes no --config, --set, --name, --overwrite or --resume; leave them out"
-        )
+    if config is not None or set_ or name is not None or overwrite or resume or dry_run or json_file is not None:
+        raise P3OError("a report of run folders takes only --to and --export; leave the other options out")
     from p3o.report import build_comparison, build_report, export_charts
 
     page = build_report(runs[0], to) if len(runs) == 1 else build_comparison(runs, to or Path("comparison.html"))

@@ -7,23 +7,29 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from p3o.algorithms import make_algorithm
 from p3o.config import RunConfig
 from p3o.errors import P3OError
-from p3o.feedback.functions import call_reward_function, load_reward_function
-from p3o.feedback.reward_model import RewardModel, load_reward_model
+from p3o.feedback.combined import CombinedReward
 from p3o.files import write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
-from p3o.models.language import load_model_config, load_tokenizer, save_model
-from p3o.models.tokens import encode_prompts, encode_responses
+from p3o.models.language import load_tokenizer
+from p3o.models.sampling import sample_responses
+from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, end_id, pad_id, pad_left
+from p3o.stages.feedback import Feedback
+from p3o.stages.models import Models
 from p3o.training.checkpoint import Checkpoints, State
+from p3o.training.faults import NumericalError, Watch
 from p3o.training.loop import Callback, Trainer, fit, resume
 from p3o.training.progress import Advance, Progress
 from p3o.training.sft import EncodedPair
 from p3o.training.tracking import METRICS_FILE, RunFolder
 
 SFT_POLICY = "sft"
+STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
@@ -35,8 +41,17 @@ BEST, BEST_FILE = "best", "best.json"
 class RunContext:
     """One run; what several stages need is loaded once."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, *, resume: bool = False) -> None:
-        self.config, self.folder, self.progress, self.resume = config, folder, progress, resume
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        progress: Progress,
+        stages: Sequence[str] = STAGE_ORDER,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.config, self.folder, self.progress = config, folder, progress
+        self.stages, self.resume = tuple(stages), resume
         self.device = choose_device(config.device)
 
     def seed(self, purpose: str) -> int:
@@ -47,21 +62,16 @@ class RunContext:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the language model."""
         start = starting_model(self.config, self.config.seed)
-        return start[1] if start is not None else load_tokenizer(str(self.config.model))
+        return (
+            start[1]
+            if start is not None
+            else load_tokenizer(str(self.config.model), trust_remote_code=self.config.trust_remote_code)
+        )
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The texts."""
-        return read_inputs(self.config, self.tokenizer)
-
-    @cached_property
-    def reward_function(self) -> Scorer | None:
-        """The user's Python function, checked at every call."""
-        spec = self.config.reward.function
-        if spec is None:
-            return None
-        function = load_reward_function(spec)
-        return lambda prompts, responses: call_reward_function(function, prompts, responses, name=spec)
+        """The texts that the stages read."""
+        return read_inputs(self.config.for_stages(self.stages), self.tokenizer, progress=self.progress)
 
     @property
     def sft_folder(self) -> str:
@@ -71,12 +81,37 @@ class RunContext:
         return self.required("sft", "p3o sft")
 
     @cached_property
+    def models(self) -> Models:
+        """Loads and saves models as the configuration wants them."""
+        return Models(self.config, self.device, adapter_seed=self.seed("adapter"))
+
+    @cached_property
+    def feedback(self) -> Feedback:
+        """Builds what scores or compares responses."""
+        return Feedback(
+            self.config.reward,
+            self.models,
+            trained=lambda: self.required("reward_model", "p3o reward"),
+            conversations=self.inputs.conversations,
+            references=lambda: self.reference_responses,
+        )
+
+    @cached_property
     def scorer(self) -> Scorer:
-        """The reward of RL: the user's function, the user's model, or the model that this run trained."""
-        if self.reward_function is not None:
-            return self.reward_function
-        path = self.config.reward.model or self.required("reward_model", "p3o reward")
-        return RewardModel(load_reward_model(path, device=self.device), load_tokenizer(path))
+        """The reward of RL and of the evaluation."""
+        return self.feedback.scorer()
+
+    @cached_property
+    def reference_responses(self) -> dict[str, str]:
+        """One sampled response of the SFT model to each held-out prompt."""
+        prompts = list(dict.fromkeys(self.inputs.heldout_prompts))
+        policy = self.models.fixed(self.sft_folder)
+        groups = sample_texts(self, policy, prompts, responses=1, seed=self.seed("reference responses"))
+        return {prompt: group[0] for prompt, group in zip(prompts, groups, strict=True)}
+
+    def reward_means(self) -> dict[str, float]:
+        """The mean of each part of a weighted reward since this was last asked; {} for other rewards."""
+        return self.scorer.take_means() if isinstance(self.scorer, CombinedReward) else {}
 
     def fit(
         self,
@@ -85,6 +120,7 @@ class RunContext:
         callback: Callback,
         *,
         advance: Advance,
+        rolls_back: bool,
         owns: Callable[[Mapping[str, Any]], bool],
         start: Callable[[], None] = lambda: None,
     ) -> None:
@@ -95,6 +131,7 @@ class RunContext:
             trainer: before its first step.
             callback: told every step that is done.
             advance: of the progress; told how far an earlier attempt had come.
+            rolls_back: whether to go back to the last checkpoint after a numerical fault.
             owns: rows of the run's JSONL files that this training writes.
             start: called before the first step, but not when an earlier attempt has come further.
         """
@@ -112,10 +149,37 @@ class RunContext:
             for file in GROWING_FILES:
                 self.folder.drop_rows(file, owns)
             start()
-        lengths: Callable[[], State] = lambda: {"lengths": self.folder.lengths(GROWING_FILES)}  # noqa: E731
-        fit(trainer, callback, checkpoints=checkpoints, every=every, extra_state=lengths)
 
-    def keep_best(self, name: str, step: int, value: float, model: PreTrainedModel) -> None:
+        def roll_back(fault: NumericalError, attempt: int) -> None:
+            state = resume(trainer, checkpoints)
+            if state is None:
+                raise fault
+            self.folder.rewind(state["lengths"])
+            self.warn(f"{name}: {fault}; back to step {trainer.done} (time {attempt})")
+
+        watch = Watch()
+
+        def watched(step: int, metrics: Mapping[str, int | float]) -> bool | None:
+            for sign in watch.notice(metrics):
+                self.warn(f"{name}, step {step}: {sign}")
+            return callback(step, metrics)
+
+        lengths: Callable[[], State] = lambda: {"lengths": self.folder.lengths(GROWING_FILES)}  # noqa: E731
+        fit(
+            trainer,
+            watched,
+            checkpoints=checkpoints,
+            every=every,
+            extra_state=lengths,
+            roll_back=roll_back if rolls_back else None,
+        )
+
+    def warn(self, text: str) -> None:
+        """Say it now and keep it in run.json."""
+        self.progress.print(f"warning: {text}")
+        self.folder.warn(text)
+
+    def keep_best(self, name: str, step: int, value: float, model: nn.Module) -> None:
         """Save the model as best/NAME if this value is above that of the one there; only if the configuration asks for it."""
         if not self.config.checkpoints.best:
             return
@@ -123,7 +187,7 @@ class RunContext:
         if step > 0 and record.exists() and json.loads(record.read_bytes())["value"] >= value:
             return
         with self.folder.directory(f"{BEST}/{name}") as target:
-            save_model(model, self.tokenizer, target)
+            self.models.save(model, self.tokenizer, target)
             write_json(target / BEST_FILE, {"step": step, "value": value})
 
     def forget(self, name: str) -> None:
@@ -141,43 +205,37 @@ class RunContext:
             raise P3OError(f"{path}: not there yet; run `{command}` in this run folder first")
         return str(path)
 
-    def check(self) -> None:
-        """Read everything that the user gave, so that a mistake shows now and not after hours of training."""
-        if not self.inputs.prompts:
-            raise P3OError(f"{self.config.data.prompts}: no prompts")
-        if self.reward_function is not None:
-            # One call on made-up responses: a function that cannot work is found before the first stage.
-            sample = self.inputs.prompts[:2]
-            self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
-        if self.config.reward.model is not None:
-            self.scorer  # noqa: B018 - loading is the check
-        self.check_lengths()
+    def check(self, *, load_models: bool = True) -> None:
+        """Read everything that the user gave for these stages, so that a mistake shows now and not after hours of training.
 
-    def check_lengths(self) -> None:
-        """Every prompt must leave room for a response; every demonstration and every pair must fit as a whole.
+        Args:
+            load_models: whether a reward model of the user's is loaded as well.
 
         Raises:
-            P3OError: naming the first row that does not.
+            P3OError: for the first mistake.
         """
-        limit = context_length(self.config, self.tokenizer)
-        room = self.config.rl.training.max_new_tokens
-        data, prompts = self.config.data, self.inputs.prompts + self.inputs.heldout_prompts
-        for prompt, ids in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True):
-            if len(ids) + room > limit:
-                raise P3OError(
-                    f"{data.prompts}: a prompt of {len(ids)} tokens and rl.training.max_new_tokens {room} pass the model's "
-                    f"limit of {limit}; shorten the prompt or lower max_new_tokens ({prompt[:60]!r})"
-                )
-        for path, rows in (
-            (data.demonstrations, self.inputs.demonstrations + self.inputs.heldout_demonstrations),
-            (data.preferences, [(prompt, text) for prompt, *pair in self.inputs.preferences for text in pair]),
-        ):
-            for (prompt, _), (ids, completion) in zip(rows, self.encode(rows), strict=True):
-                if len(ids) + len(completion) > limit:
+        self.config.require_inputs(self.stages)
+        if set(self.stages) <= {"report"}:
+            return
+        if "rl" in self.stages and not self.inputs.prompts:
+            raise P3OError(f"{self.config.data.prompts}: no prompts")
+        if not {"rl", "evaluate"}.isdisjoint(self.stages):
+            sample = (self.inputs.prompts or self.inputs.heldout_prompts)[:2]
+            made_up = ["A response.", "Another response."][: len(sample)]
+            for function in self.feedback.functions():
+                # One call on made-up responses: a function that cannot work is found before the first stage.
+                function(sample, made_up)
+            comparator = self.feedback.comparator()
+            if comparator is not None:
+                comparator(sample, made_up, made_up[::-1])
+            for name, run in self.config.rl.runs.items() if "rl" in self.stages and comparator is not None else ():
+                if not make_algorithm(run.algorithm, **run.settings).accepts_comparisons:
                     raise P3OError(
-                        f"{path}: a row of {len(ids)} + {len(completion)} tokens passes the model's limit of {limit}; "
-                        f"shorten it or remove it ({prompt[:60]!r})"
+                        f"rl.runs.{name}: {run.algorithm} needs a reward for every response and cannot learn from comparisons "
+                        "alone; use one of the P3O family, online_dpo or rebel, or give a reward"
                     )
+            if not self.config.reward.is_trained and load_models:
+                self.scorer  # noqa: B018 - loading is the check
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Prompts and completions as ids."""
@@ -185,13 +243,29 @@ class RunContext:
         return list(zip(prompts, encode_responses(self.tokenizer, [text for _, text in rows]), strict=True))
 
 
-def context_length(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the model can read: the smaller of what its tokenizer and its configuration say."""
-    limit = int(tokenizer.model_max_length)
-    if config.model is not None:
-        positions = getattr(load_model_config(config.model), "max_position_embeddings", None)
-        limit = min(limit, positions or limit)
-    return limit
+def sample_texts(
+    run: RunContext, policy: nn.Module, prompts: Sequence[str], *, responses: int, seed: int
+) -> list[list[str]]:
+    """Sampled responses to each prompt, as texts."""
+    generator = torch.Generator().manual_seed(seed)
+    training, size = run.config.rl.training, run.config.evaluation.batch_size
+    groups: list[list[str]] = []
+    with run.progress.stage("sample", total=len(prompts)) as advance:
+        for start in range(0, len(prompts), size):
+            encoded = encode_prompts(run.tokenizer, prompts[start : start + size])
+            sampled = sample_responses(
+                policy,
+                pad_left(encoded, pad_id(run.tokenizer)).to(run.device),
+                responses_per_prompt=responses,
+                max_new_tokens=training.max_new_tokens,
+                eos_id=end_id(run.tokenizer),
+                pad_id=pad_id(run.tokenizer),
+                temperature=training.temperature,
+                generator=generator,
+            )
+            groups += decode_responses(run.tokenizer, sampled)
+            advance(len(encoded))
+    return groups
 
 
 def choose_device(name: str) -> torch.device:

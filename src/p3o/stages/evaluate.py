@@ -3,18 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from p3o.evaluation.policy import Evaluator, PolicyEvaluation
 from p3o.evaluation.winrate import head_to_head
 from p3o.files import write_json, write_jsonl
-from p3o.models.language import load_language_model
 from p3o.stages.context import RESPONSES_FILE, SFT_POLICY, RunContext
 
 
 def evaluate(run: RunContext) -> None:
     """The trained policies against the SFT model and its yardsticks, prompt by prompt."""
-    sft = load_language_model(run.sft_folder, device=run.device)
+    sft = run.models.fixed(run.sft_folder)
     judge = evaluator(run, sft)
     final: dict[str, PolicyEvaluation] = {}
     records: list[dict[str, Any]] = []
@@ -45,12 +44,12 @@ def evaluate(run: RunContext) -> None:
         for n in best_of:
             keep(SFT_POLICY, f"best_of_{n}", judge.best_of(sft, n))
         for name, path in runs.items():
-            keep(name, "sample", judge.sampled(load_language_model(path, device=run.device)))
+            keep(name, "sample", judge.sampled(run.models.fixed(path)))
         write_jsonl(run.folder.path / RESPONSES_FILE, records)
         write_json(run.folder.path / "head_to_head.json", compare(final))
 
 
-def evaluator(run: RunContext, reference: PreTrainedModel) -> Evaluator:
+def evaluator(run: RunContext, reference: nn.Module) -> Evaluator:
     """The same held-out prompts and random numbers for every policy."""
     training = run.config.rl.training
     return Evaluator(

@@ -2,16 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from p3o.data.embedded import task
 from p3o.feedback.simulated import SimulatedLabeller
 from p3o.files import write_jsonl
 from p3o.inputs import Pair, Scorer
-from p3o.models.language import load_language_model
-from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left
-from p3o.stages.context import PREFERENCES_FILE, RunContext
+from p3o.stages.context import PREFERENCES_FILE, RunContext, sample_texts
 
 
 def sample(run: RunContext) -> None:
@@ -43,29 +38,8 @@ def sample(run: RunContext) -> None:
 
 def sample_pairs(run: RunContext, prompts: Sequence[str], *, seed: int) -> list[Pair]:
     """Two responses of the SFT policy to each prompt."""
-    policy = load_language_model(run.sft_folder, device=run.device)
-    generator = torch.Generator().manual_seed(seed)
-    training = run.config.rl.training
-    pairs: list[Pair] = []
-    size = run.config.evaluation.batch_size
-    with run.progress.stage("sample", total=len(prompts)) as advance:
-        for start in range(0, len(prompts), size):
-            batch = prompts[start : start + size]
-            encoded = encode_prompts(run.tokenizer, batch)
-            responses = sample_responses(
-                policy,
-                pad_left(encoded, pad_id(run.tokenizer)).to(run.device),
-                responses_per_prompt=2,
-                max_new_tokens=training.max_new_tokens,
-                eos_id=end_id(run.tokenizer),
-                pad_id=pad_id(run.tokenizer),
-                temperature=training.temperature,
-                generator=generator,
-            )
-            texts = decode_responses(run.tokenizer, responses)
-            pairs += [(prompt, a, b) for prompt, (a, b) in zip(batch, texts, strict=True)]
-            advance(len(batch))
-    return pairs
+    texts = sample_texts(run, run.models.fixed(run.sft_folder), prompts, responses=2, seed=seed)
+    return [(prompt, a, b) for prompt, (a, b) in zip(prompts, texts, strict=True)]
 
 
 def _as_lists(scorer: Scorer) -> Callable[[Sequence[str], Sequence[str]], list[float]]:

@@ -7,10 +7,9 @@ import torch
 
 from p3o.data.embedded import task
 from p3o.errors import P3OError
-from p3o.feedback.reward_model import RewardModel, load_reward_model
+from p3o.feedback.reward_model import RewardModel
 from p3o.files import read_jsonl
 from p3o.inputs import Pair
-from p3o.models.language import save_model
 from p3o.stages.context import PREFERENCES_FILE, RunContext
 from p3o.stages.preferences import sample_pairs
 from p3o.training.reward_model import RewardTrainer, ranking_accuracy
@@ -19,14 +18,14 @@ from p3o.training.reward_model import RewardTrainer, ranking_accuracy
 def reward(run: RunContext) -> None:
     """Train the reward model on labelled pairs; skipped if the reward is given."""
     reward = run.config.reward
-    if reward.model is not None or reward.function is not None:
-        run.progress.print(f"reward: given ({reward.model or reward.function}), nothing to train")
+    if not reward.is_trained:
+        run.progress.print(f"reward: given ({reward.source}), nothing to train")
         return
     pairs = labelled_pairs(run)
     with run.folder.stage("reward", resume=run.resume):
         # The head is new and drawn at random: the seed makes it the same each time.
         torch.manual_seed(run.seed("reward head"))
-        model = load_reward_model(run.sft_folder, device=run.device)
+        model = run.models.reward(run.sft_folder, trained=True)
         reward_model = RewardModel(model, run.tokenizer)
         config = reward.train
         held, rows = hold_out(run, pairs)
@@ -41,13 +40,15 @@ def reward(run: RunContext) -> None:
                     run.folder.metrics({"stage": "reward", "step": step, "heldout_accuracy": accuracy})
                     run.keep_best("reward_model", step, accuracy, model)
 
-            run.fit("reward", trainer, tell, advance=advance, owns=is_reward_row)
+            run.fit(
+                "reward", trainer, tell, advance=advance, rolls_back=config.on_fault == "rollback", owns=is_reward_row
+            )
         test: dict[str, Any] = {"pairs": len(held)}
         if held:
             test["accuracy_labels"] = ranking_accuracy(reward_model, held)
         run.folder.metrics({"stage": "reward_test", **test, **gold_accuracies(run, reward_model)})
         with run.folder.directory("reward_model") as target:
-            save_model(model, run.tokenizer, target)
+            run.models.save(model, run.tokenizer, target)
         run.forget("reward")
 
 

@@ -3,18 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from p3o.algorithms import make_algorithm
 from p3o.evaluation.policy import Evaluator
+from p3o.feedback.reward_model import RewardModel
 from p3o.feedback.simulated import prompt_offsets
 from p3o.files import append_jsonl, remove
 from p3o.inputs import Scorer
 from p3o.models.heads import Critic
-from p3o.models.language import frozen_copy, load_language_model, save_model
+from p3o.models.language import frozen_copy
+from p3o.models.sharing import share_frozen_weights
 from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator
-from p3o.training.online import OnlineTrainer
+from p3o.training.online import OnlineConfig, OnlineTrainer
+from p3o.training.scoring import ComparisonFeedback
 
 
 def rl(run: RunContext) -> None:
@@ -38,19 +41,20 @@ def rl_run(run: RunContext, name: str) -> None:
     """One RL run: train, evaluate at intervals, save."""
     entry, training = run.config.rl.runs[name], run.config.rl.training_of(name)
     algorithm = make_algorithm(entry.algorithm, **entry.settings)
-    policy = load_language_model(run.sft_folder, device=run.device)
+    policy = run.models.policy(run.sft_folder)
     reference = frozen_copy(policy)
     critic = None
     if algorithm.needs_critic:
-        trained_here = run.config.reward.model is None and run.reward_function is None
-        body = run.required("reward_model", "p3o reward") if trained_here else run.sft_folder
-        critic = Critic.from_pretrained(body, device=run.device)
+        trained = run.config.reward.is_trained
+        critic = run.models.critic(run.required("reward_model", "p3o reward") if trained else run.sft_folder)
+    if run.config.lora is not None:
+        share_frozen_weights_with(policy, critic, run.scorer)
     trainer = OnlineTrainer(
         policy,
         reference,
         run.tokenizer,
         algorithm,
-        shifted(run, entry.reward_shift),
+        feedback_of(run, entry.reward_shift, training),
         run.inputs.prompts,
         training,
         # All runs share this seed: they see the same prompts in the same order.
@@ -71,11 +75,11 @@ def rl_run(run: RunContext, name: str) -> None:
         def tell(done: int, metrics: Mapping[str, int | float]) -> None:
             step = done - trainer.warmup_steps
             stage, number = ("rl", step) if step > 0 else ("critic_warmup", done)
-            run.folder.metrics({"stage": stage, "run": name, **identity, "step": number, **metrics})
-            if step > 0:
-                advance(1, reward=metrics["reward"], kl=metrics["kl_k1"])
-            else:
-                advance(1)
+            run.folder.metrics(
+                {"stage": stage, "run": name, **identity, "step": number, **metrics, **run.reward_means()}
+            )
+            shown = {"reward": "reward", "kl_k1": "kl", "length": "length"}
+            advance(1, **{short: metrics[key] for key, short in shown.items() if key in metrics})
             if step == 0 or (step > 0 and step % run.config.evaluation.every == 0) or done == trainer.total:
                 evaluated(step)
 
@@ -84,19 +88,21 @@ def rl_run(run: RunContext, name: str) -> None:
             trainer,
             tell,
             advance=advance,
+            rolls_back=training.on_fault == "rollback",
             owns=lambda row: name in (row.get("run"), row.get("policy")),
             start=lambda: None if trainer.warmup_steps else evaluated(0),
         )
     with run.folder.directory(f"rl/{name}") as target:
-        save_model(policy, run.tokenizer, target)
+        run.models.save(policy, run.tokenizer, target)
     run.forget(f"rl/{name}")
 
 
 def evaluate_step(
-    run: RunContext, name: str, identity: Mapping[str, Any], step: int, judge: Evaluator, policy: PreTrainedModel
+    run: RunContext, name: str, identity: Mapping[str, Any], step: int, judge: Evaluator, policy: nn.Module
 ) -> dict[str, int | float]:
     """A row of the frontier, and the texts of the prompts that are followed. Returns the means of the evaluation."""
     evaluation = judge.sampled(policy)
+    run.reward_means()  # those of the evaluation are not the next step's
     summary = evaluation.summary()
     row = {"stage": "evaluate", "policy": name, **identity, "step": step, "decoding": "sample"}
     run.folder.metrics(row | summary)
@@ -105,6 +111,26 @@ def evaluate_step(
         identity = {"policy": name, "step": step, "prompt_index": index, "prompt": prompt}
         append_jsonl(run.folder.path / SAMPLES_FILE, identity | record)
     return summary
+
+
+def feedback_of(run: RunContext, shift: float, training: OnlineConfig) -> Scorer | ComparisonFeedback:
+    """What a run learns from: the reward, with its offsets, or comparisons alone."""
+    comparator = run.feedback.comparator()
+    if comparator is None:
+        return shifted(run, shift)
+    return ComparisonFeedback(
+        comparator,
+        missing_eos_penalty=training.missing_eos_penalty,
+        drop_bad_groups=training.on_fault == "skip",
+    )
+
+
+def share_frozen_weights_with(policy: nn.Module, critic: Critic | None, scorer: Scorer) -> None:
+    """Let the critic and the reward model use the policy's frozen weights where they are the same."""
+    if critic is not None:
+        share_frozen_weights(critic, policy)
+    if isinstance(scorer, RewardModel):
+        share_frozen_weights(scorer.model, policy)
 
 
 def shifted(run: RunContext, standard_deviation: float) -> Scorer:

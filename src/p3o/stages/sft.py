@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from p3o.inputs import starting_model
-from p3o.models.language import load_language_model, save_model
 from p3o.models.tokens import pad_id
 from p3o.stages.context import RunContext
 from p3o.training.sft import SFTTrainer, completion_loss
@@ -16,12 +14,7 @@ def sft(run: RunContext) -> None:
         run.progress.print("sft: skipped, RL starts from the model as it is")
         return
     with run.folder.stage("sft", resume=run.resume):
-        start = starting_model(run.config, run.config.seed)
-        model = (
-            start[0].to(run.device).eval()
-            if start is not None
-            else load_language_model(str(run.config.model), device=run.device)
-        )
+        model = run.models.untrained()
         fill = pad_id(run.tokenizer)
         rows = run.encode(run.inputs.demonstrations)
         trainer = SFTTrainer(model, rows, config, fill=fill, seed=run.seed("sft"))
@@ -40,7 +33,14 @@ def sft(run: RunContext) -> None:
                 if heldout and (step == trainer.total or (config.evaluate_every and step % config.evaluate_every == 0)):
                     hold_out_loss(step)
 
-            run.fit("sft", trainer, tell, advance=advance, owns=lambda row: row.get("stage") == "sft")
+            run.fit(
+                "sft",
+                trainer,
+                tell,
+                advance=advance,
+                rolls_back=config.on_fault == "rollback",
+                owns=lambda row: row.get("stage") == "sft",
+            )
         with run.folder.directory("sft") as target:
-            save_model(model, run.tokenizer, target)
+            run.models.save(model, run.tokenizer, target)
         run.forget("sft")
