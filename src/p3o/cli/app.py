@@ -26,7 +26,21 @@ Resume = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
 RUNS = Path("runs")
 
-_ORDER = ("init", "doctor", "data", "run", "demo", "sft", "sample", "reward", "rl", "evaluate", "report", "samples")
+_ORDER = (
+    "init",
+    "doctor",
+    "data",
+    "run",
+    "demo",
+    "sft",
+    "sample",
+    "reward",
+    "rl",
+    "evaluate",
+    "judge",
+    "report",
+    "samples",
+)
 
 
 class _InOrder(TyperGroup):
