@@ -116,7 +116,7 @@ def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsy
     assert cli.main(["rl"]) == 2
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: give --name of a run that is there, or --config FILE for a new one",
+        "error: give --name of a run that is there, or --config FILE or --model MODEL for a new one",
         "error: runs/none: no run there (no run.json); check --name and --output",
     ]
 
@@ -177,7 +177,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["run"], "error: give --config FILE, or --resume with the --name of a run that was stopped"),
+        (["run"], "error: give --config FILE, or --model MODEL and the files of the data, or --resume"),
         (["run", "--config"], "error: Option '--config' requires an argument"),
         (["run", "--confg", "x"], "error: No such option: --confg"),
         (["rnu"], "error: No such command 'rnu'"),

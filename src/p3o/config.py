@@ -3,16 +3,28 @@
 Each stage's settings stand beside the stage; this module puts them together.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from p3o.algorithms import ALGORITHMS
+from p3o.data.rows import Policy
+from p3o.data.sources import SourceConfig
+from p3o.errors import P3OError
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
 from p3o.training.sft import SFTConfig
+
+DATA_READ_BY: dict[str, frozenset[str]] = {
+    "prompts": frozenset({"sample", "rl", "evaluate"}),
+    "heldout_prompts": frozenset({"sample", "rl", "evaluate"}),
+    "demonstrations": frozenset({"sft"}),
+    "preferences": frozenset({"reward"}),
+}
+"""Which stages read which of the user's files: a stage asks for its own and does not open the others."""
 
 
 class Section(BaseModel):
@@ -22,12 +34,31 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """The user's own files. JSONL, one object a line."""
+    """The user's own data: files, folders and hub data sets (docs/data.md), and what is done about rows that cannot be used."""
 
-    prompts: str | None = Field(None, description='Training prompts of RL: {"prompt"} a line.')
-    heldout_prompts: str | None = Field(None, description="Prompts of the evaluation; null: split off from prompts.")
-    demonstrations: str | None = Field(None, description='{"prompt", "completion"} a line, for SFT.')
-    preferences: str | None = Field(None, description='{"prompt", "chosen", "rejected"} a line, for the reward model.')
+    prompts: SourceConfig | None = Field(None, description='Training prompts of RL: rows of {"prompt"}.')
+    heldout_prompts: SourceConfig | None = Field(
+        None, description="Prompts of the evaluation; null: split off from prompts."
+    )
+    demonstrations: SourceConfig | None = Field(None, description='Rows of {"prompt", "completion"}, for SFT.')
+    preferences: SourceConfig | None = Field(
+        None, description='Rows of {"prompt", "chosen", "rejected"}, for the reward model.'
+    )
+    bad_rows: Policy = Field(
+        "stop", description="What a row that cannot be used does: stop the run, or skip and count."
+    )
+    max_prompt_tokens: int | None = Field(
+        None, gt=0, description="Longer prompts are bad rows; null: the model's limit."
+    )
+    max_completion_tokens: int | None = Field(
+        None, gt=0, description="Rows with a longer answer, its end included, are bad; null: the model's limit."
+    )
+
+    def sources(self) -> dict[str, SourceConfig]:
+        """The sources that are given, by key."""
+        given = {"prompts": self.prompts, "heldout_prompts": self.heldout_prompts}
+        given |= {"demonstrations": self.demonstrations, "preferences": self.preferences}
+        return {name: source for name, source in given.items() if source is not None}
 
 
 class EmbeddedTaskConfig(Section):
@@ -117,29 +148,54 @@ class RunConfig(Section):
     reward: RewardConfig = Field(default_factory=lambda: RewardConfig())
     rl: RLConfig = Field(default_factory=lambda: RLConfig())
     evaluation: EvaluationConfig = Field(default_factory=lambda: EvaluationConfig())
+    tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; each is an extra."
+    )
+    tracking_online: bool = Field(
+        False, description="Let wandb and trackio send metrics to their servers; otherwise they stay on this machine."
+    )
     checkpoints: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @model_validator(mode="after")
-    def has_inputs(self) -> "RunConfig":
-        """What the stages need is there."""
+    def embedded_stands_alone(self) -> "RunConfig":
+        """The embedded task excludes a model and data of the user's own."""
         if self.embedded is not None:
-            given = [name for name, value in self.data if value is not None]
+            given = list(self.data.sources())
             if given or self.model is not None:
                 raise ValueError(
                     f"the embedded task brings its own model and data; remove {'model' if self.model else 'data.' + given[0]}"
                 )
             if self.sft is None:
                 raise ValueError("sft: the embedded task starts from an untrained model; add a section 'sft: {}'")
-            return self
-        if self.model is None:
-            raise ValueError("model: name a folder or hub model, or add a section 'embedded: {}' for the embedded task")
-        if self.data.prompts is None:
-            raise ValueError("data.prompts: name a JSONL file of prompts")
-        if self.sft is not None and self.data.demonstrations is None:
-            raise ValueError("data.demonstrations: sft needs a JSONL file of demonstrations")
-        if self.reward.model is None and self.reward.function is None and self.data.preferences is None:
-            raise ValueError("reward: give model or function, or data.preferences to train a reward model on")
         return self
+
+    def require_inputs(self, stages: Sequence[str]) -> None:
+        """Check that what these stages start from is named.
+
+        Raises:
+            P3OError: for the first setting that is missing.
+        """
+        data, reward = self.data, self.reward
+        if self.embedded is not None or set(stages) <= {"report"}:
+            return
+        if self.model is None:
+            raise P3OError("model: name a folder or hub model, or add a section 'embedded: {}' for the embedded task")
+        if "rl" in stages and data.prompts is None:
+            raise P3OError("data.prompts: name a file or data set of prompts")
+        if "evaluate" in stages and data.prompts is None and data.heldout_prompts is None:
+            raise P3OError(
+                "data.heldout_prompts: name a file or data set of prompts, or data.prompts to split some off from"
+            )
+        if "sft" in stages and self.sft is not None and data.demonstrations is None:
+            raise P3OError("data.demonstrations: sft needs a file or data set of demonstrations")
+        given = reward.model is not None or reward.function is not None
+        if not given and data.preferences is None and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
+            raise P3OError("reward: give model or function, or data.preferences to train a reward model on")
+
+    def for_stages(self, stages: Sequence[str]) -> "RunConfig":
+        """The same without the data files that none of these stages reads."""
+        unread = {name: None for name, readers in DATA_READ_BY.items() if readers.isdisjoint(stages)}
+        return self.model_copy(update={"data": self.data.model_copy(update=unread)})
 
     def with_shifted_runs(self, shift: float) -> "RunConfig":
         """The same with a twin of every RL run, NAME_shifted, whose rewards get offsets of this standard deviation."""

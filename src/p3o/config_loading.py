@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from p3o.config_keys import models_in
 from p3o.errors import P3OError, did_you_mean, shorten
 from p3o.files import open_for_reading
 
@@ -23,7 +24,22 @@ Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[str | int, ...]
 
 
-def load_config(path: Path | None, overrides: Sequence[str], schema: type[Model]) -> Model:
+@dataclass(frozen=True)
+class Override:
+    """A setting that stands elsewhere than in the file.
+
+    Attributes:
+        path: the keys down to it.
+        value: as JSON would hold it.
+        place: what an error names, such as "--steps 3".
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    place: str
+
+
+def load_config(path: Path | None, overrides: Sequence[str | Override], schema: type[Model]) -> Model:
     """The settings of a file with these changes, as a checked model.
 
     Values are not coerced: a number in quotes is no number. Paths stay as they are written, relative to the current directory.
@@ -31,7 +47,7 @@ def load_config(path: Path | None, overrides: Sequence[str], schema: type[Model]
     Args:
         path: a YAML file, or None for the defaults.
         overrides: ``key.key=value`` as given to ``--set``, the value in YAML; the last one of a key wins. A number stands for
-            the place in a list: ``runs.0.beta=0.1``.
+            the place in a list: ``runs.0.beta=0.1``. Or an ``Override``, whose value is taken as it is.
         schema: a pydantic model with ``extra="forbid"``.
 
     Raises:
@@ -88,15 +104,25 @@ class _Settings:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)
 
-    def override(self, text: str) -> None:
-        """Apply one ``key.key=value``."""
-        place = f"--set {text}"
-        dotted, equals, value_text = text.partition("=")
+    def override(self, change: str | Override) -> None:
+        """Apply one ``key.key=value``, or a value that is read already."""
+        if isinstance(change, Override):
+            key, path, container = self._descend(change.path, change.place)
+            container[key] = change.value
+            self.places[path] = change.place
+            return
+        place = f"--set {change}"
+        dotted, equals, value_text = change.partition("=")
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
             raise P3OError(f"{place}: not of the form key=value; write for example --set seed=1")
         if len(keys) > _DEEPEST:
             raise P3OError(f"{shorten(place)}: nested too deeply for a configuration")
+        key, path, container = self._descend(keys, place)
+        container[key] = _Reader(place, has_lines=False).read(value_text, self.places, path)
+
+    def _descend(self, keys: Sequence[str], place: str) -> tuple[str | int, KeyPath, Any]:
+        """The last key, the whole path and the container that holds it; what was known of it is forgotten."""
         container: Any = self.values
         path: KeyPath = ()
         for part in keys[:-1]:
@@ -110,7 +136,7 @@ class _Settings:
         key = self._step(container, keys[-1], path, place)
         path = (*path, key)
         self.places = {known: where for known, where in self.places.items() if known[: len(path)] != path}
-        container[key] = _Reader(place, has_lines=False).read(value_text, self.places, path)
+        return key, path, container
 
     def _step(self, container: Any, part: str, path: KeyPath, place: str) -> str | int:
         """The key or index in this container that a part of a dotted key stands for."""
@@ -322,12 +348,5 @@ def _known_keys(schema: type[BaseModel], path: KeyPath) -> list[str]:
     for part in path:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         # A part that is no field is a place in a list or a key of a table: the models are the ones it holds.
-        models = [model for field in fields for model in _models_in(field.annotation)] if fields else models
+        models = [model for field in fields for model in models_in(field.annotation)] if fields else models
     return list(dict.fromkeys(name for model in models for name in model.model_fields))
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models inside a type such as ``list[A | B] | None``."""
-    if arguments := get_args(annotation):
-        return [model for argument in arguments for model in _models_in(argument)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -1,18 +1,25 @@
-"""What a run learns from, whether it comes from the user's files or from the embedded task."""
+"""What a run learns from, whether it comes from the user's data or from the embedded task."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p3o.config import RunConfig
+from p3o.data.chat import adopt_turn_end, is_conversation
 from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer
-from p3o.data.formats import read_demonstrations, read_preferences, read_prompts, render_prompt
+from p3o.data.formats import Kind, Message
+from p3o.data.reading import Lengths, Limits, PlacedExample, TextRow, drop_too_long, read_examples, render_rows
+from p3o.data.rows import RowReport
 from p3o.errors import P3OError
+from p3o.models.language import load_model_config
+from p3o.models.tokens import encode_prompts, encode_responses
+from p3o.training.progress import Progress
 
 Pair = tuple[str, str, str]
 """Prompt, preferred response, other response."""
@@ -20,7 +27,18 @@ Pair = tuple[str, str, str]
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 HELDOUT_SHARE = 0.2
-"""At most this share of the user's prompts is held out when no file of held-out prompts is given."""
+"""At most this share of the user's prompts is held out when no source of held-out prompts is given."""
+
+_CHUNK = 1000
+"""Rows tokenised at a time."""
+
+KINDS: dict[str, Kind] = {
+    "demonstrations": "demonstrations",
+    "preferences": "preferences",
+    "prompts": "prompts",
+    "heldout_prompts": "prompts",
+}
+"""What the rows of each source of the data section are."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,9 @@ class Inputs:
         prompts: training prompts of RL.
         heldout_prompts: of the evaluation.
         gold: the exact reward, where there is one.
+        conversations: the messages behind each prompt that was rendered from some; for reward models with a template of their
+            own. Where two render to one text, the policy cannot tell them apart either; the first is kept.
+        reports: what became of the rows of each source; empty for the embedded task.
     """
 
     demonstrations: list[tuple[str, str]]
@@ -42,34 +63,149 @@ class Inputs:
     prompts: list[str]
     heldout_prompts: list[str]
     gold: Scorer | None
+    conversations: Mapping[str, tuple[Message, ...]] = field(default_factory=dict)
+    reports: tuple[RowReport, ...] = ()
 
 
-def read_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Inputs:
+def read_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progress: Progress | None = None) -> Inputs:
     """Everything that the stages need, read and checked before the first of them starts.
 
+    For conversations the token that ends a turn in the chat template becomes the tokenizer's end of sequence.
+
+    Args:
+        progress: is told of dropped rows, an adopted end of sequence and prompts that are not held out, a line each.
+
     Raises:
-        P3OError: if a file is missing or a row is bad, naming file and line.
+        P3OError: if a source cannot be read, holds too little, or has a bad row while bad rows stop the run; with the row.
     """
     if config.embedded is not None:
         return _embedded_inputs(config)
-    data = config.data
-    assert data.prompts is not None  # RunConfig checks it
-    prompts = [render_prompt(prompt, tokenizer) for prompt in read_prompts(Path(data.prompts))]
-    if data.heldout_prompts is not None:
-        heldout = [render_prompt(prompt, tokenizer) for prompt in read_prompts(Path(data.heldout_prompts))]
-        heldout = heldout[: config.evaluation.prompts]
+    progress = progress or Progress()
+    found = {
+        name: read_examples(source, KINDS[name], config.data.bad_rows) for name, source in config.data.sources().items()
+    }
+    if any(is_conversation(placed.example.prompt) for examples, _ in found.values() for placed in examples):
+        adopted = adopt_turn_end(tokenizer)
+        if adopted is not None:
+            progress.print(adopted)
+    rows: dict[str, list[TextRow]] = {}
+    for name, (examples, report) in found.items():
+        rows[name] = fitting_rows(examples, tokenizer, limits_of(config, tokenizer), report, progress)
+        if report.dropped:
+            progress.print(report.summary())
+    inputs = _assemble(config, rows, tuple(report for _, report in found.values()), progress)
+    _check_sizes(config, inputs)
+    return inputs
+
+
+def _assemble(
+    config: RunConfig, rows: dict[str, list[TextRow]], reports: tuple[RowReport, ...], progress: Progress
+) -> Inputs:
+    prompts = [row.prompt for row in rows.get("prompts", [])]
+    if "heldout_prompts" in rows:
+        heldout = list(dict.fromkeys(row.prompt for row in rows["heldout_prompts"]))
+        if len(heldout) > config.evaluation.prompts:
+            # At random: a data set of several parts holds them one after another.
+            heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
+        if seen := len(set(heldout) & set(prompts)):
+            progress.print(
+                f"data.heldout_prompts: {seen} of {len(heldout)} are also in data.prompts, so they are not held out"
+            )
     else:
-        prompts, heldout = _split(prompts, config)
-    demonstrations = [
-        (render_prompt(row.prompt, tokenizer), row.completion)
-        for row in (read_demonstrations(data.demonstrations) if data.demonstrations else [])
-    ]
-    preferences = [
-        (render_prompt(row.prompt, tokenizer), row.chosen, row.rejected)
-        for row in (read_preferences(data.preferences) if data.preferences else [])
-    ]
+        prompts, heldout = _split(prompts, config) if prompts else ([], [])
+    demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
+    preferences = [(row.prompt, *row.answers) for row in rows.get("preferences", [])]
     held = min(256, len(demonstrations) // 20)
-    return Inputs(demonstrations[held:], demonstrations[:held], preferences, prompts, heldout, gold=None)
+    conversations: dict[str, tuple[Message, ...]] = {}
+    for row in chain.from_iterable(rows.values()):
+        if row.messages is not None:
+            conversations.setdefault(row.prompt, row.messages)
+    return Inputs(
+        demonstrations[held:],
+        demonstrations[:held],
+        [(prompt, chosen, rejected) for prompt, chosen, rejected in preferences],
+        prompts,
+        heldout,
+        gold=None,
+        conversations=conversations,
+        reports=reports,
+    )
+
+
+def fitting_rows(
+    examples: Sequence[PlacedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+    report: RowReport,
+    progress: Progress,
+) -> list[TextRow]:
+    """The examples as text, without those that are too long.
+
+    Raises:
+        P3OError: at the first bad row, if bad rows stop the run; if none is left.
+    """
+    rows = render_rows(examples, tokenizer, report)
+    kept = drop_too_long(rows, token_lengths(rows, tokenizer, progress, report.source), limits, report)
+    report.refuse_if_empty()
+    return kept
+
+
+def token_lengths(
+    rows: Sequence[TextRow], tokenizer: PreTrainedTokenizerBase, progress: Progress, source: str
+) -> list[Lengths]:
+    """The token counts of every row, as the stages will encode it; ``source`` is what the progress calls them."""
+    lengths: list[Lengths] = []
+    worth_showing = len(rows) > 10 * _CHUNK
+    with progress.stage(f"counting tokens of {source}", len(rows)) if worth_showing else nullcontext() as advance:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            prompts = encode_prompts(tokenizer, [row.prompt for row in chunk])
+            answers = iter(encode_responses(tokenizer, [answer for row in chunk for answer in row.answers]))
+            lengths += [
+                Lengths(len(prompt), tuple(len(next(answers)) for _ in row.answers))
+                for row, prompt in zip(chunk, prompts, strict=True)
+            ]
+            if advance is not None:
+                advance(len(chunk))
+    return lengths
+
+
+def limits_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Limits:
+    """How long rows may be: by the data section, and by what the model can read. RL needs room for a response."""
+    room = max(config.rl.training_of(name).max_new_tokens for name in config.rl.runs)
+    return Limits(
+        config.data.max_prompt_tokens,
+        config.data.max_completion_tokens,
+        context_length(config.model, tokenizer),
+        room,
+    )
+
+
+def context_length(model: str | None, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the model can read: the smaller of what its tokenizer and its configuration say."""
+    limit = int(tokenizer.model_max_length)
+    if model is not None:
+        positions = getattr(load_model_config(model), "max_position_embeddings", None)
+        limit = min(limit, positions or limit)
+    return limit
+
+
+def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
+    """A source smaller than one batch is told now, not found as no steps at all after hours of other stages."""
+    needed = max(config.rl.training_of(name).prompts_per_step for name in config.rl.runs)
+    wanted = [("prompts", len(inputs.prompts), needed, "rl.training.prompts_per_step", "training prompts")]
+    if config.sft is not None:
+        size = config.sft.batch_size
+        wanted.append(("demonstrations", len(inputs.demonstrations), size, "sft.batch_size", "training demonstrations"))
+    if config.reward.model is None and config.reward.function is None:
+        size = config.reward.train.batch_size
+        wanted.append(("preferences", len(inputs.preferences), size, "reward.train.batch_size", "pairs"))
+    sources = config.data.sources()
+    for name, found, size, key, what in wanted:
+        if name in sources and found < size:
+            raise P3OError(
+                f"data.{name} ({sources[name]}): {found} {what} are fewer than {key} {size}; give more rows or lower it"
+            )
 
 
 def starting_model(config: RunConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
@@ -87,7 +223,7 @@ def _split(prompts: list[str], config: RunConfig) -> tuple[list[str], list[str]]
     if held < 2:
         raise P3OError(
             f"{config.data.prompts}: {len(distinct)} distinct prompts are too few to hold some out for the evaluation; "
-            "give at least 10, or a file of their own as data.heldout_prompts"
+            "give at least 10, or a source of their own as data.heldout_prompts"
         )
     Random(f"held-out prompts {config.seed}").shuffle(distinct)
     return distinct[held:], distinct[:held]

@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from p3o.config import RunConfig
 from p3o.report import build_report
+from p3o.report.card import write_model_cards
 from p3o.stages.context import RunContext
 from p3o.stages.evaluate import evaluate
 from p3o.stages.preferences import sample
@@ -17,6 +18,7 @@ from p3o.stages.reward import reward
 from p3o.stages.rl import rl
 from p3o.stages.sft import sft
 from p3o.training.progress import Progress
+from p3o.training.trackers import open_trackers
 from p3o.training.tracking import RunFolder
 
 
@@ -57,10 +59,17 @@ def run(
     transformers_logging.disable_progress_bar()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    context = RunContext(config, folder, progress, resume=resume)
+    chosen = tuple(stages or STAGES)
+    context = RunContext(config, folder, progress, chosen, resume=resume)
     context.check()
-    for stage in stages or STAGES:
-        if resume and folder.done(stage):
-            progress.print(f"{stage}: done already")
-        else:
+    settings = config.model_dump(mode="json")
+    with open_trackers(
+        config.tracking, folder=folder.path, online=config.tracking_online, settings=settings
+    ) as folder.trackers:
+        for stage in chosen:
+            if resume and folder.done(stage):
+                progress.print(f"{stage}: done already")
+                continue
             STAGES[stage](context)
+            if stage != "report":
+                write_model_cards(folder.path, settings)

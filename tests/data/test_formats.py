@@ -10,44 +10,36 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jinja2 import TemplateError
 
-from p3o.data.formats import (
-    Demonstration,
-    Message,
-    Preference,
-    read_demonstrations,
-    read_preferences,
-    read_prompts,
-    render_prompt,
-)
+from p3o.data.formats import KINDS, Example, Kind, Message
+from p3o.data.reading import read_examples
+from p3o.data.sources import SourceConfig
 from p3o.errors import P3OError
 
-
-def write(tmp_path: Path, *rows: Any) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
-    )
-    return path
+Write = Callable[..., Path]
 
 
-def test_reads_texts_and_conversations(tmp_path: Path) -> None:
+def read(path: Path | str, kind: Kind) -> list[Example]:
+    """The examples of a source whose bad rows stop."""
+    examples, report = read_examples(SourceConfig(path=str(path)), kind)
+    report.refuse_if_empty()
+    return [placed.example for placed in examples]
+
+
+def test_reads_texts_and_conversations(write: Write) -> None:
     user = {"role": "user", "content": "Hi"}
     rows = write(
-        tmp_path,
         {"prompt": "a  b\u2028c", "completion": " d\n", "id": 7},
         "   ",
         {"prompt": [{"role": "system", "content": "Be kind."}, user], "completion": "Hello"},
         {"prompt": [{**user, "name": None}], "completion": [{"role": "assistant", "content": "Hello"}]},
     )
     hi = Message("user", "Hi")
-    assert read_demonstrations(rows) == [
-        Demonstration("a  b\u2028c", " d\n"),
-        Demonstration((Message("system", "Be kind."), hi), "Hello"),
-        Demonstration((hi,), "Hello"),
+    prompts = ["a  b\u2028c", (Message("system", "Be kind."), hi), (hi,)]
+    assert read(rows, "demonstrations") == [
+        Example(prompt, (answer,)) for prompt, answer in zip(prompts, (" d\n", "Hello", "Hello"), strict=True)
     ]
-    assert read_prompts(rows) == ["a  b\u2028c", (Message("system", "Be kind."), hi), (hi,)]
+    assert read(rows, "prompts") == [Example(prompt) for prompt in prompts]
 
 
 def test_reads_preferences_with_windows_line_ends_and_no_last_newline(tmp_path: Path) -> None:
@@ -55,7 +47,7 @@ def test_reads_preferences_with_windows_line_ends_and_no_last_newline(tmp_path: 
     path.write_bytes(
         b'{"prompt": "p", "chosen": "c", "rejected": "r"}\r\n{"prompt": "p", "chosen": "r", "rejected": "c"}'
     )
-    assert read_preferences(path) == [Preference("p", "c", "r"), Preference("p", "r", "c")]
+    assert read(path, "preferences") == [Example("p", ("c", "r")), Example("p", ("r", "c"))]
 
 
 GOOD = '{"prompt": "p", "completion": "c"}'
@@ -119,20 +111,20 @@ GOOD = '{"prompt": "p", "completion": "c"}'
         ),
     ],
 )
-def test_a_bad_row_is_told_with_its_line(tmp_path: Path, row: str, told: str) -> None:
-    path = write(tmp_path, GOOD, "", row)
+def test_a_bad_row_is_told_with_its_line(write: Write, row: str, told: str) -> None:
+    path = write(GOOD, "", row)
     with pytest.raises(P3OError) as caught:
-        read_demonstrations(path)
+        read(path, "demonstrations")
     assert str(caught.value).startswith(f"{path}:3: ")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-def test_equal_answers_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, {"prompt": "p", "chosen": "same", "rejected": "same"})
+def test_equal_answers_are_refused(write: Write) -> None:
+    path = write({"prompt": "p", "chosen": "same", "rejected": "same"})
     with pytest.raises(P3OError, match=r"rows\.jsonl:1: 'chosen' and 'rejected' are the same text"):
-        read_preferences(path)
+        read(path, "preferences")
 
 
 @pytest.mark.parametrize(
@@ -151,23 +143,20 @@ def test_a_bad_file_is_told(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(P3OError) as caught:
-        read_prompts(path)
+        read(path, "prompts")
     assert str(caught.value).startswith(f"{path}")
     assert told in str(caught.value)
 
 
-def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_folder_are_told(tmp_path: Path) -> None:
     with pytest.raises(P3OError, match=r"nowhere\.jsonl: cannot be read: no such file"):
-        read_prompts(tmp_path / "nowhere.jsonl")
-    with pytest.raises(P3OError, match="cannot be read: it is a folder"):
-        read_prompts(tmp_path)
-    for impossible in ("a\0b", "a\ud800b"):
-        with pytest.raises(P3OError, match="not a possible path"):
-            read_prompts(impossible)
+        read(tmp_path / "nowhere.jsonl", "prompts")
+    with pytest.raises(P3OError, match="cannot be read: no data files in this folder"):
+        read(tmp_path, "prompts")
+    with pytest.raises(P3OError, match="not a possible path"):
+        read("a\0b", "prompts")
 
 
-Reader = Callable[[Path], list[Any]]
-READERS: tuple[Reader, ...] = (read_prompts, read_demonstrations, read_preferences)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.sampled_from(["user", "assistant"]),
     lambda values: (
@@ -176,20 +165,22 @@ JSON_VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-ROWS = st.dictionaries(st.sampled_from(["prompt", "completion", "chosen", "rejected", "promt"]), JSON_VALUES)
+ROWS = st.dictionaries(
+    st.sampled_from(["prompt", "completion", "chosen", "rejected", "messages", "promt"]), JSON_VALUES
+)
 
 
 @pytest.fixture
-def is_read_or_told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reader, bytes], bool]:
+def is_read_or_told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Kind, bytes], bool]:
     """Whether reading this content gives rows or a P3OError; thousands of real files would be slow on some disks."""
     content = BytesIO()
-    monkeypatch.setattr("p3o.data.formats.open_for_reading", lambda path: content)
+    monkeypatch.setattr("p3o.data.jsonl.open_for_reading", lambda path: content)
 
-    def check(read: Reader, data: bytes) -> bool:
+    def check(kind: Kind, data: bytes) -> bool:
         nonlocal content
         content = BytesIO(data)
         try:
-            return len(read(Path("rows.jsonl"))) > 0
+            return len(read("rows.jsonl", kind)) > 0
         except P3OError as error:
             return "rows.jsonl" in str(error)
 
@@ -198,12 +189,12 @@ def is_read_or_told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reader, bytes]
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=ROWS)
-def test_any_json_is_read_or_told(is_read_or_told: Callable[[Reader, bytes], bool], row: dict[str, Any]) -> None:
-    for read in READERS:
-        assert is_read_or_told(read, json.dumps(row).encode())
+def test_any_json_is_read_or_told(is_read_or_told: Callable[[Kind, bytes], bool], row: dict[str, Any]) -> None:
+    for kind in KINDS:
+        assert is_read_or_told(kind, json.dumps(row).encode())
 
 
-def test_any_damage_is_read_or_told(is_read_or_told: Callable[[Reader, bytes], bool]) -> None:
+def test_any_damage_is_read_or_told(is_read_or_told: Callable[[Kind, bytes], bool]) -> None:
     whole = b'{"prompt": "p\\u00e9", "completion": "c", "chosen": [{"role": "user"}], "rejected": "\xc3\xa9"}\n' * 2
     pieces = [
         b"",
@@ -225,27 +216,72 @@ def test_any_damage_is_read_or_told(is_read_or_told: Callable[[Reader, bytes], b
     for _ in range(3000):
         start = random.randrange(len(whole))
         damaged = whole[:start] + random.choice(pieces) + whole[start + random.choice((0, 1, 1, 5, 40)) :]
-        assert is_read_or_told(random.choice(READERS), damaged), damaged
+        assert is_read_or_told(random.choice(KINDS), damaged), damaged
 
 
-class Tokenizer:
-    """Renders conversations as ``<role>content`` and refuses system messages, as some templates do."""
-
-    def __init__(self, chat_template: str | None) -> None:
-        self.chat_template = chat_template
-
-    def apply_chat_template(self, conversation: Any, /, **options: Any) -> str:
-        assert options == {"tokenize": False, "add_generation_prompt": True}
-        if conversation[0]["role"] == "system":
-            raise TemplateError("System role not supported")
-        return "".join(f"<{message['role']}>{message['content']}" for message in conversation) + "<assistant>"
+def test_messages_are_a_demonstration_of_the_last_answer(write: Write) -> None:
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "How are you?"), ("assistant", "Fine")]
+    rows = write({"messages": [{"role": role, "content": text} for role, text in turns]})
+    prompt = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "How are you?"))
+    assert read(rows, "demonstrations") == [Example(prompt, ("Fine",))]
+    assert read(rows, "prompts") == [Example(prompt)]
 
 
-def test_render_prompt() -> None:
-    conversation = (Message("user", "Hi"),)
-    assert render_prompt("{as} it <is>", Tokenizer(None)) == "{as} it <is>"
-    assert render_prompt(conversation, Tokenizer("template")) == "<user>Hi<assistant>"
-    with pytest.raises(P3OError, match="no chat template; write the prompts as plain texts"):
-        render_prompt(conversation, Tokenizer(None))
-    with pytest.raises(P3OError, match="refuses a prompt with the roles system, user: System role not supported"):
-        render_prompt((Message("system", "Be kind."), *conversation), Tokenizer("template"))
+def conversation(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_the_prompt_of_two_conversations_is_what_they_share(write: Write) -> None:
+    rows = write(
+        {"chosen": conversation("Hi", "Hello", "Age?", "Six"), "rejected": conversation("Hi", "Hello", "Age?", "9")}
+    )
+    prompt = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Age?"))
+    assert read(rows, "preferences") == [Example(prompt, ("Six", "9"))]
+    assert read(rows, "prompts") == [Example(prompt)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ("Q: Colour?\nA: blue", "Q: Colour?\nA: red", ("Q: Colour?\nA:", " blue", " red")),
+        # No word is cut in two where two words begin alike.
+        ("Say: bluebell", "Say: bluebird", ("Say:", " bluebell", " bluebird")),
+        ("Sum: 41 or so", "Sum: 42 or so", ("Sum:", " 41 or so", " 42 or so")),
+        # Where one text is the beginning of the other, both keep a word (trl #6079, #6960 lose the shorter answer).
+        ("Q: go on\nA: yes", "Q: go on\nA: yes, do", ("Q: go on\nA:", " yes", " yes, do")),
+        ("Q: go on\nA: yes please", "Q: go on\nA: yes", ("Q: go on\nA:", " yes please", " yes")),
+        ("Q: go on\nA: yes", "Q: go on\nA: yes and no", ("Q: go on\nA:", " yes", " yes and no")),
+    ],
+)
+def test_the_prompt_of_two_texts_ends_before_the_word_in_which_they_differ(
+    write: Write, chosen: str, rejected: str, expected: tuple[str, str, str]
+) -> None:
+    prompt, *answers = expected
+    assert read(write({"chosen": chosen, "rejected": rejected}), "preferences") == [Example(prompt, tuple(answers))]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"chosen": "Yes it is", "rejected": "No it is not"}, "begin with different words; add a column 'prompt'"),
+        ({"chosen": "same", "rejected": "same"}, "are the same text"),
+        ({"promt": "Q", "chosen": "a b", "rejected": "a c"}, "did you mean 'promt'?"),
+        ({"chosen": conversation("Hi", "a"), "rejected": conversation("Ho", "b")}, "begin with different messages"),
+        (
+            {"chosen": conversation("Hi", "a"), "rejected": conversation("Hi", "a", "And?", "b")},
+            "'rejected' has 3 messages after the last that both share",
+        ),
+        (
+            {"chosen": conversation("Hi", "a", "Ho", "b"), "rejected": conversation("Hi", "c", "Ho", "d")},
+            "'chosen' has 3 messages after the last that both share",
+        ),
+        (
+            {"chosen": conversation("Hi", "a", "x"), "rejected": conversation("Hi", "a", "y")},
+            "'chosen[2].role' is 'user'; it must be 'assistant'",
+        ),
+    ],
+)
+def test_answers_without_a_shared_prompt_are_told(write: Write, row: dict[str, Any], told: str) -> None:
+    with pytest.raises(P3OError, match=r"rows\.jsonl:1: ") as caught:
+        read(write(row), "preferences")
+    assert told in str(caught.value)

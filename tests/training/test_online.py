@@ -13,8 +13,10 @@ from p3o.errors import P3OError
 from p3o.feedback.simulated import prompt_offsets
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
-from p3o.training.online import MetricsAverage, OnlineConfig, OnlineTrainer, Scorer
+from p3o.training.averages import MetricsAverage
+from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.passes import Passes
+from p3o.training.scoring import Scorer
 
 TOKENIZER = build_tokenizer()
 PROMPTS = task.prompts(24, seed=0, split="train")

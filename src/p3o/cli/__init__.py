@@ -5,10 +5,13 @@ line that begins with "error:"; 130 stopped by Ctrl-C.
 """
 
 from p3o.cli import checks as _checks
+from p3o.cli import data as _data
+from p3o.cli import records as _records
 from p3o.cli import stages as _stages
+from p3o.cli import start as _start
 from p3o.cli.entry import main
 
 __all__ = ["main"]
 
-# Importing a file of commands registers them, in the order in which --help lists them.
-_COMMANDS = (_stages, _checks)
+# Importing a file of commands registers them.
+_COMMANDS = (_start, _data, _stages, _records, _checks)

@@ -1,9 +1,10 @@
 """The application that commands register with, and the options that several of them share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from p3o import __version__
 
@@ -22,8 +23,21 @@ Resume = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
 RUNS = Path("runs")
 
+_ORDER = ("init", "doctor", "data", "run", "demo", "sft", "sample", "reward", "rl", "evaluate", "report", "samples")
+
+
+class _InOrder(TyperGroup):
+    """Lists the commands in the order of the method, whatever the order in which their files register them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names as --help shows them."""
+        names = list(super().list_commands(ctx))
+        return [name for name in _ORDER if name in names] + [name for name in names if name not in _ORDER]
+
+
 app = typer.Typer(
     name="p3o",
+    cls=_InOrder,
     help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
     add_completion=False,
 )

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p3o.cli.app import RUNS, ConfigFile, Name, Output, Overrides, Overwrite, Resume, app
+from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
+from p3o.cli.options import STAGE_OPTIONS, Given, takes
+from p3o.cli.settings import Asked, Work, create_folder, open_folder, resolve
 from p3o.errors import P3OError
-from p3o.files import open_for_reading
 
 if TYPE_CHECKING:
     from p3o.config import RunConfig
+    from p3o.training.hub import HubTarget
     from p3o.training.tracking import RunFolder
 
 STAGES = {
@@ -22,26 +24,54 @@ STAGES = {
     "evaluate": "Score every policy on held-out prompts.",
     "report": "Write report.html from what the run folder holds.",
 }
+RUN = "Run all stages of a configuration: SFT, preferences, reward model, RL, evaluation, report."
+MAKES_A_MODEL = ("sft", "reward", "rl", "run")
 
 
-@app.command()
-def run(
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    name: Name = None,
-    output: Output = RUNS,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-) -> None:
-    """Run all stages of a configuration: SFT, preferences, reward model, RL, evaluation, report."""
-    if resume:
-        settings, folder = _resume(config, set_ or (), name, output)
-    else:
-        if config is None:
-            raise P3OError("give --config FILE, or --resume with the --name of a run that was stopped")
-        settings = _load(config, set_ or ())
-        folder = _create_folder(settings, name or settings.name, output, overwrite)
-    _run_stages(folder, settings, None, resume=resume)
+def _print_keys(wanted: bool) -> bool:
+    if wanted:
+        from p3o.cli.keys import print_keys
+
+        print_keys()
+        raise typer.Exit
+    return wanted
+
+
+HelpAll = Annotated[
+    bool, typer.Option("--help-all", callback=_print_keys, is_eager=True, help="Show every key for --set and --config.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; nothing is written.")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="REPO", help="Publish the model on the Hugging Face hub when it is there."),
+]
+Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: as a private repository.")]
+
+
+def _add_stage_command(stage: str, summary: str) -> None:
+    describe = summary if stage == "run" else f"{summary} One stage of `run`, in a run's folder or a new one."
+
+    @app.command(stage, short_help=summary, help=describe)
+    @takes(STAGE_OPTIONS[stage], without=() if stage in MAKES_A_MODEL else ("push_to_hub", "private"))
+    def command(
+        given: Given,
+        config: ConfigFile = None,
+        set_: Overrides = None,
+        name: Name = None,
+        output: Output = RUNS,
+        overwrite: Overwrite = False,
+        resume: Resume = False,
+        dry_run: DryRun = False,
+        json_file: JsonFile = None,
+        push_to_hub: PushToHub = None,
+        private: Private = False,
+        help_all: HelpAll = False,  # noqa: ARG001 (its callback has done it)
+    ) -> None:
+        asked = Asked(stage, config, set_ or (), given, name, output, overwrite, resume)
+        _do(asked, dry=dry_run, json_file=json_file, repository=push_to_hub, private=private)
+
+
+_add_stage_command("run", RUN)
 
 
 @app.command()
@@ -66,101 +96,55 @@ def demo(
     settings = load_packaged_config("demo_quick" if quick else "demo", overrides, RunConfig)
     if reward_shift:
         settings = settings.with_shifted_runs(reward_shift)
-    folder = _create_folder(settings, name or free_name(output, settings.name), output, overwrite=False)
+    folder = create_folder(settings, name or free_name(output, settings.name), output, overwrite=False)
     _run_stages(folder, settings, None)
-
-
-def _add_stage_command(stage: str, summary: str) -> None:
-    @app.command(stage, short_help=summary, help=f"{summary} One stage of `run`, in a run's folder or a new one.")
-    def command(
-        config: ConfigFile = None,
-        set_: Overrides = None,
-        name: Name = None,
-        output: Output = RUNS,
-        overwrite: Overwrite = False,
-        resume: Resume = False,
-    ) -> None:
-        if resume:
-            settings, folder = _resume(config, set_ or (), name, output)
-            folder.refuse_if_done(stage)
-        else:
-            settings, folder = _open_or_create(stage, config, set_ or (), name, output, overwrite)
-        _run_stages(folder, settings, [stage], resume=resume)
+    typer.echo(f"written to {folder.path}")
 
 
 for _stage, _summary in STAGES.items():
     _add_stage_command(_stage, _summary)
 
 
-def _load(path: Path, overrides: Sequence[str]) -> "RunConfig":
-    with open_for_reading(path):  # a wrong path is told now, not after seconds of imports
-        pass
-    from p3o.config import RunConfig
-    from p3o.config_loading import load_config
+def _do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | None, private: bool) -> None:
+    """Resolve the settings and look ahead, or do it and record what came of it."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise P3OError(f"--json {json_file}: its folder is not there; make it first")
+    work = resolve(asked)
+    if dry:
+        _write_json(json_file, _look_ahead(work, asked))
+        return
+    targets = _hub_targets(asked, work.settings, repository, private)
+    for target in targets.values():
+        target.prepare()
+    folder = open_folder(work, asked)
+    stages = None if asked.command == "run" else list(asked.stages)
+    _run_stages(folder, work.settings, stages, resume=asked.resume)
+    if json_file is not None:
+        from p3o.report.figures import final_figures
 
-    return load_config(path, overrides, RunConfig)
-
-
-def _open_or_create(
-    stage: str, config: Path | None, overrides: Sequence[str], name: str | None, output: Path, overwrite: bool
-) -> "tuple[RunConfig, RunFolder]":
-    """The settings and the folder of a single stage.
-
-    Without --config the folder's own settings are taken. Its config.yaml then holds what was asked for last.
-    """
-    from p3o.config_loading import dump_config
-    from p3o.files import write_text
-    from p3o.training.tracking import CONFIG_FILE, RunFolder
-
-    if config is None and name is None:
-        raise P3OError("give --name of a run that is there, or --config FILE for a new one")
-    source = config if config is not None else RunFolder.open(output, name or "").path / CONFIG_FILE
-    settings = _load(source, overrides)
-    name = name or settings.name
-    if not (output / name).exists():
-        return settings, _create_folder(settings, name, output, overwrite=False)
-    folder = RunFolder.open(output, name, overwrite=overwrite)
-    folder.refuse_if_done(stage)
-    write_text(folder.path / CONFIG_FILE, dump_config(settings.model_copy(update={"name": name})))
-    return settings, folder
+        _write_json(json_file, final_figures(folder.path))
+    for made, target in targets.items():
+        typer.echo(f"published {target.push(folder.path / made, message=f'{made} of {work.name}, trained with p3o')}")
+    typer.echo(f"written to {folder.path}")
 
 
-def _resume(
-    config: Path | None, overrides: Sequence[str], name: str | None, output: Path
-) -> "tuple[RunConfig, RunFolder]":
-    """The settings and the folder of a run that was stopped. They stay what they were: a resumed run is the same run."""
-    from p3o.config_loading import first_difference
-    from p3o.training.tracking import CONFIG_FILE, RunFolder
+def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
+    from rich.console import Console
 
-    asked = _load(config, overrides) if config is not None else None
-    if name is None and asked is None:
-        raise P3OError("--resume: give --name of the run that was stopped, or its --config")
-    folder = RunFolder.open(output, name or (asked.name if asked is not None else ""))
-    stored = folder.path / CONFIG_FILE
-    settings = _load(stored, ())
-    if asked is None and overrides:
-        asked = _load(stored, overrides)
-    if asked is not None and (key := first_difference(settings, asked.model_copy(update={"name": settings.name}))):
-        raise P3OError(
-            f"--resume: {key} differs from {stored}; leave it as it was, or take another --name for another run"
-        )
-    return settings, folder
-
-
-def _create_folder(settings: "RunConfig", name: str, output: Path, overwrite: bool) -> "RunFolder":
-    import torch
-
-    from p3o.config_loading import dump_config
+    from p3o.cli.keys import changed_settings
+    from p3o.cli.outlook import print_outlook
+    from p3o.stages.context import RunContext
+    from p3o.stages.dry_run import dry_run
+    from p3o.training.progress import Progress
     from p3o.training.tracking import RunFolder
 
-    return RunFolder.create(
-        output,
-        name,
-        config=dump_config(settings.model_copy(update={"name": name})),
-        seed=settings.seed,
-        threads=settings.threads or torch.get_num_threads(),
-        overwrite=overwrite,
-    )
+    path = work.output / work.name
+    folder = RunFolder.open(work.output, work.name) if work.is_there else RunFolder(path, {"seconds": {}})
+    if path.exists() and not work.is_there and not asked.overwrite:
+        raise P3OError(f"{path}: exists already; choose another --name or pass --overwrite")
+    outlook = dry_run(RunContext(work.settings, folder, Progress(), asked.stages))
+    print_outlook(outlook, Console(), changed=changed_settings(work.settings))
+    return outlook.figures()
 
 
 def _run_stages(
@@ -177,4 +161,33 @@ def _run_stages(
         from p3o.report import terminal_summary
 
         Console().print(terminal_summary(folder.path))
-    typer.echo(f"written to {folder.path}")
+
+
+def _hub_targets(asked: Asked, settings: "RunConfig", repository: str | None, private: bool) -> "dict[str, HubTarget]":
+    """Where each model goes, by its place in the run's folder; of several policies each under a name of its own.
+
+    Raises:
+        P3OError: if the command will make no model.
+    """
+    if repository is None:
+        if private:
+            raise P3OError("--private: says how to publish; give --push-to-hub REPO as well")
+        return {}
+    from p3o.training.hub import HubTarget
+
+    hub = HubTarget(repository, private=True if private else None)
+    if asked.command == "sft":
+        return {"sft": hub}
+    if asked.command == "reward":
+        if settings.reward.model is not None or settings.reward.function is not None:
+            raise P3OError(f"--push-to-hub {repository}: the reward is given, so no reward model is trained")
+        return {"reward_model": hub}
+    runs = settings.rl.runs
+    return {f"rl/{name}": hub if len(runs) == 1 else hub.named(name) for name in runs}
+
+
+def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        from p3o.files import write_json
+
+        write_json(path, figures)

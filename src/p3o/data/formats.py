@@ -1,29 +1,36 @@
-"""Rows of prompts, demonstrations and preferences, read from JSON Lines files.
+"""From the columns of a row to a prompt and its answers.
 
-One JSON object a line, UTF-8:
+Standard rows hold texts, conversational rows lists of messages ``{"role": "user", "content": "…"}``:
 
-    {"prompt": "What is a skink?"}
-    {"prompt": "What is a skink?", "completion": " A lizard."}
-    {"prompt": "What is a skink?", "chosen": " A lizard.", "rejected": " A bird."}
+    prompts         {"prompt"}
+    demonstrations  {"prompt", "completion"}          or {"messages"}, whose last message is the answer
+    preferences     {"prompt", "chosen", "rejected"}  or {"chosen", "rejected"}, whose shared beginning is the prompt
 
-A prompt is a text, or a conversation: ``[{"role": "user", "content": "What is a skink?"}]``. After a conversation, a
-completion may be a text or a list of one assistant message; it becomes the text either way. Other columns are ignored, and so
-are blank lines. Nothing is repaired and no row is dropped: the first bad one is a ``P3OError`` with the file and the line.
+After a conversation, an answer may be a text or a list of one assistant message; it becomes the text either way. Other columns
+are ignored. Nothing is repaired: a row that is not as it should be is a ``BadRowError``.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, TypeVar, cast, get_args, runtime_checkable
+from typing import Any, Literal, NoReturn, cast, get_args
 
-from jinja2 import TemplateError
+from p3o.data.jsonl import kind_of
+from p3o.data.prefixes import common_prefix
+from p3o.data.rows import BadRowError
+from p3o.errors import did_you_mean, shorten
 
-from p3o.errors import P3OError, did_you_mean, shorten
-from p3o.files import open_for_reading
-
+Kind = Literal["prompts", "demonstrations", "preferences"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ANSWERS: Mapping[Kind, tuple[str, ...]] = {
+    "prompts": (),
+    "demonstrations": ("completion",),
+    "preferences": ("chosen", "rejected"),
+}
+"""The names of an example's answers."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _EXAMPLE_MESSAGE = '{"role": "user", "content": "…"}'
 
 
@@ -39,235 +46,219 @@ Prompt = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """A prompt and one good answer, for supervised fine-tuning."""
+class Example:
+    """A checked row.
+
+    Attributes:
+        prompt: a text, or the messages that the next answer follows.
+        answers: none for a prompt, the completion of a demonstration, or the preferred answer and the other one.
+    """
 
     prompt: Prompt
-    completion: str
+    answers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Preference:
-    """A prompt and two answers, of which the first was preferred."""
-
-    prompt: Prompt
-    chosen: str
-    rejected: str
-
-
-@runtime_checkable
-class ChatTokenizer(Protocol):
-    """The part of a transformers tokenizer that renders conversations."""
-
-    chat_template: Any
-
-    def apply_chat_template(self, conversation: Any, /, **settings: Any) -> Any:
-        """The conversation as one text (with ``tokenize=False``)."""
-
-
-def read_prompts(path: Path | str) -> list[Prompt]:
-    """The prompts of a file of ``{"prompt"}`` rows, in order.
+def parse(columns: Mapping[str, Any], kind: Kind) -> Example:
+    """The example that these columns hold.
 
     Raises:
-        P3OError: at the first bad row, or if the file is missing, unreadable or without rows.
+        BadRowError: if they hold none.
     """
-    return _read(path, lambda row: row.prompt())
-
-
-def read_demonstrations(path: Path | str) -> list[Demonstration]:
-    """The rows of a file of ``{"prompt", "completion"}``, in order.
-
-    Raises:
-        P3OError: at the first bad row, or if the file is missing, unreadable or without rows.
-    """
-    return _read(path, lambda row: Demonstration(row.prompt(), row.answer("completion")))
-
-
-def read_preferences(path: Path | str) -> list[Preference]:
-    """The rows of a file of ``{"prompt", "chosen", "rejected"}``, in order.
-
-    Raises:
-        P3OError: at the first bad row, one with equal answers included, or if the file is missing, unreadable or without
-            rows.
-    """
-
-    def preference(row: "_Row") -> Preference:
-        chosen, rejected = row.answer("chosen"), row.answer("rejected")
-        if chosen == rejected:
-            row.fail("'chosen' and 'rejected' are the same text; remove the row, it prefers nothing")
-        return Preference(row.prompt(), chosen, rejected)
-
-    return _read(path, preference)
-
-
-def render_prompt(prompt: Prompt, tokenizer: ChatTokenizer) -> str:
-    """The text that the model continues: a conversation by the tokenizer's chat template, a text as it is.
-
-    A template writes its own special tokens: tokenise a rendered conversation with ``add_special_tokens=False``.
-
-    Raises:
-        P3OError: if the prompt is a conversation and the tokenizer has no template, or its template refuses it.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if not tokenizer.chat_template:
-        raise P3OError(
-            "a prompt is a list of messages, but the model's tokenizer has no chat template; "
-            "write the prompts as plain texts or use a model that was tuned for chat"
+    row = _Columns(columns)
+    if kind == "prompts":
+        return Example(row.prompt_alone())
+    if kind == "demonstrations":
+        if "messages" in columns and "completion" not in columns:
+            return row.answered_messages()
+        return Example(row.prompt(), (row.answer("completion"),))
+    example = row.pair()
+    if example.answers[0] == example.answers[1]:
+        raise BadRowError(
+            "equal answers", "'chosen' and 'rejected' are the same text; remove the row, it prefers nothing"
         )
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
-    try:
-        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        roles = ", ".join(message.role for message in prompt)
-        raise P3OError(
-            f"the tokenizer's chat template refuses a prompt with the roles {roles}: {error}; "
-            "change the prompt's messages as the model's card asks"
-        ) from error
+    return example
 
 
-_Item = TypeVar("_Item")
+def kind_of_columns(columns: Mapping[str, Any]) -> Kind:
+    """What a row with these columns can be used for at most."""
+    if "chosen" in columns and "rejected" in columns:
+        return "preferences"
+    return "demonstrations" if "completion" in columns or "messages" in columns else "prompts"
 
 
-def _read(path: Path | str, convert: "Callable[[_Row], _Item]") -> list[_Item]:
-    items = [convert(row) for row in _rows(Path(path))]
-    if not items:
-        raise P3OError(f"{path}: holds no rows; write one JSON object a line")
-    return items
+def rename(columns: Mapping[str, Any], names: Mapping[str, str | None]) -> Mapping[str, Any]:
+    """The columns under our names.
+
+    Args:
+        names: for each of our names that of the column to read; None: our name is not to be read.
+
+    Raises:
+        BadRowError: if a column is not there.
+    """
+    if not names:
+        return columns
+    renamed = {name: value for name, value in columns.items() if name not in names}
+    for ours, theirs in names.items():
+        if theirs is not None:
+            if theirs not in columns:
+                _fail_missing(f"no column '{theirs}'", theirs, columns)
+            renamed[ours] = columns[theirs]
+    return renamed
 
 
-def _rows(path: Path) -> Iterator["_Row"]:
-    with open_for_reading(path) as file:
-        # Iterating over bytes ends lines at \n only: a text may hold U+2028, at which str.splitlines would cut it.
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _Row.parse(path, number, line)
+class _Columns:
+    """The columns of one row."""
 
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        self.columns = columns
 
-@dataclass(frozen=True)
-class _Row:
-    """One parsed line, and where it stands."""
-
-    place: str
-    columns: Mapping[str, Any]
-
-    @classmethod
-    def parse(cls, path: Path, number: int, line: bytes) -> "_Row":
-        row = cls(f"{path}:{number}", {})
-        if line.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-            row.fail("begins with a byte order mark; save the file as UTF-8 without BOM")
-        try:
-            value = json.loads(
-                line.rstrip().decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
-            )
-        except UnicodeDecodeError as error:
-            row.fail(
-                f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); save the file as UTF-8"
-            )
-        except json.JSONDecodeError as error:
-            row.fail(
-                f"malformed JSON at column {error.pos + 1}: {error.msg.lower()}; each line must be one whole JSON object"
-            )
-        except RecursionError:
-            row.fail("nested too deeply; a row is one flat JSON object")
-        except ValueError as error:  # ours, from the hooks, and Python's own for integers of thousands of digits
-            row.fail(f"malformed JSON: {error}")
-        if not isinstance(value, dict):
-            row.fail(f'is {_kind(value)}; each line must be one whole JSON object, such as {{"prompt": "…"}}')
-        return cls(row.place, value)
-
-    def fail(self, problem: str) -> NoReturn:
-        raise P3OError(f"{self.place}: {problem}")
+    def prompt_alone(self) -> Prompt:
+        """The prompt of a row of any kind."""
+        if "prompt" not in self.columns:
+            if "messages" in self.columns:
+                messages = self._conversation("messages")
+                return self._ending_with_user(
+                    "messages", messages[:-1] if messages[-1].role == "assistant" else messages
+                )
+            if kind_of_columns(self.columns) == "preferences":
+                return self.pair().prompt
+        return self.prompt()
 
     def prompt(self) -> Prompt:
         value = self._column("prompt")
         if not isinstance(value, list):
-            return self._text("prompt", value, "a text or a list of messages")
-        if not value:
-            self.fail("'prompt' is an empty list; give it at least one message")
-        messages = tuple(self._message(f"prompt[{index}]", item) for index, item in enumerate(value))
-        if messages[-1].role != "user":
-            self.fail(
-                f"'prompt' ends with a message of the {messages[-1].role}; it must end with the user's, "
-                "and what the assistant answers belongs in the other columns"
-            )
-        return messages
+            return _text("prompt", value, "a text or a list of messages")
+        return self._ending_with_user("prompt", self._conversation("prompt"))
 
     def answer(self, name: str) -> str:
         value = self._column(name)
         if not isinstance(value, list):
-            return self._text(name, value, "a text")
+            return _text(name, value, "a text")
         if isinstance(self.columns.get("prompt"), str):
-            self.fail(f"'{name}' is a list of messages but 'prompt' is a text; write both in the same form")
+            _fail("bad message", f"'{name}' is a list of messages but 'prompt' is a text; write both in the same form")
         if len(value) != 1:
-            self.fail(f"'{name}' has {len(value)} messages; give it exactly one, of the assistant")
-        message = self._message(f"{name}[0]", value[0])
+            _fail("bad message", f"'{name}' has {len(value)} messages; give it exactly one, of the assistant")
+        return self._assistant(f"{name}[0]", _message(f"{name}[0]", value[0]))
+
+    def answered_messages(self) -> Example:
+        """A whole conversation: the last message is the answer to all before it."""
+        messages = self._conversation("messages")
+        answer = self._assistant(f"messages[{len(messages) - 1}]", messages[-1])
+        if len(messages) == 1:
+            _fail("bad message", "'messages' is an answer without a question; begin with a message of the user")
+        return Example(self._ending_with_user("messages before the last", messages[:-1]), (answer,))
+
+    def pair(self) -> Example:
+        """A prompt and two answers; the prompt is the shared beginning where there is no column for it."""
+        if "prompt" in self.columns or did_you_mean("prompt", self.columns):
+            return Example(self.prompt(), (self.answer("chosen"), self.answer("rejected")))
+        chosen, rejected = self._column("chosen"), self._column("rejected")
+        if isinstance(chosen, list) and isinstance(rejected, list):
+            return self._shared_messages()
+        return _shared_text(_text("chosen", chosen, "a text"), _text("rejected", rejected, "a text"))
+
+    def _shared_messages(self) -> Example:
+        chosen, rejected = self._conversation("chosen"), self._conversation("rejected")
+        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+        # Where one conversation is the beginning of the other, its last message is its answer.
+        shared = min(len(chosen), len(rejected)) - 1 if shared is None else shared
+        if shared == 0:
+            _fail(
+                "no shared prompt",
+                "'chosen' and 'rejected' begin with different messages; they have no prompt in common",
+            )
+        answers = []
+        for name, messages in (("chosen", chosen), ("rejected", rejected)):
+            if len(messages) != shared + 1:
+                _fail(
+                    "more than one turn",
+                    f"'{name}' has {len(messages) - shared} messages after the last that both share; "
+                    "the two are no answers to one prompt",
+                )
+            answers.append(self._assistant(f"{name}[{shared}]", messages[shared]))
+        return Example(self._ending_with_user("the shared beginning", chosen[:shared]), tuple(answers))
+
+    def _conversation(self, name: str) -> tuple[Message, ...]:
+        value = self._column(name)
+        if not isinstance(value, list):
+            _fail("not text", f"'{name}' is {kind_of(value)}; it must be a list of messages")
+        if not value:
+            _fail("empty", f"'{name}' is an empty list; give it at least one message")
+        return tuple(_message(f"{name}[{index}]", item) for index, item in enumerate(value))
+
+    def _ending_with_user(self, name: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not messages or messages[-1].role != "user":
+            role = messages[-1].role if messages else "assistant"
+            _fail(
+                "bad message",
+                f"'{name}' ends with a message of the {role}; it must end with the user's, "
+                "and what the assistant answers belongs in the other columns",
+            )
+        return messages
+
+    def _assistant(self, name: str, message: Message) -> str:
         if message.role != "assistant":
-            self.fail(f"'{name}[0].role' is '{message.role}'; it must be 'assistant'")
+            _fail("bad message", f"'{name}.role' is '{message.role}'; it must be 'assistant'")
         return message.content
 
     def _column(self, name: str) -> Any:
         if name not in self.columns:
-            self._fail_missing(f"no column '{name}'", name, self.columns)
+            _fail_missing(f"no column '{name}'", name, self.columns)
         return self.columns[name]
 
-    def _message(self, name: str, value: Any) -> Message:
-        if not isinstance(value, dict):
-            self.fail(f"'{name}' is {_kind(value)}; it must be a message: {_EXAMPLE_MESSAGE}")
-        for key in ("role", "content"):
-            if key not in value:
-                self._fail_missing(f"'{name}' has no '{key}'", key, value)
-        # A null says nothing; anything else would be lost without a word.
-        if extra := [key for key in value if key not in ("role", "content") and value[key] is not None]:
-            self.fail(
-                f"'{name}' has {shorten(extra[0])} beside 'role' and 'content'; only those two are read, remove it"
-            )
-        role = value["role"]
-        if role not in ROLES:
-            self.fail(f"'{name}.role' is {shorten(role)}; it must be one of {', '.join(ROLES)}")
-        return Message(cast(Role, role), self._text(f"{name}.content", value["content"], "a text"))
 
-    def _text(self, name: str, value: Any, expected: str) -> str:
-        if not isinstance(value, str):
-            self.fail(f"'{name}' is {_kind(value)}; it must be {expected}")
-        if not value.strip():
-            self.fail(f"'{name}' is {'empty' if not value else 'only white space'}; fill it in or remove the row")
-        if "\0" in value:
-            self.fail(f"'{name}' holds a null character at position {value.index(chr(0)) + 1}; remove it")
-        if position := next((i for i, char in enumerate(value, 1) if "\ud800" <= char <= "\udfff"), 0):
-            self.fail(f"'{name}' holds half of a surrogate pair at position {position}; it is no text, remove it")
-        return value
-
-    def _fail_missing(self, problem: str, wanted: str, present: Mapping[str, Any]) -> NoReturn:
-        if not present:
-            self.fail(f"{problem}: it is empty; add '{wanted}'")
-        advice = did_you_mean(wanted, present) or f"add '{wanted}'"
-        names = ", ".join(shorten(name) for name in list(present)[:6])
-        self.fail(f"{problem}, only {names}; {advice}")
+def _shared_text(chosen: str, rejected: str) -> Example:
+    """The prompt ends before the white space that precedes the first word in which the two differ: a completion begins with
+    its space, and no word is cut in two. Both answers keep at least one word."""
+    if chosen == rejected:
+        return Example("", (chosen, rejected))
+    shared = common_prefix(chosen, rejected)
+    end = len(shared)
+    while end > 0:
+        begins_word = chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()
+        if begins_word and not shared[end - 1].isspace() and chosen[end:].strip() and rejected[end:].strip():
+            return Example(shared[:end], (chosen[end:], rejected[end:]))
+        end -= 1
+    _fail("no shared prompt", "'chosen' and 'rejected' begin with different words; add a column 'prompt'")
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values under one name Python would keep the last without a word."""
-    items = dict(pairs)
-    if len(items) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{shorten(twice)} appears twice in one object; keep one")
-    return items
+def _message(name: str, value: Any) -> Message:
+    if not isinstance(value, dict):
+        _fail("bad message", f"'{name}' is {kind_of(value)}; it must be a message: {_EXAMPLE_MESSAGE}")
+    for key in ("role", "content"):
+        if key not in value:
+            _fail_missing(f"'{name}' has no '{key}'", key, value)
+    # A null says nothing; anything else would be lost without a word.
+    if extra := [key for key in value if key not in ("role", "content") and value[key] is not None]:
+        _fail(
+            "bad message",
+            f"'{name}' has {shorten(extra[0])} beside 'role' and 'content'; only those two are read, remove it",
+        )
+    role = value["role"]
+    if role not in ROLES:
+        _fail("bad message", f"'{name}.role' is {shorten(role)}; it must be one of {', '.join(ROLES)}")
+    return Message(cast(Role, role), _text(f"{name}.content", value["content"], "a text"))
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value; remove it")
+def _text(name: str, value: Any, expected: str) -> str:
+    if not isinstance(value, str):
+        _fail("not text", f"'{name}' is {kind_of(value)}; it must be {expected}")
+    if not value.strip():
+        _fail("empty", f"'{name}' is {'empty' if not value else 'only white space'}; fill it in or remove the row")
+    if "\0" in value:
+        _fail("not text", f"'{name}' holds a null character at position {value.index(chr(0)) + 1}; remove it")
+    if half := _SURROGATE.search(value):
+        _fail("not text", f"'{name}' holds half of a surrogate pair at position {half.end()}; it is no text, remove it")
+    return value
 
 
-def _kind(value: Any) -> str:
-    """A JSON value's type, as a reader would say it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "a text"
-    return "a list" if isinstance(value, list) else "an object"
+def _fail(reason: str, problem: str) -> NoReturn:
+    raise BadRowError(reason, problem)
+
+
+def _fail_missing(problem: str, wanted: str, present: Mapping[str, Any]) -> NoReturn:
+    if not present:
+        _fail("missing column", f"{problem}: it is empty; add '{wanted}'")
+    advice = did_you_mean(wanted, present) or f"add '{wanted}'"
+    names = ", ".join(shorten(name) for name in list(present)[:6])
+    _fail("missing column", f"{problem}, only {names}; {advice}")

@@ -10,7 +10,8 @@ from math import sqrt
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from p3o.evaluation.divergence import divergences
 from p3o.models.sampling import sample_responses
@@ -89,7 +90,7 @@ class Evaluator:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel,
+        reference: nn.Module,
         prompts: Sequence[str],
         scorer: Scorer,
         *,
@@ -108,23 +109,21 @@ class Evaluator:
         self.device = next(reference.parameters()).device
 
     @torch.no_grad()
-    def sampled(self, policy: PreTrainedModel) -> PolicyEvaluation:
+    def sampled(self, policy: nn.Module) -> PolicyEvaluation:
         """One sampled response per prompt, with its KL."""
         return self._evaluate(policy, temperature=self.temperature, best_of=1, with_kl=True)
 
     @torch.no_grad()
-    def greedy(self, policy: PreTrainedModel) -> PolicyEvaluation:
+    def greedy(self, policy: nn.Module) -> PolicyEvaluation:
         """The greedy response to each prompt."""
         return self._evaluate(policy, temperature=0.0, best_of=1, with_kl=False)
 
     @torch.no_grad()
-    def best_of(self, policy: PreTrainedModel, n: int) -> PolicyEvaluation:
+    def best_of(self, policy: nn.Module, n: int) -> PolicyEvaluation:
         """The response with the highest reward among n samples of each prompt."""
         return self._evaluate(policy, temperature=self.temperature, best_of=n, with_kl=False)
 
-    def _evaluate(
-        self, policy: PreTrainedModel, *, temperature: float, best_of: int, with_kl: bool
-    ) -> PolicyEvaluation:
+    def _evaluate(self, policy: nn.Module, *, temperature: float, best_of: int, with_kl: bool) -> PolicyEvaluation:
         generator = torch.Generator().manual_seed(self.seed)
         texts: list[str] = []
         rewards: list[float] = []

@@ -31,31 +31,41 @@ def load_reward_function(spec: str) -> RewardFunction:
         P3OError: if the text has no colon, the module is missing or fails on import, or it has no such function of
             ``(prompts, responses)``.
     """
+    return cast(RewardFunction, load_function(spec, kind="reward function", parameters=("prompts", "responses")))
+
+
+def load_function(spec: str, *, kind: str, parameters: Sequence[str]) -> Callable[..., Any]:
+    """Import ``module:function``, a function of ``parameters``; errors call it by its ``kind``.
+
+    Raises:
+        P3OError: as of ``load_reward_function``.
+    """
     module_name, colon, function_name = spec.partition(":")
     named = [function_name, *module_name.split(".")]
     if not colon or not all(map(str.isidentifier, named)) or named[-1] == "py":
-        raise P3OError(f"reward function {spec!r}: not of the form module:function; {_form_advice(module_name)}")
-    module = _import(module_name, spec)
+        raise P3OError(f"{kind} {spec!r}: not of the form module:function; {_form_advice(module_name)}")
+    module = _import(module_name, f"{kind} {spec!r}")
     function = getattr(module, function_name, None)
+    called = f"{function_name}({', '.join(parameters)})"
     if function is None:
         names = [name for name, value in vars(module).items() if callable(value)]
         advice = did_you_mean(function_name, names) or f"define it in {_file_of(module)}"
-        raise P3OError(f"reward function {spec!r}: the module has no function {function_name!r}; {advice}")
+        raise P3OError(f"{kind} {spec!r}: the module has no function {function_name!r}; {advice}")
     if not callable(function):
         raise P3OError(
-            f"reward function {spec!r}: {function_name!r} is {_article(function)}, not a function; "
-            "name a function of (prompts, responses)"
+            f"{kind} {spec!r}: {function_name!r} is {_article(function)}, not a function; "
+            f"name a function of ({', '.join(parameters)})"
         )
     try:
-        inspect.signature(function).bind([], [])
+        inspect.signature(function).bind(*([] for _ in parameters))
     except TypeError as error:
+        count = {2: "two", 3: "three"}[len(parameters)]
         raise P3OError(
-            f"reward function {spec!r}: cannot be called as {function_name}(prompts, responses): {error}; "
-            "give it these two parameters"
+            f"{kind} {spec!r}: cannot be called as {called}: {error}; give it these {count} parameters"
         ) from error
     except ValueError:  # compiled functions may have no signature to look at
         pass
-    return cast(RewardFunction, function)
+    return cast(Callable[..., Any], function)
 
 
 def call_reward_function(
@@ -73,51 +83,65 @@ def call_reward_function(
         P3OError: if the function raises, or returns the wrong count, something else than numbers, NaN or an infinity.
         ValueError: if there are not as many prompts as responses.
     """
-    if len(prompts) != len(responses):
-        raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses")
+    return call_function(
+        function, (prompts, responses), kind="reward function", name=name, row="response", value="reward"
+    )
+
+
+def call_function(
+    function: Callable[..., Any], columns: Sequence[Sequence[str]], *, kind: str, name: str, row: str, value: str
+) -> list[float]:
+    """One finite number per row of these columns, the first of which holds the prompts.
+
+    Args:
+        kind, name, row, value: how an error speaks of the function, of one row and of what it returns.
+
+    Raises:
+        P3OError, ValueError: as of ``call_reward_function``.
+    """
+    rows = len(columns[0])
+    if any(len(column) != rows for column in columns):
+        counts = " for ".join(str(len(column)) for column in columns)
+        raise ValueError(f"{counts}: give one prompt for each {row}")
+    called = f"{kind} {name!r}"
     try:
-        returned = function(list(prompts), list(responses))
+        returned = function(*map(list, columns))
     except (Exception, SystemExit) as error:
-        where = _culprit(function, prompts, responses)
-        raise P3OError(f"reward function {name!r} raised {_summary(error)}{where}; mend it and run again") from error
+        where = _culprit(function, columns, row)
+        raise P3OError(f"{called} raised {_summary(error)}{where}; mend it and run again") from error
     values = returned.tolist() if hasattr(returned, "tolist") else returned
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         hint = " (is a return statement missing?)" if returned is None else ""
-        raise P3OError(f"reward function {name!r} returned {_article(returned)}{hint}; return a list of numbers")
-    if len(values) != len(responses):
-        raise P3OError(
-            f"reward function {name!r} returned {len(values)} rewards for {len(responses)} responses; "
-            "return one for each, in order"
-        )
-    return [_finite(value, index, prompts[index], name) for index, value in enumerate(values)]
+        raise P3OError(f"{called} returned {_article(returned)}{hint}; return a list of numbers")
+    if len(values) != rows:
+        raise P3OError(f"{called} returned {len(values)} {value}s for {rows} {row}s; return one for each, in order")
+    wheres = (f"for {row} {index} (prompt {shorten(prompt)})" for index, prompt in enumerate(columns[0]))
+    return [_finite(number, where, called, value) for number, where in zip(values, wheres, strict=True)]
 
 
-def _finite(value: Any, index: int, prompt: str, name: str) -> float:
-    where = f"for response {index} (prompt {shorten(prompt)})"
+def _finite(returned: Any, where: str, called: str, value: str) -> float:
     try:
-        if isinstance(value, str | bytes):  # float() would read "1.5", and hide that the function returns texts
+        if isinstance(returned, str | bytes):  # float() would read "1.5", and hide that the function returns texts
             raise TypeError
-        number = float(value)
+        number = float(returned)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise P3OError(
-            f"reward function {name!r} returned {shorten(value)} {where}; every reward must be a number"
-        ) from error
+        raise P3OError(f"{called} returned {shorten(returned)} {where}; every {value} must be a number") from error
     if not math.isfinite(number):
-        raise P3OError(f"reward function {name!r} returned {number} {where}; every reward must be finite")
+        raise P3OError(f"{called} returned {number} {where}; every {value} must be finite")
     return number
 
 
-def _culprit(function: RewardFunction, prompts: Sequence[str], responses: Sequence[str]) -> str:
-    """Which response the function fails on, found by asking again one by one; the run ends anyway."""
-    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+def _culprit(function: Callable[..., Any], columns: Sequence[Sequence[str]], row: str) -> str:
+    """Which row the function fails on, found by asking again one by one; the run ends anyway."""
+    for index, cells in enumerate(zip(*columns, strict=True)):
         try:
-            function([prompt], [response])
+            function(*([cell] for cell in cells))
         except (Exception, SystemExit):
-            return f" for response {index} (prompt {shorten(prompt)})"
-    return f" for a batch of {len(responses)} responses, though for none of them alone"
+            return f" for {row} {index} (prompt {shorten(cells[0])})"
+    return f" for a batch of {len(columns[0])} {row}s, though for none of them alone"
 
 
-def _import(module_name: str, spec: str) -> ModuleType:
+def _import(module_name: str, asked_for: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -134,7 +158,7 @@ def _import(module_name: str, spec: str) -> ModuleType:
             problem = f"no module {missing!r} in {here} or installed; {advice}"
         else:
             problem = f"the module needs {missing!r}, which is not installed; install it"
-        raise P3OError(f"reward function {spec!r}: {problem}") from error
+        raise P3OError(f"{asked_for}: {problem}") from error
 
 
 def _summary(error: BaseException) -> str:

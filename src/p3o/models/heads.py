@@ -1,37 +1,73 @@
 """Scalar heads: the critic of PPO, one value per response token."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from p3o.errors import P3OError
-from p3o.models.language import accepted, first_line, joined
+from p3o.models.adapters import LoraSettings, add_adapter, plain_model
+from p3o.models.language import accepted, joined
+from p3o.models.loading import adapter_task, is_adapter, load_pretrained
 from p3o.models.tokens import PromptBatch, ResponseBatch
+
+HEADS = ("score", "classifier")
+"""What transformers calls the head of a sequence classifier."""
 
 
 class Critic(nn.Module):
     """A transformer body with a linear head. The head starts at zero, so the first values are zero everywhere."""
 
-    def __init__(self, body: PreTrainedModel) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
-        self.head = nn.Linear(body.config.hidden_size, 1)
+        config: Any = plain_model(body).config
+        self.head = nn.Linear(config.get_text_config().hidden_size, 1, device=next(body.parameters()).device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_pretrained(cls, path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> "Critic":
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> "Critic":
         """A critic on the body of a saved language model or reward model (the custom is the reward model's).
+
+        Args:
+            path: folder or hub name. On an adapter the critic trains that adapter further, with its base frozen.
+            device: where it computes.
+            dtype: of the body's weights; the head stays in float32.
+            lora: train a fresh adapter instead of the whole body.
+            seed: of the fresh adapter.
+            trust_remote_code: whether Python code in the model's repository may run.
 
         Raises:
             P3OError: if the folder holds no such model.
         """
-        try:
-            body = AutoModel.from_pretrained(path, dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise P3OError(f"critic {path!r}: cannot be loaded ({first_line(error)})") from error
-        return cls(body).to(device).eval()
+        what = f"critic {path!r}"
+        settings: dict[str, Any] = {"what": what, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        if is_adapter(path):
+            # peft names an adapter's weights by the whole model that it was made on, head and all.
+            if adapter_task(path, what) == "SEQ_CLS":
+                whole = load_pretrained(
+                    AutoModelForSequenceClassification, path, task="SEQ_CLS", new=HEADS, num_labels=1, **settings
+                )
+            else:
+                whole = load_pretrained(AutoModelForCausalLM, path, task="CAUSAL_LM", **settings)
+            inner: Any = plain_model(whole)
+            body: nn.Module = inner.base_model
+        else:
+            body = load_pretrained(AutoModel, path, task="FEATURE_EXTRACTION", **settings)
+            if lora is not None:
+                body = add_adapter(body, lora, task="FEATURE_EXTRACTION", seed=seed)
+        return cls(body.to(device)).eval()
 
     def forward(self, prompts: PromptBatch, responses: ResponseBatch) -> Float[Tensor, "group response time"]:
         """V of the state in which each response token is chosen; meaningless on padding."""
@@ -41,5 +77,5 @@ class Critic(nn.Module):
         hidden = self.body(
             input_ids=tokens, attention_mask=mask.long(), **accepted(self.body, arguments)
         ).last_hidden_state
-        values: Tensor = self.head(hidden[:, -(time + 1) : -1]).squeeze(-1)
+        values: Tensor = self.head(hidden[:, -(time + 1) : -1].to(self.head.weight.dtype)).squeeze(-1)
         return values.view(group, response, time).float()

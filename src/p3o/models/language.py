@@ -17,86 +17,103 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from p3o.errors import P3OError
 from p3o.functional.logprobs import token_logprobs
+from p3o.models.adapters import has_adapter, merged, plain_model
+from p3o.models.loading import ADVICE, adapter_base, first_line, is_adapter, load_pretrained
 from p3o.models.tokens import PromptBatch, ResponseBatch
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or hub name.
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or hub name; of an adapter without one, that of its base.
 
     Raises:
         P3OError: if there is none, with what was tried.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise P3OError(
-            f"model {path!r}: no tokenizer could be loaded ({first_line(error)}); give a folder that "
-            "save_pretrained wrote, or a hub name"
-        ) from error
+        if is_adapter(path):
+            return load_tokenizer(adapter_base(path, f"model {path!r}"), trust_remote_code=trust_remote_code)
+        raise P3OError(f"model {path!r}: no tokenizer could be loaded ({first_line(error)}); {ADVICE}") from error
     return tokenizer
 
 
-def load_model_config(path: str) -> PretrainedConfig:
-    """The configuration of a local folder or hub name, without its weights.
+def load_model_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a local folder or hub name, without its weights; of an adapter, that of its base.
 
     Raises:
         P3OError: if there is none.
     """
+    what = f"model {path!r}"
+    source = adapter_base(path, what) if is_adapter(path) else path
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise P3OError(
-            f"model {path!r}: no config.json could be loaded ({first_line(error)}); give a folder that "
-            "save_pretrained wrote, or a hub name"
-        ) from error
+        raise P3OError(f"{what}: no config.json could be loaded ({first_line(error)}); {ADVICE}") from error
     return config
 
 
-def load_language_model(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_language_model(
+    path: str, *, device: torch.device, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> nn.Module:
     """A causal language model of a local folder or hub name, in evaluation mode: no dropout, in training either, so that
-    the importance ratio is exactly 1 before the first update.
+    the importance ratio is exactly 1 before the first update. An adapter comes on its base, and trainable.
 
     Raises:
         P3OError: if it cannot be loaded.
     """
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise P3OError(
-            f"model {path!r}: cannot be loaded as a causal language model ({first_line(error)}); give a folder "
-            "that save_pretrained wrote, or a hub name"
-        ) from error
-    return model.to(device).eval()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message: libraries explain themselves at length."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    model = load_pretrained(
+        AutoModelForCausalLM,
+        path,
+        what=f"model {path!r}",
+        task="CAUSAL_LM",
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    return model.to(device)
 
 
 def frozen_copy(model: Model) -> Model:
-    """The model as it is now, without gradients: the reference is the policy that was handed over, never a reload."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """The model as it is now, without gradients: the reference is the policy that was handed over, never a reload.
+
+    Weights that are frozen in the model already are shared with the copy: that of a policy with LoRA holds nothing of its own
+    but the adapter's start values.
+    """
+    shared: dict[int, Any] = {
+        id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad
+    }
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer as a plain Hugging Face folder (safetensors)."""
-    model.save_pretrained(folder)
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, *, merge: bool = False) -> None:
+    """Write model and tokenizer as a plain Hugging Face folder (safetensors): a model with an adapter as peft writes it, or
+    with ``merge`` as a whole model with the update added in.
+
+    Raises:
+        P3OError: if an adapter's base has no folder or hub name, from which it could be loaded again.
+    """
+    writer: Any = merged(model) if merge else model
+    if has_adapter(writer):
+        if not writer.active_peft_config.base_model_name_or_path:
+            raise P3OError(
+                "an adapter alone cannot be saved: its base is in no folder; save the base first, or save merged"
+            )
+        # No look at the hub for whether the vocabulary has grown: nothing here grows it.
+        writer.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        writer.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def accepted(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that the model's forward knows by name."""
-    known = inspect.signature(model.forward).parameters
+    """Those of the arguments that the model's forward knows by name (a model of peft passes all on to the model inside)."""
+    known = inspect.signature(plain_model(model).forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
 
 

@@ -27,7 +27,7 @@ def read_run(folder: Path) -> RunData:
     """
     if not folder.is_dir():
         raise P3OError(f"{folder}: no such run folder; give the folder that 'p3o run' wrote")
-    info = _validated(RunInfo, _object(_read_json(folder / "run.json"), str(folder / "run.json")), folder / "run.json")
+    info = _validated(RunInfo, _object(read_json(folder / "run.json"), str(folder / "run.json")), folder / "run.json")
     config = _read_text(folder / "config.yaml")
     stages = _rows_by_stage(folder / "metrics.jsonl")
     evaluations = [_validated(Evaluation, row, place) for place, row in stages["evaluate"]]
@@ -53,9 +53,18 @@ def read_run(folder: Path) -> RunData:
         reward_test=next((row for _, row in reversed(stages["reward_test"])), None),
         training=training,
         responses=_optional_rows(Response, folder / "responses.jsonl"),
-        samples=[row for row in _optional_rows(Sample, folder / "samples.jsonl") if row.policy in shown],
-        comparisons=[row for row in _comparisons(folder / "head_to_head.json") if {row.a, row.b} <= shown],
+        samples=[row for row in read_samples(folder) if row.policy in shown],
+        comparisons=[row for row in read_comparisons(folder / "head_to_head.json") if {row.a, row.b} <= shown],
     )
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The rows of samples.jsonl; empty if there is no such file.
+
+    Raises:
+        P3OError: at the first row that is none, with file and line.
+    """
+    return _optional_rows(Sample, folder / "samples.jsonl")
 
 
 def _rows_by_stage(metrics: Path) -> Mapping[str, list[tuple[str, dict[str, Any]]]]:
@@ -77,10 +86,15 @@ def _shift_folder(metrics: Path) -> list[Evaluation]:
     return [row for row in evaluations if row.reward_shift]
 
 
-def _comparisons(path: Path) -> list[Comparison]:
+def read_comparisons(path: Path) -> list[Comparison]:
+    """The rows of head_to_head.json, SFT always the second; empty if there is no such file.
+
+    Raises:
+        P3OError: if it does not hold comparisons.
+    """
     if not path.exists():
         return []
-    rows = _read_json(path)
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise P3OError(f"{path}: expected a list of comparisons")
     found = []
@@ -132,7 +146,12 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, _object(_parse_json(text, place), place)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        P3OError: if it cannot be read or is not whole.
+    """
     return _parse_json(_read_text(path), str(path))
 
 

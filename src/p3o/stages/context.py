@@ -15,15 +15,17 @@ from p3o.feedback.functions import call_reward_function, load_reward_function
 from p3o.feedback.reward_model import RewardModel, load_reward_model
 from p3o.files import write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
-from p3o.models.language import load_model_config, load_tokenizer, save_model
+from p3o.models.language import load_tokenizer, save_model
 from p3o.models.tokens import encode_prompts, encode_responses
 from p3o.training.checkpoint import Checkpoints, State
+from p3o.training.faults import NumericalError, Watch
 from p3o.training.loop import Callback, Trainer, fit, resume
 from p3o.training.progress import Advance, Progress
 from p3o.training.sft import EncodedPair
 from p3o.training.tracking import METRICS_FILE, RunFolder
 
 SFT_POLICY = "sft"
+STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
@@ -35,8 +37,17 @@ BEST, BEST_FILE = "best", "best.json"
 class RunContext:
     """One run; what several stages need is loaded once."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, progress: Progress, *, resume: bool = False) -> None:
-        self.config, self.folder, self.progress, self.resume = config, folder, progress, resume
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        progress: Progress,
+        stages: Sequence[str] = STAGE_ORDER,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.config, self.folder, self.progress = config, folder, progress
+        self.stages, self.resume = tuple(stages), resume
         self.device = choose_device(config.device)
 
     def seed(self, purpose: str) -> int:
@@ -51,8 +62,8 @@ class RunContext:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The texts."""
-        return read_inputs(self.config, self.tokenizer)
+        """The texts that the stages read."""
+        return read_inputs(self.config.for_stages(self.stages), self.tokenizer, progress=self.progress)
 
     @cached_property
     def reward_function(self) -> Scorer | None:
@@ -85,6 +96,7 @@ class RunContext:
         callback: Callback,
         *,
         advance: Advance,
+        rolls_back: bool,
         owns: Callable[[Mapping[str, Any]], bool],
         start: Callable[[], None] = lambda: None,
     ) -> None:
@@ -95,6 +107,7 @@ class RunContext:
             trainer: before its first step.
             callback: told every step that is done.
             advance: of the progress; told how far an earlier attempt had come.
+            rolls_back: whether to go back to the last checkpoint after a numerical fault.
             owns: rows of the run's JSONL files that this training writes.
             start: called before the first step, but not when an earlier attempt has come further.
         """
@@ -112,8 +125,35 @@ class RunContext:
             for file in GROWING_FILES:
                 self.folder.drop_rows(file, owns)
             start()
+
+        def roll_back(fault: NumericalError, attempt: int) -> None:
+            state = resume(trainer, checkpoints)
+            if state is None:
+                raise fault
+            self.folder.rewind(state["lengths"])
+            self.warn(f"{name}: {fault}; back to step {trainer.done} (time {attempt})")
+
+        watch = Watch()
+
+        def watched(step: int, metrics: Mapping[str, int | float]) -> bool | None:
+            for sign in watch.notice(metrics):
+                self.warn(f"{name}, step {step}: {sign}")
+            return callback(step, metrics)
+
         lengths: Callable[[], State] = lambda: {"lengths": self.folder.lengths(GROWING_FILES)}  # noqa: E731
-        fit(trainer, callback, checkpoints=checkpoints, every=every, extra_state=lengths)
+        fit(
+            trainer,
+            watched,
+            checkpoints=checkpoints,
+            every=every,
+            extra_state=lengths,
+            roll_back=roll_back if rolls_back else None,
+        )
+
+    def warn(self, text: str) -> None:
+        """Say it now and keep it in run.json."""
+        self.progress.print(f"warning: {text}")
+        self.folder.warn(text)
 
     def keep_best(self, name: str, step: int, value: float, model: PreTrainedModel) -> None:
         """Save the model as best/NAME if this value is above that of the one there; only if the configuration asks for it."""
@@ -141,57 +181,32 @@ class RunContext:
             raise P3OError(f"{path}: not there yet; run `{command}` in this run folder first")
         return str(path)
 
-    def check(self) -> None:
-        """Read everything that the user gave, so that a mistake shows now and not after hours of training."""
-        if not self.inputs.prompts:
-            raise P3OError(f"{self.config.data.prompts}: no prompts")
-        if self.reward_function is not None:
-            # One call on made-up responses: a function that cannot work is found before the first stage.
-            sample = self.inputs.prompts[:2]
-            self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
-        if self.config.reward.model is not None:
-            self.scorer  # noqa: B018 - loading is the check
-        self.check_lengths()
+    def check(self, *, load_models: bool = True) -> None:
+        """Read everything that the user gave for these stages, so that a mistake shows now and not after hours of training.
 
-    def check_lengths(self) -> None:
-        """Every prompt must leave room for a response; every demonstration and every pair must fit as a whole.
+        Args:
+            load_models: whether a reward model of the user's is loaded as well.
 
         Raises:
-            P3OError: naming the first row that does not.
+            P3OError: for the first mistake.
         """
-        limit = context_length(self.config, self.tokenizer)
-        room = self.config.rl.training.max_new_tokens
-        data, prompts = self.config.data, self.inputs.prompts + self.inputs.heldout_prompts
-        for prompt, ids in zip(prompts, encode_prompts(self.tokenizer, prompts), strict=True):
-            if len(ids) + room > limit:
-                raise P3OError(
-                    f"{data.prompts}: a prompt of {len(ids)} tokens and rl.training.max_new_tokens {room} pass the model's "
-                    f"limit of {limit}; shorten the prompt or lower max_new_tokens ({prompt[:60]!r})"
-                )
-        for path, rows in (
-            (data.demonstrations, self.inputs.demonstrations + self.inputs.heldout_demonstrations),
-            (data.preferences, [(prompt, text) for prompt, *pair in self.inputs.preferences for text in pair]),
-        ):
-            for (prompt, _), (ids, completion) in zip(rows, self.encode(rows), strict=True):
-                if len(ids) + len(completion) > limit:
-                    raise P3OError(
-                        f"{path}: a row of {len(ids)} + {len(completion)} tokens passes the model's limit of {limit}; "
-                        f"shorten it or remove it ({prompt[:60]!r})"
-                    )
+        self.config.require_inputs(self.stages)
+        if set(self.stages) <= {"report"}:
+            return
+        if "rl" in self.stages and not self.inputs.prompts:
+            raise P3OError(f"{self.config.data.prompts}: no prompts")
+        if not {"rl", "evaluate"}.isdisjoint(self.stages):
+            if self.reward_function is not None:
+                # One call on made-up responses: a function that cannot work is found before the first stage.
+                sample = (self.inputs.prompts or self.inputs.heldout_prompts)[:2]
+                self.reward_function(sample, ["A response.", "Another response."][: len(sample)])
+            if self.config.reward.model is not None and load_models:
+                self.scorer  # noqa: B018 - loading is the check
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Prompts and completions as ids."""
         prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in rows])
         return list(zip(prompts, encode_responses(self.tokenizer, [text for _, text in rows]), strict=True))
-
-
-def context_length(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the model can read: the smaller of what its tokenizer and its configuration say."""
-    limit = int(tokenizer.model_max_length)
-    if config.model is not None:
-        positions = getattr(load_model_config(config.model), "max_position_embeddings", None)
-        limit = min(limit, positions or limit)
-    return limit
 
 
 def choose_device(name: str) -> torch.device:

@@ -41,7 +41,9 @@ def reward(run: RunContext) -> None:
                     run.folder.metrics({"stage": "reward", "step": step, "heldout_accuracy": accuracy})
                     run.keep_best("reward_model", step, accuracy, model)
 
-            run.fit("reward", trainer, tell, advance=advance, owns=is_reward_row)
+            run.fit(
+                "reward", trainer, tell, advance=advance, rolls_back=config.on_fault == "rollback", owns=is_reward_row
+            )
         test: dict[str, Any] = {"pairs": len(held)}
         if held:
             test["accuracy_labels"] = ranking_accuracy(reward_model, held)

@@ -85,6 +85,7 @@ def rl_run(run: RunContext, name: str) -> None:
             trainer,
             tell,
             advance=advance,
+            rolls_back=training.on_fault == "rollback",
             owns=lambda row: name in (row.get("run"), row.get("policy")),
             start=lambda: None if trainer.warmup_steps else evaluated(0),
         )

@@ -40,7 +40,14 @@ def sft(run: RunContext) -> None:
                 if heldout and (step == trainer.total or (config.evaluate_every and step % config.evaluate_every == 0)):
                     hold_out_loss(step)
 
-            run.fit("sft", trainer, tell, advance=advance, owns=lambda row: row.get("stage") == "sft")
+            run.fit(
+                "sft",
+                trainer,
+                tell,
+                advance=advance,
+                rolls_back=config.on_fault == "rollback",
+                owns=lambda row: row.get("stage") == "sft",
+            )
         with run.folder.directory("sft") as target:
             save_model(model, run.tokenizer, target)
         run.forget("sft")

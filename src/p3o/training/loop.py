@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from p3o.stopping import Stopped, note_signals
 from p3o.training.checkpoint import Checkpoints, State
+from p3o.training.faults import MAX_ROLLBACKS, MAX_SKIPPED_STEPS, NumericalError
 
 Callback = Callable[[int, Mapping[str, int | float]], bool | None]
 """Told the number of the step that is done and its metrics; True ends the training there."""
@@ -46,6 +47,10 @@ class Trainer(Protocol):
         """Take one step and tell its metrics."""
         ...
 
+    def divert(self, attempt: int) -> None:
+        """Go on with other random numbers than before, after a fault."""
+        ...
+
     def state_dict(self) -> State:
         """Everything that the next step depends on, but for the configuration and the data."""
         ...
@@ -62,6 +67,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     every: int | None = None,
     extra_state: Callable[[], State] = dict,
+    roll_back: Callable[[NumericalError, int], None] | None = None,
 ) -> None:
     """Take the steps that are left.
 
@@ -71,8 +77,11 @@ def fit(
         checkpoints: where to save; None saves nothing, and a signal then ends the process as usual.
         every: steps between checkpoints; None writes one only when asked to stop.
         extra_state: what the caller wants to find again in the checkpoint, under "extra".
+        roll_back: puts the trainer back before a numerical fault, told which one and how often it has happened; None: faults
+            end the training.
 
     Raises:
+        NumericalError: if a number is not finite and there is no way back, or after MAX_ROLLBACKS of them.
         Stopped: after SIGINT or SIGTERM, when the step is finished and its checkpoint written. A second SIGINT
             interrupts at once.
     """
@@ -83,8 +92,23 @@ def fit(
             checkpoints.save(trainer.done, state)
 
     with note_signals(armed=checkpoints is not None) as asked:
+        faults = idle = 0
         while trainer.done < trainer.total:
-            metrics = trainer.step()
+            try:
+                metrics = trainer.step()
+            except NumericalError as fault:
+                faults += 1
+                if roll_back is None or faults > MAX_ROLLBACKS:
+                    raise
+                roll_back(fault, faults)
+                trainer.divert(faults)
+                continue
+            idle = idle + 1 if metrics.get("skipped_updates") and not metrics.get("updates") else 0
+            if idle >= MAX_SKIPPED_STEPS:
+                raise NumericalError(
+                    f"{idle} steps in a row had no finite gradient, the last of them step {trainer.done}; lower the learning "
+                    "rate and look at the data"
+                )
             finished = callback is not None and bool(callback(trainer.done, metrics))
             if asked:
                 save()

@@ -5,19 +5,18 @@ updates on the groups in the replay buffer, and stop early when the policy has m
 which algorithm it runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
 from p3o.algorithms.base import half_squared_log_ratio, with_beta
-from p3o.errors import P3OError
-from p3o.functional.advantages import reward_gaps
+from p3o.errors import P3OError, shorten
 from p3o.functional.kl import kl_policy_reference_k1
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
@@ -35,15 +34,15 @@ from p3o.models.tokens import (
     pad_left,
     split_groups,
 )
+from p3o.training.averages import MetricsAverage
 from p3o.training.checkpoint import State
+from p3o.training.faults import NumericalError
 from p3o.training.kl_control import KLController
 from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 from p3o.training.passes import TOKENS, Passes, in_order
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
+from p3o.training.scoring import ComparisonFeedback, RewardFeedback, Scorer
 from p3o.types import Experience
-
-Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""A reward: ``(prompts, responses) -> one score per response``."""
 
 
 class OnlineConfig(OptimiserConfig):
@@ -92,6 +91,11 @@ class Rollout:
     groups: list[GroupTokens]
     experience: Experience
     ended: float
+    """Share of responses with their end of sequence."""
+    distinct: float
+    """Share of different texts among all responses."""
+    dropped: int
+    """Groups left out because their feedback was not finite."""
 
 
 class OnlineTrainer:
@@ -103,7 +107,7 @@ class OnlineTrainer:
         critic: for algorithms that need one.
         tokenizer: of the policy.
         algorithm: what turns groups into a loss.
-        scorer: the reward.
+        feedback: the reward, a function of (prompts, responses); or comparisons, for algorithms that can learn from these.
         prompts: training prompts, rendered.
         config: settings.
         seed: of prompt order, sampling and minibatches, each with a generator of its own.
@@ -114,11 +118,11 @@ class OnlineTrainer:
 
     def __init__(
         self,
-        policy: PreTrainedModel,
-        reference: PreTrainedModel,
+        policy: nn.Module,
+        reference: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         algorithm: Algorithm,
-        scorer: Scorer,
+        feedback: Scorer | ComparisonFeedback,
         prompts: Sequence[str],
         config: OnlineConfig,
         *,
@@ -137,7 +141,21 @@ class OnlineTrainer:
         if algorithm.needs_critic and critic is None:
             raise P3OError("this algorithm needs a critic")
         self.policy, self.reference, self.critic = policy, reference, critic
-        self.tokenizer, self.algorithm, self.scorer, self.config = tokenizer, algorithm, scorer, config
+        self.tokenizer, self.algorithm, self.config = tokenizer, algorithm, config
+        self.feedback = (
+            feedback
+            if isinstance(feedback, ComparisonFeedback)
+            else RewardFeedback(
+                feedback,
+                missing_eos_penalty=config.missing_eos_penalty,
+                drop_bad_groups=config.on_fault == "skip",
+            )
+        )
+        if self.feedback.relative and not algorithm.accepts_comparisons:
+            raise P3OError(
+                f"{type(algorithm).__name__} needs a reward for every response and cannot learn from comparisons alone; use "
+                "one of the P3O family, online DPO or REBEL, or give a reward"
+            )
         self.device = next(policy.parameters()).device
         self.prompts = list(prompts)
         self.encoded = encode_prompts(tokenizer, prompts)
@@ -198,7 +216,7 @@ class OnlineTrainer:
         experience = self.prepared(rollout.experience, rollout.groups)
         metrics = MetricsAverage()
         for _ in range(self.config.epochs):
-            for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
+            for chosen in self.minibatches(experience):
                 self.accumulate(experience, rollout.groups, chosen, metrics, first=False, critic_only=True)
                 self.optimisation.update()
         return dict(metrics.result())
@@ -210,25 +228,29 @@ class OnlineTrainer:
         groups = self.buffer.rows()
         experience = self.prepared(self.buffer.experience(), groups)
         metrics = MetricsAverage()
-        updates, stopped = 0, False
+        updates, skipped, stopped = 0, 0, False
         for _ in range(self.config.epochs):
-            for chosen in stratified_minibatches(experience.age, self.config.minibatches, self.minibatch_generator):
+            for chosen in self.minibatches(experience):
                 moved = self.accumulate(experience, groups, chosen, metrics, first=updates == 0)
                 if self.config.kl_stop is not None and moved > self.config.kl_stop:
                     self.optimisation.optimiser.zero_grad()
                     stopped = True
                     break
-                self.optimisation.update()
-                updates += 1
+                if self.optimisation.update(lambda: f" in step {self.done + 1}"):
+                    updates += 1
+                else:
+                    skipped += 1
             if stopped:
                 break
-        self.optimisation.schedule.step()
+        self.optimisation.advance_schedule()
         if self.one_pass:
             rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
         described = self.describe(rollout)
         if self.kl_controller is not None:
             described["beta"] = self.kl_controller.beta
             self.algorithm = with_beta(self.algorithm, self.kl_controller.update(described["kl_k1"]))
+        if skipped:
+            described["skipped_updates"] = skipped
         return described | metrics.result() | {"updates": updates, "stopped_early": int(stopped)}
 
     def sample(self) -> Rollout:
@@ -246,43 +268,43 @@ class OnlineTrainer:
             temperature=config.temperature,
             generator=self.sampling_generator,
         )
-        rewards = self.score([self.prompts[i] for i in chosen], responses)
-        groups = split_groups(prompts, responses)
+        texts = decode_responses(self.tokenizer, responses)
+        worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
+        if len(worth.kept) == 0:
+            raise NumericalError(f"step {self.done + 1}: the feedback on every prompt of the step is not finite")
+        sampled = split_groups(prompts, responses)
+        groups = [sampled[i] for i in worth.kept.tolist()]
         time = responses.tokens.shape[-1]
         reference = self.passes.logprobs(self.reference, groups, time)
         one_pass = self.one_pass and self.done >= self.warmup_steps
-        # Not a number until the update's own pass writes it: read too early, it would show.
-        behaviour = (
-            torch.full_like(reference, torch.nan) if one_pass else self.passes.logprobs(self.policy, groups, time)
-        )
+        # With one pass this holds nothing until the update writes it.
+        behaviour = torch.zeros_like(reference) if one_pass else self.passes.logprobs(self.policy, groups, time)
         experience = Experience(
-            response_mask=responses.mask,
+            response_mask=responses.mask[worth.kept.to(self.device)],
             behaviour_logprobs=behaviour,
             reference_logprobs=reference,
-            reward_gaps=reward_gaps(rewards),
-            rewards=rewards,
-            age=torch.zeros(len(chosen), dtype=torch.long, device=self.device),
+            reward_gaps=worth.gaps.to(self.device),
+            rewards=None if worth.rewards is None else worth.rewards.to(self.device),
+            age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
         )
-        return Rollout(groups, experience, responses.ended.float().mean().item())
+        self.check_logprobs(experience, [self.prompts[chosen[i]] for i in worth.kept.tolist()])
+        distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
+        return Rollout(groups, experience, responses.ended.float().mean().item(), distinct, len(texts) - len(groups))
 
-    def score(self, prompts: Sequence[str], responses: ResponseBatch) -> Float[Tensor, "group response"]:
-        """Rewards in float64, so that r + shift is exact and the gaps of shifted rewards equal the unshifted ones.
+    def check_logprobs(self, experience: Experience, prompts: Sequence[str]) -> None:
+        """The policy as it is must give finite log-probs to what it has just sampled.
 
         Raises:
-            P3OError: if the reward is not finite; training on would end in NaN weights.
+            NumericalError: naming the step and the first prompt where it does not.
         """
-        texts = decode_responses(self.tokenizer, responses)
-        repeated = [prompt for prompt in prompts for _ in range(self.config.responses_per_prompt)]
-        flat = [text for group in texts for text in group]
-        rewards = torch.tensor(list(self.scorer(repeated, flat)), dtype=torch.float64)
-        if not bool(rewards.isfinite().all()):
-            at = int((~rewards.isfinite()).nonzero()[0])
-            raise P3OError(
-                f"the reward of a response is {rewards[at].item()}; prompt {repeated[at][:80]!r}, response "
-                f"{flat[at][:80]!r}: a reward must be a finite number"
-            )
-        cut = (~responses.ended).double().cpu()
-        return (rewards.view(cut.shape) - self.config.missing_eos_penalty * cut).to(self.device)
+        for whose in ("behaviour", "reference"):
+            finite = getattr(experience, f"{whose}_logprobs").isfinite().flatten(1).all(-1)
+            if not bool(finite.all()):
+                prompt = prompts[int((~finite).nonzero()[0])]
+                raise NumericalError(
+                    f"step {self.done + 1}: a {whose} log-prob is not finite, prompt {shorten(prompt)}; the weights are "
+                    "damaged: lower the learning rate, or choose on_fault: rollback"
+                )
 
     def prepared(self, experience: Experience, groups: Sequence[GroupTokens]) -> Experience:
         """The experience with fresh critic values, where there is a critic, and the algorithm's targets."""
@@ -290,12 +312,17 @@ class OnlineTrainer:
             experience = experience.replace(values=self.values(groups, experience.response_mask.shape[-1]))
         return self.algorithm.prepare(experience)
 
+    def minibatches(self, experience: Experience) -> list[Int[Tensor, " chosen"]]:
+        """One pass over the groups, in random parts; fewer of them where groups were dropped."""
+        parts = min(self.config.minibatches, experience.groups)
+        return stratified_minibatches(experience.age, parts, self.minibatch_generator)
+
     def accumulate(
         self,
         experience: Experience,
         groups: Sequence[GroupTokens],
         chosen: Tensor,
-        metrics: "MetricsAverage",
+        metrics: MetricsAverage,
         *,
         first: bool,
         critic_only: bool = False,
@@ -363,17 +390,24 @@ class OnlineTrainer:
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """What was sampled, in numbers."""
         experience = rollout.experience
-        assert experience.rewards is not None
         kl = kl_policy_reference_k1(
             experience.behaviour_logprobs, experience.reference_logprobs, experience.response_mask
         )
-        return {
-            "reward": experience.rewards.mean().item(),
+        described = {} if experience.rewards is None else {"reward": experience.rewards.mean().item()}
+        if rollout.dropped:
+            described["dropped_groups"] = rollout.dropped
+        return described | {
             "reward_gap": experience.reward_gaps.abs().mean().item(),
             "kl_k1": kl.mean().item(),
             "length": experience.response_mask.sum(-1).float().mean().item(),
             "ended": rollout.ended,
+            "distinct": rollout.distinct,
         }
+
+    def divert(self, attempt: int) -> None:
+        """Sample other prompts and other responses from here on."""
+        self.prompt_order.divert(attempt)
+        self.sampling_generator.manual_seed(self.sampling_generator.initial_seed() + attempt)
 
     def state_dict(self) -> State:
         """Everything that the next step depends on, but for the configuration, the prompts and the frozen reference."""
@@ -408,29 +442,3 @@ class OnlineTrainer:
             experience = Experience(**batch["experience"]).map(lambda tensor: tensor.to(self.device))
             self.buffer.add(experience, [GroupTokens(**group) for group in batch["groups"]])
         self.done = state["done"]
-
-
-class MetricsAverage:
-    """Averages the metrics of micro-batches and minibatches; maxima stay maxima and counts are summed."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
-
-    def add(self, metrics: dict[str, Tensor], weight: float) -> None:
-        """Take in the metrics of a micro-batch with its share of the minibatch."""
-        for name, value in metrics.items():
-            number = value.item()
-            if name.endswith("_max"):
-                self.sums[name] = max(self.sums.get(name, number), number)
-                self.weights[name] = 1.0
-            elif name.endswith("_clamped"):
-                self.sums[name] = self.sums.get(name, 0.0) + number
-                self.weights[name] = 1.0
-            else:
-                self.sums[name] = self.sums.get(name, 0.0) + number * weight
-                self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def result(self) -> dict[str, float]:
-        """The averages."""
-        return {name: total / self.weights[name] for name, total in self.sums.items()}

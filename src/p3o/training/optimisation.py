@@ -1,5 +1,6 @@
 """What every training stage shares: the optimiser, the learning-rate schedule, the order of the rows."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -12,6 +13,7 @@ from transformers import get_scheduler
 
 from p3o.errors import P3OError
 from p3o.training.checkpoint import State, optimiser_state, restore_optimiser, restore_trainable, trainable_state
+from p3o.training.faults import FaultAction, NumericalError
 
 
 class OptimiserConfig(BaseModel):
@@ -30,6 +32,10 @@ class OptimiserConfig(BaseModel):
     )
     adam_betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of AdamW's two moments.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's ε.")
+    on_fault: FaultAction = Field(
+        "stop",
+        description="Numbers that are not finite: stop; skip the update or group; rollback to the last checkpoint.",
+    )
 
 
 class Optimisation:
@@ -54,7 +60,7 @@ class Optimisation:
         learning_rates: Mapping[str, float] | None = None,
     ) -> None:
         rates = learning_rates or {}
-        self._modules, self._max_grad_norm = modules, config.max_grad_norm
+        self._modules, self._max_grad_norm, self._on_fault = modules, config.max_grad_norm, config.on_fault
         groups = [
             {
                 "params": [parameter for parameter in module.parameters() if parameter.requires_grad],
@@ -70,12 +76,32 @@ class Optimisation:
             name, self.optimiser, num_warmup_steps=warmup, num_training_steps=updates
         )
 
-    def update(self) -> float:
-        """One optimiser step on the gradients that have been accumulated; returns their norm before clipping."""
+    def update(self, where: Callable[[], str] = str) -> bool:
+        """One optimiser step on the gradients that have been accumulated; False if they were not finite and were skipped.
+
+        Args:
+            where: tells, for an error, in which data the fault is.
+
+        Raises:
+            NumericalError: if the gradients are not finite and ``on_fault`` is not "skip".
+        """
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        self.optimiser.step()
+        finite = bool(norm.isfinite())
+        if finite:
+            self.optimiser.step()
+        elif self._on_fault != "skip":
+            raise NumericalError(
+                f"the gradient is not finite{where()}; lower the learning rate, or choose on_fault: skip or rollback"
+            )
         self.optimiser.zero_grad()
-        return norm.item()
+        return finite
+
+    def advance_schedule(self) -> None:
+        """Go to the learning rate of the next step."""
+        with warnings.catch_warnings():
+            # torch takes it for a mistake when the first update was skipped.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
 
     def state_dict(self) -> State:
         """The trained weights, the optimiser's moments and the place in the schedule."""
@@ -94,6 +120,7 @@ class Optimisation:
         for name, module in self._modules.items():
             restore_trainable(module, state["modules"].get(name, {}))
         restore_optimiser(self.optimiser, state["optimiser"])
+        self.optimiser.zero_grad()
         self.schedule.load_state_dict(state["schedule"])
 
 
@@ -142,6 +169,11 @@ class BatchOrder:
             self._pending = torch.cat([self._pending, epoch])
         batch, self._pending = self._pending[: self.batch_size], self._pending[self.batch_size :]
         return batch
+
+    def divert(self, attempt: int) -> None:
+        """Go on in another order, after a fault in this one."""
+        self._generator.manual_seed(self._generator.initial_seed() + attempt)
+        self._pending = self._pending[:0]
 
     def state_dict(self) -> State:
         """Where in the data it stands."""

@@ -52,7 +52,7 @@ class RewardTrainer:
         chosen = reward_model.encode(prompts, [text for _, text, _ in pairs])
         self.encoded = list(zip(chosen, reward_model.encode(prompts, [text for _, _, text in pairs]), strict=True))
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, int | float]:
         """One update. Returns the Bradley–Terry loss and the share of pairs that were ranked as labelled before it."""
         batch = [self.encoded[i] for i in self.order.next().tolist()]
         size, loss, accuracy = self.config.micro_batch_size, 0.0, 0.0
@@ -65,10 +65,14 @@ class RewardTrainer:
             (output.loss * share).backward()
             loss += output.loss.item() * share
             accuracy += output.metrics["accuracy"].item() * share
-        self.optimisation.update()
-        self.optimisation.schedule.step()
+        learned = self.optimisation.update(lambda: f" in step {self.done + 1} (loss {loss})")
+        self.optimisation.advance_schedule()
         self.done += 1
-        return {"loss": loss, "accuracy": accuracy}
+        return {"loss": loss, "accuracy": accuracy} if learned else {"skipped_updates": 1}
+
+    def divert(self, attempt: int) -> None:
+        """Take the rows in another order from here on."""
+        self.order.divert(attempt)
 
     def state_dict(self) -> State:
         """Everything that the next step depends on, but for the configuration and the data."""

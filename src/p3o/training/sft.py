@@ -59,8 +59,8 @@ class SFTTrainer:
         self.optimisation = Optimisation({"model": model}, config, self.total)
         self.order = BatchOrder(len(rows), config.batch_size, seed=seed)
 
-    def step(self) -> dict[str, float]:
-        """One update. Returns {"loss": nats per completion token}."""
+    def step(self) -> dict[str, int | float]:
+        """One update. Returns {"loss": nats per completion token}, or that it was skipped."""
         batch = [self.rows[i] for i in self.order.next().tolist()]
         completion_tokens = sum(len(completion) for _, completion in batch)
         size, total = self.config.micro_batch_size, 0.0
@@ -70,10 +70,14 @@ class SFTTrainer:
             loss = -logprobs[mask].sum() / completion_tokens
             loss.backward()
             total += loss.item()
-        self.optimisation.update()
-        self.optimisation.schedule.step()
+        learned = self.optimisation.update(lambda: f" in step {self.done + 1} (loss {total})")
+        self.optimisation.advance_schedule()
         self.done += 1
-        return {"loss": total}
+        return {"loss": total} if learned else {"skipped_updates": 1}
+
+    def divert(self, attempt: int) -> None:
+        """Take the rows in another order from here on."""
+        self.order.divert(attempt)
 
     def state_dict(self) -> State:
         """Everything that the next step depends on, but for the configuration and the data."""

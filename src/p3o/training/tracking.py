@@ -35,6 +35,7 @@ from p3o.files import (
     write_jsonl,
     write_text,
 )
+from p3o.training.trackers import Tracker
 
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -52,11 +53,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         record: what run.json holds.
+        trackers: where rows of metrics go as well; ``open_trackers`` makes and closes them.
     """
 
     def __init__(self, path: Path, record: dict[str, Any], *, new: bool = False, overwrite: bool = False) -> None:
         self.path = path
         self.record = record
+        self.trackers: list[Tracker] = []
         self._new = new
         self._overwrite = overwrite
 
@@ -199,12 +202,19 @@ class RunFolder:
         return stage in self.record["seconds"]
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl, at once on the disk.
+        """Append a row to metrics.jsonl, at once on the disk, and hand it to the trackers.
 
         Raises:
             P3OError: if a number is NaN or infinite, or the system refuses.
         """
         append_jsonl(self.path / METRICS_FILE, row)
+        for tracker in self.trackers:
+            tracker.log(row)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning in run.json, under "warnings"."""
+        self.record.setdefault("warnings", []).append(text)
+        self._save()
 
     @contextmanager
     def directory(self, name: str) -> Iterator[Path]:

@@ -1,0 +1,72 @@
+"""What `--dry-run` prints."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from p3o.stages.dry_run import DryRun, Example
+from p3o.stages.estimates import GIB
+
+_PROMPT, _RESPONSE = "prompt   │ ", "response ┃ "
+
+
+def print_outlook(outlook: DryRun, console: Console, *, changed: Sequence[str]) -> None:
+    """Print it. ``changed`` are the settings that differ from their defaults, as ``key=value``."""
+    for part in _parts(outlook, changed):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _parts(outlook: DryRun, changed: Sequence[str]) -> list[RenderableType]:
+    parts: list[RenderableType] = [
+        Text(f"dry run for {outlook.folder}: nothing is written"),
+        Text(f"settings that differ from their defaults: {', '.join(changed) or 'none'}"),
+    ]
+    if outlook.model is not None:
+        size = f"{outlook.model.parameters:,} parameters, vocabulary {outlook.model.vocabulary:,}"
+        parts.append(Text(f"model: {size}; computes on {outlook.device}"))
+    if outlook.counts:
+        table = _table("rows", "number", "mean tokens", "longest")
+        for counts in outlook.counts:
+            table.add_row(counts.what, f"{counts.rows:,}", f"{counts.mean:.1f}", f"{counts.longest:,}")
+        parts += [Text(), table]
+    stages = _table("stage", "would do", "tokens a step", "sampled", "memory, about")
+    stages.columns[1].justify = "left"
+    stages.columns[1].no_wrap = False
+    for stage in outlook.outlooks:
+        estimate = stage.estimate
+        known = (
+            (f"{estimate.tokens:,}", f"{estimate.sampled_tokens:,}", _memory(estimate.total_bytes)) if estimate else ()
+        )
+        stages.add_row(stage.stage, stage.does, *known)
+    parts += [stages]
+    if outlook.example is not None:
+        parts += _example(outlook.example)
+    return parts
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for head in others:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _example(example: Example) -> list[RenderableType]:
+    """Prompt and response, each behind its own mark, a dot between tokens; on a terminal the response is green."""
+    trained = f"{example.response_tokens} response tokens trained on" if example.response else "the response is sampled"
+    lines: list[RenderableType] = [
+        Text(f"the first of the {example.what}: {example.prompt_tokens} prompt tokens (not trained on), {trained}")
+    ]
+    for mark, tokens, style in ((_PROMPT, example.prompt, "dim"), (_RESPONSE, example.response, "green")):
+        if tokens:
+            text = "·".join(token.replace("\n", "↵") for token in tokens)
+            lines.append(Text(mark) + Text(text, style=style))
+    return lines
+
+
+def _memory(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"

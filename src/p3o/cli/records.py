@@ -1,0 +1,37 @@
+"""Commands that show what a run recorded."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p3o.cli.app import RUNS, Output, app
+
+
+@app.command()
+def samples(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    output: Output = RUNS,
+    policy: Annotated[str | None, typer.Option("--policy", metavar="NAME", help="Of this RL run only.")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="N", min=0, help="Of this step only; otherwise of all.")
+    ] = None,
+    prompt: Annotated[
+        int | None, typer.Option("--prompt", metavar="N", min=0, help="Of this prompt only, counted from 0.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write the table to a .csv, .jsonl or .md file.")
+    ] = None,
+) -> None:
+    """Show how the responses to the followed prompts changed over the steps."""
+    from rich.console import Console
+
+    from p3o.report.completions import completions, export_completions, terminal_table
+    from p3o.training.tracking import RunFolder
+
+    rows = completions(RunFolder.open(output, name).path, policy=policy, step=step, prompt=prompt)
+    if export is not None:
+        export_completions(rows, export)
+        typer.echo(f"{len(rows)} rows written to {export}")
+    else:
+        Console().print(terminal_table(rows))

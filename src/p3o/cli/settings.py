@@ -1,0 +1,207 @@
+"""From what was typed to the resolved settings of a command and the folder that it works in."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from p3o.cli.options import ALGORITHM, ALGORITHM_SETTINGS, STAGE_OPTIONS, Given
+from p3o.errors import P3OError
+from p3o.files import open_for_reading
+
+if TYPE_CHECKING:
+    from p3o.config import RunConfig
+    from p3o.config_loading import Override
+    from p3o.training.tracking import RunFolder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every command of a stage takes.
+
+    Attributes:
+        command: its name: a stage, or "run".
+        config: a file of settings.
+        overrides: of ``--set``.
+        given: the options that stand for settings, by flag.
+        name: of the run's folder.
+        output: the folder of all runs.
+        overwrite: whether what is there may be replaced.
+        resume: whether to go on where an earlier attempt stopped.
+    """
+
+    command: str
+    config: Path | None
+    overrides: Sequence[str]
+    given: Given
+    name: str | None
+    output: Path
+    overwrite: bool
+    resume: bool = False
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that the command runs."""
+        return tuple(name for name in STAGE_OPTIONS if name != "run") if self.command == "run" else (self.command,)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a run begins here, with settings of its own."""
+        return self.config is not None or "model" in self.given or any(_begins_a_run(text) for text in self.overrides)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Resolved settings, and the folder they are for, which may not be there yet."""
+
+    settings: "RunConfig"
+    output: Path
+    name: str
+    is_there: bool
+
+
+def resolve(asked: Asked) -> Work:
+    """Read the settings: of the file, or of the folder that is gone on in, or the defaults; then the options, then ``--set``.
+
+    Nothing is written.
+
+    Raises:
+        P3OError: for a mistake in the settings, no settings at all, a run that is not there, or a missing input.
+    """
+    if asked.resume:
+        return _resumed(asked)
+    source = asked.config
+    if not asked.is_new:
+        if asked.command == "run":
+            raise P3OError(
+                "give --config FILE, or --model MODEL and the files of the data, or --resume with the --name of a run that "
+                "was stopped"
+            )
+        if asked.name is None:
+            raise P3OError("give --name of a run that is there, or --config FILE or --model MODEL for a new one")
+        from p3o.training.tracking import CONFIG_FILE, RunFolder
+
+        source = RunFolder.open(asked.output, asked.name).path / CONFIG_FILE
+    elif source is None and asked.name is not None and asked.command != "run":
+        folder = asked.output / asked.name
+        source = folder / "config.yaml" if (folder / "run.json").is_file() else None
+    settings = _load(source, asked)
+    name = asked.name or settings.name
+    if source is None and asked.name is None:
+        from p3o.training.tracking import free_name
+
+        name = free_name(asked.output, name)
+    settings = settings.model_copy(update={"name": name})
+    settings.require_inputs(asked.stages)
+    return Work(settings, asked.output, name, is_there=asked.command != "run" and (asked.output / name).exists())
+
+
+def open_folder(work: Work, asked: Asked) -> "RunFolder":
+    """The folder to work in, made or gone on in; its config.yaml then holds what was asked for last.
+
+    Raises:
+        P3OError: if it may not be made, or its stage is done and may not be replaced.
+    """
+    from p3o.config_loading import dump_config
+    from p3o.files import write_text
+    from p3o.training.tracking import CONFIG_FILE, RunFolder
+
+    if not work.is_there:
+        return create_folder(work.settings, work.name, work.output, asked.overwrite)
+    folder = RunFolder.open(work.output, work.name, overwrite=asked.overwrite and not asked.resume)
+    if asked.command != "run":
+        folder.refuse_if_done(asked.command)
+    if not asked.resume:
+        write_text(folder.path / CONFIG_FILE, dump_config(work.settings))
+    return folder
+
+
+def create_folder(settings: "RunConfig", name: str, output: Path, overwrite: bool) -> "RunFolder":
+    """A new folder of a run.
+
+    Raises:
+        P3OError: if there is one that may not be replaced.
+    """
+    import torch
+
+    from p3o.config_loading import dump_config
+    from p3o.training.tracking import RunFolder
+
+    return RunFolder.create(
+        output,
+        name,
+        config=dump_config(settings.model_copy(update={"name": name})),
+        seed=settings.seed,
+        threads=settings.threads or torch.get_num_threads(),
+        overwrite=overwrite,
+    )
+
+
+def _resumed(asked: Asked) -> Work:
+    """The settings of a run that was stopped. They stay what they were: a resumed run is the same run."""
+    from p3o.config import RunConfig
+    from p3o.config_loading import first_difference, load_config
+    from p3o.training.tracking import CONFIG_FILE, RunFolder
+
+    now = _load(asked.config, asked) if asked.config is not None else None
+    name = asked.name or (now.name if now is not None else None)
+    if name is None:
+        raise P3OError("--resume: give --name of the run that was stopped, or its --config")
+    stored = RunFolder.open(asked.output, name).path / CONFIG_FILE
+    settings = load_config(stored, [], RunConfig)
+    if now is None and (asked.overrides or asked.given):
+        now = _load(stored, asked)
+    if now is not None and (key := first_difference(settings, now.model_copy(update={"name": settings.name}))):
+        raise P3OError(
+            f"--resume: {key} differs from {stored}; leave it as it was, or take another --name for another run"
+        )
+    return Work(settings, asked.output, name, is_there=True)
+
+
+def _load(source: Path | None, asked: Asked) -> "RunConfig":
+    if source is not None:
+        with open_for_reading(source):  # a wrong path is told now, not after seconds of imports
+            pass
+    from p3o.config import RunConfig
+    from p3o.config_loading import Override, load_config
+
+    options = [
+        Override(tuple(option.key.split(".")), asked.given[option.flag], f"--{option.flag} {asked.given[option.flag]}")
+        for option in STAGE_OPTIONS[asked.command]
+        if option.key and option.flag in asked.given
+    ]
+    settings = load_config(source, [*options, *asked.overrides], RunConfig)
+    derived = [*_wanted_sft(settings, asked), *_algorithm(settings, asked)]
+    return load_config(source, [*options, *derived, *asked.overrides], RunConfig) if derived else settings
+
+
+def _wanted_sft(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
+    """Who says `p3o sft`, or gives demonstrations to a whole run, wants the section that turns this stage on."""
+    from p3o.config_loading import Override
+
+    if settings.sft is None and (asked.command == "sft" or "demonstrations" in asked.given):
+        yield Override(("sft",), {}, f"p3o {asked.command}")
+
+
+def _algorithm(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
+    """The RL runs of this command: those of the named algorithm, or a new one; each with the settings that were given."""
+    from p3o.config_loading import Override
+
+    runs = {name: run.model_dump(mode="json") for name, run in settings.rl.runs.items()}
+    wanted = asked.given.get(ALGORITHM.flag)
+    if wanted is not None:
+        kept = {name: run for name, run in runs.items() if run["algorithm"] == wanted}
+        runs = kept or {wanted: {"algorithm": wanted}}
+        yield Override(("rl", "runs"), runs, f"--{ALGORITHM.flag} {wanted}")
+    for option in ALGORITHM_SETTINGS:
+        if option.flag in asked.given:
+            value = asked.given[option.flag]
+            for name, run in runs.items():
+                place = f"--{option.flag} {value}"
+                yield Override(("rl", "runs", name, "algorithm"), run["algorithm"], place)
+                yield Override(("rl", "runs", name, "settings", option.flag), value, place)
+
+
+def _begins_a_run(text: str) -> bool:
+    """Whether a ``--set`` says what to start from."""
+    return text.partition("=")[0].strip().split(".")[0] in ("model", "embedded")

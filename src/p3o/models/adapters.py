@@ -1,0 +1,90 @@
+"""LoRA (Hu et al., 2021, arXiv:2106.09685) by peft: W becomes W + (α/r)·BA, and only A and B learn.
+
+B starts at zero, so a fresh adapter changes nothing. The base weights are frozen and held once: the reference shares them
+(``language.frozen_copy``), and so can the reward model and the critic (``sharing``). There is no adapter dropout: all stages
+train in evaluation mode, where it would never act.
+"""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from p3o.errors import P3OError
+from p3o.models.loading import first_line, peft, put_on
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
+"""peft's names of a language model, a classifier (its head is trained and saved whole) and a bare body (of a critic)."""
+
+
+class LoraSettings(BaseModel):
+    """A low-rank adapter instead of training all weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(16, gt=0, description="r, the rank of the update of each weight matrix.")
+    alpha: float = Field(32.0, gt=0, description="α; the update is scaled by α/r.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Names of the linear layers to adapt; all-linear: all but the output head."
+    )
+    save: Literal["adapter", "merged"] = Field(
+        "adapter", description="What is written: the adapter alone, or a whole model with the update added in."
+    )
+
+
+def add_adapter(model: nn.Module, settings: LoraSettings, *, task: Task, seed: int) -> nn.Module:
+    """The model with a fresh adapter: its own weights frozen, the adapter's drawn from the seed alone and trainable.
+
+    The model itself is changed; use what is returned. A model that has an adapter already (a policy that was fine-tuned with
+    one) is returned as it is: training goes on with that adapter, so the result stays one adapter on the original base.
+
+    Raises:
+        P3OError: if a target module is not there or no linear layer.
+    """
+    if has_adapter(model):
+        return model
+    modules = settings.target_modules
+    config = peft().LoraConfig(
+        task_type=task,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        # GPT-2 keeps its matrices transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    training = model.training
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = put_on(model, config)
+    except (ValueError, NotImplementedError) as error:
+        raise P3OError(f"lora.target_modules: {first_line(error)}; name linear layers of the model") from error
+    return adapted.train(training)
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether the model is one of peft's."""
+    return hasattr(model, "get_base_model")
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside a model of peft; any other model as it is."""
+    return model.get_base_model() if has_adapter(model) else model  # type: ignore[operator]
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A whole model of its own with the adapter's update added to the weights, all of them trainable.
+
+    Raises:
+        P3OError: if transformers, not peft, put the adapter into the model; then nothing takes it out again.
+    """
+    if not has_adapter(model):
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise P3OError("an adapter that transformers put into its model cannot be merged; use load_language_model")
+        return model
+    adapted: Any = copy.deepcopy(model)
+    whole: nn.Module = adapted.merge_and_unload()
+    return whole.requires_grad_(True).train(model.training)

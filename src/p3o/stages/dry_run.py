@@ -1,0 +1,227 @@
+"""`--dry-run`: everything that can be known about a run without doing it.
+
+The configuration is resolved, the files are read and checked as a real run would, the tokenizer is loaded, and one row is
+shown as the model will see it, prompt tokens apart from the response tokens that are trained on. No model is loaded and
+nothing is written.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from p3o.algorithms import make_algorithm
+from p3o.inputs import starting_model
+from p3o.models.language import load_model_config
+from p3o.models.tokens import encode_prompts
+from p3o.stages.context import PREFERENCES_FILE, RunContext
+from p3o.stages.estimates import ModelShape, StepEstimate, model_shape, online_step, supervised_step
+from p3o.training.sft import EncodedPair
+
+DEMONSTRATIONS, PROMPTS, CHOSEN, REJECTED = "demonstrations", "prompts", "chosen responses", "rejected responses"
+_SHOWN_TOKENS = 120
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as ids turned back into text, token by token. ``response`` is what is trained on; empty for a prompt alone."""
+
+    what: str
+    prompt: list[str]
+    response: list[str]
+    prompt_tokens: int
+    response_tokens: int
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How many rows there are of one kind, and their lengths in tokens."""
+
+    what: str
+    rows: int
+    mean: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class StageOutlook:
+    """What a stage would do. ``estimate`` is None where nothing is trained."""
+
+    stage: str
+    does: str
+    estimate: StepEstimate | None = None
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `--dry-run` tells."""
+
+    folder: Path
+    device: str
+    model: ModelShape | None
+    counts: list[TokenCounts]
+    outlooks: list[StageOutlook]
+    example: Example | None
+
+    def figures(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self) | {"folder": str(self.folder), "status": "dry run"}
+
+
+def dry_run(run: RunContext) -> DryRun:
+    """Look ahead. The context's folder need not be there.
+
+    Raises:
+        P3OError: for what a run would refuse at its start, but for reward models, which are not loaded.
+    """
+    run.check(load_models=False)
+    if set(run.stages) <= {"report"}:
+        return DryRun(run.folder.path, str(run.device), None, [], [StageOutlook("report", "report.html")], None)
+    shape, rows = _shape(run), {what: encoded for what, encoded in _encoded(run) if encoded}
+    return DryRun(
+        folder=run.folder.path,
+        device=str(run.device),
+        model=shape,
+        counts=[_counts(what, encoded) for what, encoded in rows.items()],
+        outlooks=[_Outlook(run, shape, rows).of(stage) for stage in run.stages],
+        example=_example(run, rows),
+    )
+
+
+class _Outlook:
+    """Tells of each stage what it would do: the same questions that the stage itself asks."""
+
+    def __init__(self, run: RunContext, shape: ModelShape, rows: Mapping[str, Sequence[EncodedPair]]) -> None:
+        self.run, self.shape, self.rows = run, shape, rows
+
+    def of(self, stage: str) -> StageOutlook:
+        if self.run.folder.done(stage):
+            return StageOutlook(stage, "done already; --overwrite does it again")
+        tell: Callable[[], StageOutlook] = getattr(self, f"_{stage}")
+        return tell()
+
+    def _sft(self) -> StageOutlook:
+        config, rows = self.run.config.sft, self.rows.get(DEMONSTRATIONS, [])
+        if config is None:
+            return StageOutlook("sft", "skipped: no sft section, RL starts from the model as it is")
+        steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
+        estimate = supervised_step(
+            self.shape,
+            rows=config.batch_size,
+            rows_per_pass=config.micro_batch_size,
+            row_tokens=_longest(rows),
+        )
+        return StageOutlook("sft", f"{steps} updates on {len(rows)} demonstrations", estimate)
+
+    def _sample(self) -> StageOutlook:
+        sizes = self.run.config.embedded
+        if sizes is None:
+            return StageOutlook("sample", "skipped: preferences come from data.preferences or are not needed")
+        return StageOutlook("sample", f"{sizes.pairs} labelled pairs{self._needs('sft', 'p3o sft')}")
+
+    def _reward(self) -> StageOutlook:
+        reward = self.run.config.reward
+        if reward.model is not None or reward.function is not None:
+            return StageOutlook("reward", f"skipped: given ({reward.model or reward.function})")
+        config, embedded = reward.train, self.run.config.embedded
+        count = embedded.pairs if embedded is not None else len(self.rows[CHOSEN])
+        steps = config.steps if config.steps is not None else max(1, count // config.batch_size)
+        # The pairs of the embedded task are not there yet; they are as long as its demonstrations.
+        kinds = [self.rows.get(CHOSEN), self.rows.get(REJECTED)]
+        rows = [row for kind in kinds if kind for row in kind] or self.run.encode(self.run.inputs.demonstrations)
+        estimate = supervised_step(
+            self.shape,
+            rows=2 * config.batch_size,
+            rows_per_pass=2 * config.micro_batch_size,
+            row_tokens=_longest(rows),
+            has_logits=False,
+        )
+        needs = self._needs("sft", "p3o sft") if self.run.config.sft is not None else ""
+        if embedded is not None:
+            needs += self._needs(PREFERENCES_FILE, "p3o sample")
+        return StageOutlook("reward", f"{steps} updates on {count} pairs{needs}", estimate)
+
+    def _rl(self) -> StageOutlook:
+        config = self.run.config
+        estimates = []
+        for name, entry in config.rl.runs.items():
+            training = config.rl.training_of(name)
+            estimates.append(
+                online_step(
+                    self.shape,
+                    prompts=training.prompts_per_step,
+                    responses=training.responses_per_prompt,
+                    prompts_per_pass=training.micro_batch_prompts
+                    or -(-training.prompts_per_step // training.minibatches),
+                    epochs=training.epochs,
+                    prompt_tokens=_longest(self.rows[PROMPTS]),
+                    response_tokens=training.max_new_tokens,
+                    has_critic=make_algorithm(entry.algorithm, **entry.settings).needs_critic,
+                    has_reward_model=config.reward.function is None,
+                )
+            )
+        needs = self._needs("sft", "p3o sft") if config.sft is not None else ""
+        if config.reward.model is None and config.reward.function is None:
+            needs += self._needs("reward_model", "p3o reward")
+        steps = ", ".join(f"{name} {config.rl.training_of(name).steps}" for name in config.rl.runs)
+        prompts = len(self.run.inputs.prompts)
+        return StageOutlook(
+            "rl", f"steps: {steps}; on {prompts} prompts{needs}", max(estimates, key=lambda e: e.total_bytes)
+        )
+
+    def _evaluate(self) -> StageOutlook:
+        needs = "".join(self._needs(f"rl/{name}", "p3o rl") for name in self.run.config.rl.runs)
+        prompts = len(self.run.inputs.heldout_prompts)
+        return StageOutlook("evaluate", f"{len(self.run.config.rl.runs)} policies on {prompts} held-out prompts{needs}")
+
+    def _report(self) -> StageOutlook:
+        return StageOutlook("report", "report.html")
+
+    def _needs(self, name: str, command: str) -> str:
+        """What a stage by itself would find missing."""
+        stage = command.removeprefix("p3o ")
+        if stage in self.run.stages or (self.run.folder.path / name).exists():
+            return ""
+        return f"; {name} is not there yet, run `{command}` first"
+
+
+def _shape(run: RunContext) -> ModelShape:
+    start = starting_model(run.config, seed=0)
+    return model_shape(start[0].config if start is not None else load_model_config(str(run.config.model)))
+
+
+def _encoded(run: RunContext) -> Iterator[tuple[str, list[EncodedPair]]]:
+    """Every kind of row that the stages read, encoded; the second half of a prompt alone is empty."""
+    inputs = run.inputs
+    if "sft" in run.stages:
+        yield DEMONSTRATIONS, run.encode(inputs.demonstrations)
+        yield "held-out demonstrations", run.encode(inputs.heldout_demonstrations)
+    if "reward" in run.stages:
+        yield CHOSEN, run.encode([(prompt, chosen) for prompt, chosen, _ in inputs.preferences])
+        yield REJECTED, run.encode([(prompt, rejected) for prompt, _, rejected in inputs.preferences])
+    if not {"sample", "rl", "evaluate"}.isdisjoint(run.stages):
+        yield PROMPTS, [(ids, []) for ids in encode_prompts(run.tokenizer, inputs.prompts)]
+        yield "held-out prompts", [(ids, []) for ids in encode_prompts(run.tokenizer, inputs.heldout_prompts)]
+
+
+def _counts(what: str, rows: Sequence[EncodedPair]) -> TokenCounts:
+    lengths = [len(prompt) + len(response) for prompt, response in rows]
+    return TokenCounts(what, len(rows), sum(lengths) / len(lengths), max(lengths))
+
+
+def _longest(rows: Sequence[EncodedPair]) -> int:
+    return max((len(prompt) + len(response) for prompt, response in rows), default=0)
+
+
+def _example(run: RunContext, rows: Mapping[str, Sequence[EncodedPair]]) -> Example | None:
+    """The first row of the first kind, as the tokens that the model reads."""
+    for what, encoded in rows.items():
+        prompt, response = encoded[0]
+        return Example(what, _pieces(run, prompt), _pieces(run, response), len(prompt), len(response))
+    return None
+
+
+def _pieces(run: RunContext, ids: Sequence[int]) -> list[str]:
+    pieces = [str(run.tokenizer.decode([token])) for token in ids]
+    half = _SHOWN_TOKENS // 2
+    return pieces if len(pieces) <= _SHOWN_TOKENS else [*pieces[:half], "…", *pieces[-half:]]

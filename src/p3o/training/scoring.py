@@ -1,0 +1,104 @@
+"""What a step's responses are worth: a reward for each, or a preference for each pair of a group."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from p3o.errors import shorten
+from p3o.feedback.comparison import Comparator, preference_matrix
+from p3o.functional.advantages import reward_gaps
+from p3o.training.faults import NumericalError
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""A reward: ``(prompts, responses) -> one score per response``."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Feedback on groups of responses, in float64.
+
+    Attributes:
+        rewards: a score per response, or None where there are only comparisons.
+        gaps: r(y_i) − r(y_j), or the preference of i over j.
+        kept: the groups that it is about; others had feedback that is not finite and were dropped whole.
+    """
+
+    rewards: Float[Tensor, "group response"] | None
+    gaps: Float[Tensor, "group response response"]
+    kept: Int[Tensor, " group"]
+
+
+class RewardFeedback:
+    """Scores by a reward, less a penalty for responses that were cut at the length limit.
+
+    Float64 keeps r + shift exact, so that the gaps of shifted rewards equal the unshifted ones.
+    """
+
+    relative = False
+
+    def __init__(self, scorer: Scorer, *, missing_eos_penalty: float, drop_bad_groups: bool = False) -> None:
+        self.scorer, self.penalty, self.drop = scorer, missing_eos_penalty, drop_bad_groups
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]], ended: Bool[Tensor, "group response"]
+    ) -> Worth:
+        """The worth of ``responses[g][k]`` to ``prompts[g]``.
+
+        Raises:
+            NumericalError: if a score is not finite and bad groups are not to be dropped.
+        """
+        repeated = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
+        flat = list(chain.from_iterable(responses))
+        rewards = torch.tensor(list(self.scorer(repeated, flat)), dtype=torch.float64).view(ended.shape)
+        rewards = rewards - self.penalty * (~ended).double().cpu()
+        kept = _finite_groups(rewards, prompts, responses, drop=self.drop, what="reward")
+        return Worth(rewards[kept], reward_gaps(rewards[kept]), kept)
+
+
+class ComparisonFeedback:
+    """Preferences of a comparator between the responses of a group; a cut response loses by the penalty."""
+
+    relative = True
+
+    def __init__(
+        self, comparator: Comparator, *, missing_eos_penalty: float = 0.0, drop_bad_groups: bool = False
+    ) -> None:
+        self.comparator, self.penalty, self.drop = comparator, missing_eos_penalty, drop_bad_groups
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]], ended: Bool[Tensor, "group response"]
+    ) -> Worth:
+        """The preferences among ``responses[g]`` as answers to ``prompts[g]``.
+
+        Raises:
+            NumericalError: if a preference is not finite and bad groups are not to be dropped.
+        """
+        gaps = preference_matrix(self.comparator, prompts, responses)
+        gaps = gaps - reward_gaps(self.penalty * (~ended).double().cpu())
+        kept = _finite_groups(gaps.flatten(1), prompts, responses, drop=self.drop, what="preference")
+        return Worth(None, gaps[kept], kept)
+
+
+def _finite_groups(
+    values: Float[Tensor, "group value"],
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[str]],
+    *,
+    drop: bool,
+    what: str,
+) -> Int[Tensor, " kept"]:
+    """The groups all of whose values are finite; the first other one is an error unless such groups are dropped."""
+    finite = values.isfinite().all(-1)
+    if not drop and not bool(finite.all()):
+        group = int((~finite).nonzero()[0])
+        at = int((~values[group].isfinite()).nonzero()[0])
+        told = f", response {shorten(responses[group][at])}" if what == "reward" else ""
+        raise NumericalError(
+            f"the {what} of a response is {values[group, at].item()}; prompt {shorten(prompts[group])}{told}: a {what} must be "
+            "a finite number (on_fault: skip drops such groups and counts them)"
+        )
+    return finite.nonzero().squeeze(-1)

@@ -1,0 +1,70 @@
+"""Number formats: what is chosen where, and weights that learn staying in float32."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.models.families import FAMILIES
+
+from p3o.errors import P3OError
+from p3o.models.adapters import LoraSettings, add_adapter
+from p3o.models.language import accepted, frozen_copy, load_language_model, response_logprobs
+from p3o.models.precision import Precision, choose_dtype, choose_precision, compute_in
+from p3o.models.tokens import ResponseBatch, pad_left
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BF16, F32 = torch.bfloat16, torch.float32
+PROMPTS = pad_left([[4, 5, 6], [7]], 0)
+RESPONSES = ResponseBatch(
+    torch.tensor([[[5, 6, 7]], [[8, 9, 2]]]), torch.ones(2, 1, 3, dtype=torch.bool), torch.ones(2, 1, dtype=torch.bool)
+)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_auto_is_bfloat16_only_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported)
+    assert choose_dtype("auto", CUDA) == (BF16 if supported else F32)
+    assert choose_dtype("auto", CPU) == choose_dtype("auto", torch.device("mps")) == F32
+    assert choose_dtype("bfloat16", CPU) == BF16
+
+
+def test_weights_that_learn_stay_in_float32() -> None:
+    whole = choose_precision("bfloat16", CPU, trains_all_weights=True)
+    assert whole == Precision(weights=F32, compute=BF16)
+    assert str(whole) == "float32 weights, bfloat16 arithmetic"
+    assert choose_precision("bfloat16", CPU, trains_all_weights=False) == Precision(weights=BF16, compute=BF16)
+    assert str(choose_precision("auto", CPU, trains_all_weights=True)) == "float32"
+
+
+def test_bad_choices_are_refused() -> None:
+    with pytest.raises(P3OError, match=r"dtype: 'fp8' is not one of auto, float32, bfloat16, float16"):
+        choose_dtype("fp8", CPU)
+    with pytest.raises(P3OError, match=r"dtype: float16 is for GPUs"):
+        choose_dtype("float16", CPU)
+    with pytest.raises(P3OError, match=r"float16 overflows when all weights train"):
+        choose_precision("float16", CUDA, trains_all_weights=True)
+
+
+def test_autocast_computes_in_bfloat16_on_float32_weights(tmp_path: Path) -> None:
+    model = load_language_model(FAMILIES["llama"].write(tmp_path), device=CPU)
+    exact = response_logprobs(model, PROMPTS, RESPONSES, temperature=1.0)
+    arguments = {"position_ids": 1, "nothing": 2}
+    known = accepted(model, arguments)
+    assert compute_in(model, F32) is model
+    assert torch.equal(response_logprobs(model, PROMPTS, RESPONSES, temperature=1.0), exact)
+    compute_in(model, BF16)
+    assert accepted(model, arguments) == known == {"position_ids": 1}
+    rounded = response_logprobs(model, PROMPTS, RESPONSES, temperature=1.0)
+    assert rounded.dtype == F32
+    assert 1e-5 < (rounded - exact).abs().max() < 0.3
+    assert torch.equal(response_logprobs(frozen_copy(model), PROMPTS, RESPONSES, temperature=1.0), rounded)
+    rounded.sum().backward()
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {F32}
+
+
+def test_an_adapter_on_a_bfloat16_base_learns_in_float32(tmp_path: Path) -> None:
+    model = load_language_model(FAMILIES["llama"].write(tmp_path), device=CPU, dtype=BF16)
+    model = add_adapter(model, LoraSettings(rank=2), task="CAUSAL_LM", seed=0)
+    response_logprobs(model, PROMPTS, RESPONSES, temperature=1.0).sum().backward()
+    assert {p.grad.dtype for p in model.parameters() if p.requires_grad and p.grad is not None} == {F32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {BF16}

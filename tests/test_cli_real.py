@@ -1,0 +1,235 @@
+"""Stages by themselves on a model and files of one's own, without any configuration file; nothing is stubbed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from p3o.cli import main
+from p3o.data.embedded import task
+from p3o.data.embedded.language import build_model, build_tokenizer
+from p3o.files import read_jsonl, write_jsonl
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained model, data files, and a reward in Python."""
+    place = tmp_path_factory.mktemp("place")
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0).save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    rows = [(row.prompt, row.completion) for row in task.demonstrations(24, seed=0, split="train")]
+    write_jsonl(place / "d.jsonl", [{"prompt": prompt, "completion": text} for prompt, text in rows])
+    write_jsonl(
+        place / "pairs.jsonl",
+        [{"prompt": prompt, "chosen": text, "rejected": "No ."} for prompt, text in rows],
+    )
+    write_jsonl(place / "prompts.jsonl", [{"prompt": prompt} for prompt, _ in rows])
+    (place / "rewards_of_the_doors.py").write_text(
+        "def brief(prompts, responses):\n    return [-float(len(response)) for response in responses]\n"
+    )
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+RL = (
+    "rl --model model --prompts prompts.jsonl --reward-function rewards_of_the_doors:brief --steps 2 --prompts-per-step 2 "
+    "--max-new-tokens 8 --learning-rate 1e-3 --set evaluation.every=1"
+)
+
+
+def _words(command: str) -> list[str]:
+    return command.split()
+
+
+def front_matter(folder: Path) -> dict:
+    return ModelCard.load(folder / "README.md").data.to_dict()
+
+
+def test_sft_then_rl_in_the_same_folder(place: Path) -> None:
+    assert (
+        main(
+            [
+                "sft",
+                "--model",
+                "model",
+                "--demonstrations",
+                "d.jsonl",
+                "--steps",
+                "2",
+                "--batch-size",
+                "4",
+                "--name",
+                "a",
+                "--json",
+                "a.json",
+            ]
+        )
+        == 0
+    )
+    AutoModelForCausalLM.from_pretrained("runs/a/sft")
+    figures = json.loads(Path("a.json").read_text())
+    assert figures["status"] == "complete"
+    assert {"loss", "heldout_loss"} <= set(figures["metrics"]["sft"])
+    card = Path("runs/a/sft/README.md").read_text()
+    assert front_matter(Path("runs/a/sft")) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["p3o", "sft", "arxiv:2310.00212"],
+    }
+    assert f"| {figures['metrics']['sft']['heldout_loss']:.4f} |" in card
+    more = "rl --name a --prompts-per-step 2 --steps 1 --max-new-tokens 8 --reward-function rewards_of_the_doors:brief"
+    assert main([*more.split(), "--set", "data.prompts=prompts.jsonl"]) == 0
+    start = [
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in ("model", "runs/a/sft", "runs/a/rl/p3o_v2")
+    ]
+    moved = [sum((a[name] - b[name]).abs().sum().item() for name in a) for a, b in ((start[0], start[1]), start[1:])]
+    assert moved[0] > 0
+    assert 0 < moved[1] < moved[0], "RL began from the fine-tuned model"
+
+
+def test_reward_by_itself() -> None:
+    assert (
+        main(
+            [
+                "reward",
+                "--model",
+                "model",
+                "--preferences",
+                "pairs.jsonl",
+                "--steps",
+                "2",
+                "--batch-size",
+                "4",
+                "--name",
+                "b",
+            ]
+        )
+        == 0
+    )
+    assert AutoModelForSequenceClassification.from_pretrained("runs/b/reward_model").num_labels == 1
+    assert front_matter(Path("runs/b/reward_model"))["pipeline_tag"] == "text-classification"
+    assert "| accuracy labels |" in Path("runs/b/reward_model/README.md").read_text()
+
+
+def test_rl_then_evaluation_with_tensorboard_beside_metrics() -> None:
+    assert main([*RL.split(), "--name", "c", "--set", "tracking=[tensorboard]"]) == 0
+    rows = read_jsonl(Path("runs/c/metrics.jsonl"))
+    events = EventAccumulator("runs/c/tensorboard/rl/p3o_v2")
+    events.Reload()
+    trained = [row for row in rows if row["stage"] == "rl"]
+    assert [event.step for event in events.Scalars("rl/reward")] == [1, 2]
+    for name in ("reward", "kl_k1", "loss", "updates"):
+        recorded = [event.value for event in events.Scalars(f"rl/{name}")]
+        # Event files hold 32 bits.
+        assert recorded == [torch.tensor(row[name], dtype=torch.float32).item() for row in trained]
+    assert main(["evaluate", "--name", "c", "--json", "c.json"]) == 0
+    figures = json.loads(Path("c.json").read_text())["metrics"]
+    assert set(figures) == {"rl/p3o_v2", "evaluate/p3o_v2", "evaluate/sft", "evaluate/sft/greedy"} | {
+        f"evaluate/sft/best_of_{n}" for n in (4, 16)
+    }
+    assert figures["rl/p3o_v2"]["step"] == 2
+    card = Path("runs/c/rl/p3o_v2/README.md").read_text()
+    assert front_matter(Path("runs/c/rl/p3o_v2"))["tags"] == ["p3o", "rlhf", "p3o_v2", "arxiv:2310.00212"]
+    assert "wins against the start by the reward" in card
+    recipe = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+    assert recipe["rl"]["training"]["steps"] == 2
+    assert recipe["rl"]["runs"]["p3o_v2"]["algorithm"] == "p3o_v2"
+
+
+def test_a_dry_run_writes_nothing_and_shows_the_masks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(place.rglob("*"))
+    command = "sft --model model --demonstrations d.jsonl --batch-size 4 --name dry --dry-run"
+    assert main(command.split()) == 0
+    shown = capsys.readouterr().out
+    assert sorted(place.rglob("*")) == before
+    row = read_jsonl(Path("d.jsonl"))[1]  # the first one of twenty is held out
+    lines = shown.splitlines()
+    [prompt] = [line.partition("│ ")[2] for line in lines if line.startswith("prompt   │")]
+    [response] = [line.partition("┃ ")[2] for line in lines if line.startswith("response ┃")]
+    assert prompt.replace("·", "").replace("↵", "\n") == row["prompt"]
+    assert response.replace("·", "") == f"{row['completion']}<eos>"
+    tokenizer = build_tokenizer()
+    trained = len(tokenizer(row["completion"])["input_ids"]) + 1
+    assert f"{trained} response tokens trained on" in shown
+    assert len(response.split("·")) == trained
+    assert "5 updates on 23 demonstrations" in " ".join(shown.split())
+
+
+def test_a_dry_run_of_rl_tells_what_a_step_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RL.split(), "--responses-per-prompt", "4", "--dry-run", "--json", "dry.json"]) == 0
+    figures = json.loads(Path("dry.json").read_text())
+    [stage] = figures["outlooks"]
+    assert stage["does"] == "steps: p3o_v2 2; on 20 prompts"
+    # 2 prompts of 4 responses of at most 8 tokens; twice over them in a step.
+    assert (stage["estimate"]["sampled_tokens"], stage["estimate"]["tokens"]) == (64, 128)
+    # Weights, gradients and two moments of the policy, and the weights of the reference, 4 bytes each.
+    parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained("model").parameters())
+    assert figures["model"]["parameters"] == parameters
+    assert stage["estimate"]["model_bytes"] == parameters * 20
+    assert "the response is sampled" in capsys.readouterr().out
+
+
+def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(
+            [
+                "sft",
+                "--model",
+                "model",
+                "--demonstrations",
+                "d.jsonl",
+                "--steps",
+                "1",
+                "--batch-size",
+                "4",
+                "--name",
+                "e",
+            ]
+        )
+        == 0
+    )
+    before = Path("runs/e/config.yaml").read_bytes()
+    assert main(["sft", "--name", "e", "--dry-run"]) == 0
+    assert "done already; --overwrite does it again" in " ".join(capsys.readouterr().out.split())
+    command = (
+        "rl --name e --prompts-per-step 2 --dry-run --set data.prompts=prompts.jsonl --set data.preferences=pairs.jsonl"
+    )
+    assert main(command.split()) == 0
+    assert "reward_model is not there yet, run `p3o reward` first" in " ".join(capsys.readouterr().out.split())
+    assert Path("runs/e/config.yaml").read_bytes() == before
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    assert main(_words("sft --model model --demonstrations broken.jsonl --name f --dry-run")) == 2
+    assert capsys.readouterr().err.startswith("error: broken.jsonl:2: no column 'completion'")
+    assert main([*RL.split(), "--max-new-tokens", "120", "--dry-run"]) == 2
+    assert "pass the model's limit of 128" in capsys.readouterr().err
+
+
+def test_samples_over_the_steps(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*RL.split(), "--name", "g"]) == 0
+    rows = read_jsonl(Path("runs/g/samples.jsonl"))
+    monkeypatch.setenv("COLUMNS", "400")
+    capsys.readouterr()
+    assert main(["samples", "g"]) == 0
+    shown = capsys.readouterr().out
+    assert all(row["response"].strip() in shown for row in rows)
+    assert main(_words("samples g --prompt 0 --export one.jsonl")) == 0
+    assert [row["step"] for row in read_jsonl(Path("one.jsonl"))] == [0, 1, 2]
+    assert main(["samples", "g", "--step", "9"]) == 2
+    assert "--step 9: not among the samples of runs/g; recorded are 0, 1, 2" in capsys.readouterr().err

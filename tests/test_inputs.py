@@ -1,0 +1,179 @@
+"""What a run reads of its sources: one text form for every stage, and every mistake told before the first stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.chat_model import CONTEXT, chat_tokenizer, save_tokenizer
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerBase
+
+from p3o.config import RunConfig
+from p3o.errors import P3OError
+from p3o.feedback.reward_model import RewardModel
+from p3o.inputs import Inputs, read_inputs
+from p3o.models.tokens import encode_prompts, encode_responses
+from p3o.training.progress import Progress
+
+PROMPTS = [{"prompt": f"What is {i}?"} for i in range(40)]
+
+
+class Told:
+    """A stream that keeps what is shown on it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str, /) -> Any:
+        self.text += text
+
+    def flush(self) -> Any:
+        pass
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> "Run":
+    return Run(tmp_path)
+
+
+class Run:
+    """A run whose sources are files of these rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.told = folder, Told()
+        self.model = save_tokenizer(folder / "model")
+        self.tokenizer: PreTrainedTokenizerBase = chat_tokenizer()
+
+    def read(self, *, data: dict[str, Any] | None = None, **sources: list[Any]) -> Inputs:
+        files = {}
+        for name, rows in ({"prompts": PROMPTS} | sources).items():
+            files[name] = str(self.folder / f"{name}.jsonl")
+            Path(files[name]).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        config = RunConfig.model_validate(
+            {
+                "model": str(self.model),
+                "data": files | (data or {}),
+                "sft": {"batch_size": 2} if "demonstrations" in sources else None,
+                "reward": {"train": {"batch_size": 2}} if "preferences" in sources else {"function": "a:b"},
+                "rl": {"training": {"prompts_per_step": 4, "max_new_tokens": 20}},
+                "evaluation": {"prompts": 8},
+            }
+        )
+        return read_inputs(config, self.tokenizer, progress=Progress(self.told, terminal=False))
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def test_sft_reward_model_and_rl_see_the_same_tokens_in_conversations(run: Run) -> None:
+    inputs = run.read(
+        prompts=[{"prompt": chat(f"What is {i}?")} for i in range(40)],
+        demonstrations=[{"messages": [*chat("What is 1?"), {"role": "assistant", "content": "One"}]}] * 3,
+        preferences=[{"prompt": chat("What is 1?"), "chosen": "One", "rejected": "Two"}] * 3,
+    )
+    tokenizer = run.tokenizer
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert "the chat template ends a turn with <|im_end|>" in run.told.text
+    whole = "<|im_start|>user\nWhat is 1?<|im_end|>\n<|im_start|>assistant\nOne<|im_end|>"
+    expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    [prompt] = {prompt for prompt, _ in inputs.demonstrations}
+    assert prompt in inputs.prompts + inputs.heldout_prompts
+    [answer] = {answer for _, answer in inputs.demonstrations}
+    assert inputs.preferences[0] == (prompt, answer, "Two")
+    fine_tuning = encode_prompts(tokenizer, [prompt])[0] + encode_responses(tokenizer, [answer])[0]
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForSequenceClassification(LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **sizes))
+    reward_model = RewardModel(model, tokenizer).encode([prompt], [answer])[0]
+    # RL samples ids until the end of sequence and hands the decoded text to the reward model.
+    sampled = expected[len(encode_prompts(tokenizer, [prompt])[0]) :]
+    rl = RewardModel(model, tokenizer).encode([prompt], [tokenizer.decode(sampled, skip_special_tokens=True)])[0]
+    assert fine_tuning == reward_model == rl == expected
+
+
+def test_texts_leave_the_end_of_sequence_alone(run: Run) -> None:
+    run.read(demonstrations=[{"prompt": "a", "completion": " b"}] * 3)
+    assert run.tokenizer.eos_token == "<|endoftext|>"
+    assert run.told.text == ""
+
+
+def test_skipped_rows_are_told_and_recorded(run: Run) -> None:
+    bad = [{"prompt": "a", "completion": " "}, {"prompt": "a" * 300, "completion": "b"}]
+    inputs = run.read(data={"bad_rows": "skip"}, demonstrations=[*bad, *[{"prompt": "a", "completion": " b"}] * 3])
+    assert len(inputs.demonstrations) == 3
+    assert "demonstrations: 3 of 5 rows of " in run.told.text
+    assert "; dropped 1 empty, 1 too long" in run.told.text
+    records = {report.kind: report.record() for report in inputs.reports}
+    assert records["demonstrations"]["dropped"] == {"empty": 1, "too long": 1}
+    assert records["prompts"]["kept"] == 40
+
+
+@pytest.mark.parametrize(
+    ("sources", "data", "told"),
+    [
+        ({"prompts": [*PROMPTS, {"prompt": "a" * (CONTEXT - 19)}]}, {}, "prompts.jsonl:41: a prompt of 237 tokens"),
+        (
+            {"demonstrations": [{"prompt": "a" * 200, "completion": "b" * 56}]},
+            {},
+            "demonstrations.jsonl:1: a row of 200 + 57 tokens passes the model's limit of 256",
+        ),
+        (
+            {"preferences": [{"prompt": "a", "chosen": "b", "rejected": "c" * 9}]},
+            {"max_completion_tokens": 9},
+            "preferences.jsonl:1: an answer has 10 tokens with its end, more than data.max_completion_tokens 9",
+        ),
+        ({}, {"max_prompt_tokens": 10}, "prompts.jsonl:11: the prompt has 11 tokens, more than data.max_prompt_tokens"),
+        ({"demonstrations": [{"prompt": "a"}]}, {}, "demonstrations.jsonl:1: no column 'completion'"),
+        ({"demonstrations": [{"prompt": "a", "completion": ""}]}, {}, "demonstrations.jsonl:1: 'completion' is empty"),
+    ],
+)
+def test_a_row_too_long_a_missing_column_or_an_empty_response_is_told_with_its_row(
+    run: Run, sources: dict[str, Any], data: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(P3OError) as caught:
+        run.read(data=data, **sources)
+    assert str(caught.value).startswith(f"{run.folder}/{told}")
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        (
+            {"prompts": PROMPTS[:3], "heldout_prompts": PROMPTS[3:]},
+            "3 training prompts are fewer than rl.training.prompts_per_step 4",
+        ),
+        ({"prompts": PROMPTS[:3]}, "3 distinct prompts are too few to hold some out"),
+        (
+            {"demonstrations": [{"prompt": "a", "completion": "b"}]},
+            "1 training demonstrations are fewer than sft.batch_size 2",
+        ),
+        (
+            {"preferences": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
+            "1 pairs are fewer than reward.train.batch_size 2",
+        ),
+    ],
+)
+def test_a_data_set_smaller_than_a_batch_is_told_at_start(run: Run, sources: dict[str, Any], told: str) -> None:
+    with pytest.raises(P3OError) as caught:
+        run.read(**sources)
+    assert told in str(caught.value)
+
+
+def test_held_out_prompts_that_are_trained_on_are_told(run: Run) -> None:
+    inputs = run.read(heldout_prompts=[*PROMPTS[:2], {"prompt": "Another?"}, {"prompt": "Another?"}])
+    assert sorted(inputs.heldout_prompts) == ["Another?", "What is 0?", "What is 1?"]
+    assert "data.heldout_prompts: 2 of 3 are also in data.prompts, so they are not held out" in run.told.text
+
+
+def test_of_many_held_out_prompts_some_are_drawn_by_the_seed(run: Run) -> None:
+    many = [{"prompt": f"Part {i}"} for i in range(100)]
+    first = run.read(heldout_prompts=many).heldout_prompts
+    assert len(set(first)) == 8
+    assert first != [row["prompt"] for row in many[:8]], "not the first: parts of a data set stand one after another"
+    assert run.read(heldout_prompts=many).heldout_prompts == first
+
+
+def test_conversations_need_a_template(run: Run) -> None:
+    run.tokenizer = chat_tokenizer(template=None)
+    with pytest.raises(P3OError, match="no chat template; write the prompts as plain texts"):
+        run.read(prompts=[{"prompt": chat("Hi")}] * 3)
