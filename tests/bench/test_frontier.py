@@ -3,23 +3,26 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p3o.bench import frontier
+from p3o.bench.factorised import Factorised
 from p3o.bench.methods import METHODS, TASKS
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Three methods, two batches, no child processes (they would read the whole table again)."""
+    """Three methods, two batches, short factorised responses, no child processes (they would read the whole table again)."""
     methods = dict(METHODS)
     for name in set(METHODS) - {"ppo", "ppo_replay", "p3o_r"}:
         del METHODS[name]
     for name, task in TASKS.items():
-        monkeypatch.setitem(TASKS, name, replace(task, samples=128, betas=task.betas[:1]))
+        build = partial(Factorised, length=3) if name.startswith("factorised") else task.build
+        monkeypatch.setitem(TASKS, name, replace(task, build=build, samples=128, betas=task.betas[:1]))
     monkeypatch.setattr(frontier, "EVALUATION_SEEDS", (1, 2))
 
     def one_after_another(work: Callable[[Any], Any], jobs: Sequence[Any], *_: object) -> list[Any]:

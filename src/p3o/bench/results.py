@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from p3o.bench.chart import frontier_chart
-from p3o.bench.efficiency import paired_interval
+from p3o.bench.efficiency import efficiency_of_optima, paired_interval
 from p3o.bench.methods import METHODS, TASKS, Setting
 from p3o.bench.summary import BASELINE
 from p3o.errors import P3OError
@@ -59,7 +59,14 @@ def assemble(
         "commit": _commit(),
         "machine": _machine(),
         "seeds": list(seeds),
-        "tasks": {name: {"betas": task.betas, "samples": task.samples} for name, task in TASKS.items()},
+        "tasks": {
+            name: {
+                "betas": task.betas,
+                "samples": task.samples,
+                "efficiency_of_optima": float(efficiency_of_optima(task.build, seeds, task.betas).mean()),
+            }
+            for name, task in TASKS.items()
+        },
         "titles": {name: METHODS[name].title for name in results},
         "results": results,
     }
