@@ -20,6 +20,9 @@ from p3o.files import write_json
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 ON_POLICY = {"epochs": 2, "minibatches": 2}
 MANY_EPOCHS = {"epochs": 14, "minibatches": 2}
+WEIGHTED = {"importance": 1.0, "epsilon": 0.2, "clip_per": "response"}
+UNCLIPPED = {"epsilon": None}
+SEEDS = EVALUATION_SEEDS[:3]
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,17 @@ TWO, FOURTEEN, OTHER = "2 passes", "14 passes", "other"
 VARIANTS = (
     Variant(TWO, "V2, K=2: the paper", "p3o_v2", "p3o_v2", {"responses": 2, **ON_POLICY}, kl_stop=0.05),
     Variant(TWO, "V2, K=4", "p3o_v2", "p3o_v2_k8", {"responses": 4, **ON_POLICY}, kl_stop=0.05),
-    Variant(TWO, "P3O-R, K=4, no replay", "p3o_r", "p3o_v2_k8", {"responses": 4, **ON_POLICY}, kl_stop=0.05),
-    Variant(TWO, "P3O-R, M=1", "p3o_r", "p3o_r", REPLAY | {"replay": 1, "minibatches": 4}),
+    Variant(TWO, "P3O-R, K=4, no replay", "p3o_r", "p3o_v2_k8", {"responses": 4, **ON_POLICY}, UNCLIPPED, 0.05),
     Variant(FOURTEEN, "V2, K=2, 14 epochs, no replay", "p3o_v2", "p3o_v2", {"responses": 2, **MANY_EPOCHS}),
     Variant(FOURTEEN, "P3O-R, 14 epochs, no replay", "p3o_r", "p3o_r", {"responses": 4, **MANY_EPOCHS}),
-    Variant(FOURTEEN, "V2, K=4, M=15 (KL frozen)", "p3o_v2", "p3o_r", REPLAY),
+    Variant(FOURTEEN, "V2, M=15 (KL frozen)", "p3o_v2", "p3o_r", REPLAY),
     Variant(FOURTEEN, "P3O-R: K=4, M=15", "p3o_r", "p3o_r", REPLAY),
     Variant(FOURTEEN, "P3O-R, 8 minibatches, not 16", "p3o_r", "p3o_r", REPLAY | {"minibatches": 8}),
-    Variant(FOURTEEN, "P3O-R, M=7, 2 epochs", "p3o_r", "p3o_r", REPLAY | {"replay": 7, "epochs": 2}),
-    Variant(FOURTEEN, "P3O-R, K=2", "p3o_r", "p3o_r", REPLAY | {"responses": 2}),
-    Variant(FOURTEEN, "P3O-R, K=8", "p3o_r", "p3o_r", REPLAY | {"responses": 8, "minibatches": 8}),
-    Variant(FOURTEEN, "P3O-R, no clip", "p3o_r", "p3o_r", REPLAY, {"epsilon": None}),
+    Variant(FOURTEEN, "P3O-R, K=8, 8 minibatches", "p3o_r", "p3o_r", REPLAY | {"responses": 8, "minibatches": 8}),
     Variant(FOURTEEN, "P3O-R, clip .2 a pair", "p3o_r", "p3o_r", REPLAY, {"epsilon": 0.2, "clip_per": "response"}),
-    Variant(FOURTEEN, "P3O-R, α=1", "p3o_r", "p3o_r", REPLAY, {"importance": 1.0}),
-    Variant(FOURTEEN, "P3O-R, KL stop .05", "p3o_r", "p3o_r", REPLAY, kl_stop=0.05),
+    Variant(FOURTEEN, "P3O-R, α=1, clip .2 a pair", "p3o_r", "p3o_r", REPLAY, WEIGHTED),
     Variant(OTHER, "P3O-R, M=3", "p3o_r", "p3o_r", REPLAY | {"replay": 3}),
-    Variant(OTHER, "P3O-R, M=31", "p3o_r", "p3o_r", REPLAY | {"replay": 31}),
     Variant(OTHER, "P3O-R, 2 epochs", "p3o_r", "p3o_r", REPLAY | {"epochs": 2}),
-    Variant(OTHER, "PPO + replay, 2 epochs", "ppo", "ppo_replay", {"epochs": 2}),
 )
 
 
@@ -83,7 +79,7 @@ def main() -> None:
                 tuned.critic_factor,
                 variant.kl_stop,
                 {**(tuned.algorithm if inherits else {}), **variant.changes},
-                {**(tuned.schedule if variant.algorithm == "ppo" else {}), **variant.schedule},
+                variant.schedule,
             )
             method = Method(
                 variant.title,
@@ -91,8 +87,8 @@ def main() -> None:
                 variant.schedule,
                 METHODS[variant.tuned_as].settings if inherits else {},
             )
-            curves = run(method, task, [setting], EVALUATION_SEEDS)
-            values = efficiencies(task.build, curves, EVALUATION_SEEDS, task.betas)[0]
+            curves = run(method, task, [setting], SEEDS)
+            values = efficiencies(task.build, curves, SEEDS, task.betas)[0]
             first = values if first is None else first
             row = {
                 "task": task_name,
@@ -107,7 +103,7 @@ def main() -> None:
             }
             rows.append(row)
             print(f"{task_name:14s} {variant.group:10s} {variant.title:34s} {row['mean']:.3f}", flush=True)
-            write_json(RESULTS, {"seeds": EVALUATION_SEEDS, "rows": rows})
+            write_json(RESULTS, {"seeds": SEEDS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ What follows, each with its test (docs/p3o_residual.md has the proofs):
 - At θ = θ_old it is P3O-V2, whatever α; with α = 1 its expected gradient is that of the objective itself, off-policy too.
 - Only reward gaps enter: a per-prompt shift changes nothing.
 
-The clip range is ε for each token by default, so a pair may move by ε times the mean length of its responses: one ε
-fits all lengths, where a range for the whole response silences nearly all stale pairs of long ones.
+There is no clip unless one is asked for. Its range ε is for a token, so a pair may move by ε times the mean length of its
+responses: a range for the whole response silences nearly all stale pairs of long ones.
 
 α trades bias for variance away from the optimum: α = 1 weighs pairs as the current policy would sample them (unbiased,
 but ρ_i ρ_j is the square of an importance weight); α = 0 weighs them as they were sampled. Both have the same fixed point
@@ -94,7 +94,7 @@ def p3o_residual_loss(
 class P3OResidualConfig(AlgorithmConfig):
     """Settings of P3O-R."""
 
-    epsilon: float | None = Field(0.07, gt=0, description="Clip range of log ρ_i/ρ_j; null: no clip.")
+    epsilon: float | None = Field(None, gt=0, description="Clip range of log ρ_i/ρ_j; null: no clip.")
     clip_per: Literal["response", "token"] = Field(
         "token", description="What ε is for: a pair's range is ε, or ε times the mean length of its responses."
     )

@@ -135,6 +135,7 @@ METHODS: dict[str, Method] = {
             {"critic_factor": 1.0},
             {"schedule": {"warm_up": 5}},
             {"schedule": {"epochs": 4}, "kl_stop": WIDE_STOP},
+            {"critic_factor": 0.3},
         ),
     ),
     "rloo_replay": Method("RLOO + replay", "rloo", REPLAY, kl_stop=WIDE_STOP),
@@ -149,6 +150,7 @@ METHODS: dict[str, Method] = {
             {"schedule": {"recentre": True}},
             {"critic_factor": 1.0},
             {"kl_stop": 0.05},
+            {"critic_factor": 0.3},
         ),
     ),
     "p3o_r": Method(
@@ -166,10 +168,13 @@ def tuned_on(method: str, task: str) -> str:
     """The task on which a method's settings for a task are chosen.
 
     Factorised problems are tuned at 80 tokens for all lengths. A critic has to follow the shifts of the bandit, so PPO is tuned
-    anew at every shift; the others, most of which see reward gaps only, keep their settings from the bandit without shifts.
+    anew at every shift, and with replay at 0 and 10 (for 1 and 100); the others, most of which see reward gaps only, keep
+    their settings from the bandit without shifts.
     """
     if task.startswith("factorised"):
         return "factorised_80"
+    if task.startswith("bandit") and method == "ppo_replay":
+        return "bandit_0" if task in ("bandit_0", "bandit_1") else "bandit_10"
     if task.startswith("bandit") and METHODS[method].algorithm != "ppo":
         return "bandit_0"
     return task

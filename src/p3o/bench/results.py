@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from p3o.bench.chart import frontier_chart
-from p3o.bench.efficiency import efficiency_of_optima, paired_interval
+from p3o.bench.efficiency import paired_interval
 from p3o.bench.methods import METHODS, TASKS, Setting
 from p3o.bench.summary import BASELINE
 from p3o.errors import P3OError
@@ -37,10 +37,11 @@ def assemble(
     measured: Sequence[Mapping[str, Any]],
     chosen: Mapping[tuple[str, str], Setting],
     seeds: Sequence[int],
+    optima: Mapping[str, float],
     *,
     full: bool,
 ) -> dict[str, Any]:
-    """All results but the summary, with what is needed to repeat them."""
+    """All results but the summary, with what is needed to repeat them; ``optima`` is ``efficiency_of_optima`` of each task."""
     by_pair = {(row["method"], row["task"]): row for row in measured}
     results: dict[str, dict[str, Any]] = {}
     for (method, task), row in by_pair.items():
@@ -63,7 +64,7 @@ def assemble(
             name: {
                 "betas": task.betas,
                 "samples": task.samples,
-                "efficiency_of_optima": float(efficiency_of_optima(task.build, seeds, task.betas).mean()),
+                "efficiency_of_optima": optima[name],
             }
             for name, task in TASKS.items()
         },
