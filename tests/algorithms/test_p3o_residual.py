@@ -154,18 +154,20 @@ def pair_gradient(distance: float, lengths: tuple[int, int], **settings: object)
 
 def test_a_clip_per_token_lets_a_pair_move_by_epsilon_times_its_mean_length() -> None:
     """Lengths 2 and 4 at ε = .07: up to .21; a clip per response at ε = .07 stops both."""
-    assert pair_gradient(0.205, (2, 4), epsilon=0.07).abs().sum() > 1
-    assert pair_gradient(0.215, (2, 4), epsilon=0.07).abs().sum() == 0
-    assert pair_gradient(0.065, (2, 4), epsilon=0.07, clip_per="response").abs().sum() > 1
-    assert pair_gradient(0.075, (2, 4), epsilon=0.07, clip_per="response").abs().sum() == 0
-    assert pair_gradient(0.39, (6, 6), epsilon=0.07).abs().sum() > 1
-    assert pair_gradient(0.205, (2, 4)).equal(
-        pair_gradient(0.205, (2, 4), epsilon=0.07, clip_per="token")
-    )  # the default
+    assert pair_gradient(0.205, (2, 4), epsilon=0.07, clip_per="token").abs().sum() > 1
+    assert pair_gradient(0.215, (2, 4), epsilon=0.07, clip_per="token").abs().sum() == 0
+    assert pair_gradient(0.065, (2, 4), epsilon=0.07).abs().sum() > 1
+    assert pair_gradient(0.075, (2, 4), epsilon=0.07).abs().sum() == 0
+    assert pair_gradient(0.39, (6, 6), epsilon=0.07, clip_per="token").abs().sum() > 1
+
+
+def test_without_an_epsilon_no_pair_is_left_alone() -> None:
+    assert pair_gradient(5.0, (2, 4)).abs().sum() > 1
 
 
 def test_inside_its_range_a_clip_changes_nothing() -> None:
-    assert torch.equal(pair_gradient(0.2, (2, 4), epsilon=0.07), pair_gradient(0.2, (2, 4), epsilon=None))
+    clipped = pair_gradient(0.2, (2, 4), epsilon=0.07, clip_per="token")
+    assert torch.equal(clipped, pair_gradient(0.2, (2, 4), epsilon=None))
 
 
 def test_comparisons_suffice_and_single_responses_do_not() -> None:

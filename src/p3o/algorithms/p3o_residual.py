@@ -19,8 +19,8 @@ What follows, each with its test (docs/p3o_residual.md has the proofs):
 - At θ = θ_old it is P3O-V2, whatever α; with α = 1 its expected gradient is that of the objective itself, off-policy too.
 - Only reward gaps enter: a per-prompt shift changes nothing.
 
-There is no clip unless one is asked for. Its range ε is for a token, so a pair may move by ε times the mean length of its
-responses: a range for the whole response silences nearly all stale pairs of long ones.
+There is no clip unless one is asked for. A range for the whole response silences nearly all stale pairs of long ones; with
+``clip_per="token"`` a pair may move by ε times the mean length of its responses.
 
 α trades bias for variance away from the optimum: α = 1 weighs pairs as the current policy would sample them (unbiased,
 but ρ_i ρ_j is the square of an importance weight); α = 0 weighs them as they were sampled. Both have the same fixed point
@@ -96,7 +96,7 @@ class P3OResidualConfig(AlgorithmConfig):
 
     epsilon: float | None = Field(None, gt=0, description="Clip range of log ρ_i/ρ_j; null: no clip.")
     clip_per: Literal["response", "token"] = Field(
-        "token", description="What ε is for: a pair's range is ε, or ε times the mean length of its responses."
+        "response", description="What ε is for: a pair's range is ε, or ε times the mean length of its responses."
     )
     importance: float = Field(
         0.0, ge=0, le=1, description="α: 0 weighs pairs as sampled, 1 as the policy would sample."
