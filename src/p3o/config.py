@@ -90,8 +90,7 @@ class RewardPart(Section):
 
 
 class RewardConfig(Section):
-    """Where the feedback comes from: a model, a Python function, a sum of several, comparisons alone, or a reward model
-    that is trained on the preferences."""
+    """Where the feedback comes from: a given reward, a sum of several, comparisons alone, or a reward model trained here."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")

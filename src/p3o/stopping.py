@@ -55,11 +55,16 @@ def note_signals(*, armed: bool = True) -> Iterator[list[int]]:
 
 @contextmanager
 def _handling(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
-    """These handlers, for the time of the block. Only the main thread can set any; elsewhere nothing changes."""
+    """These handlers, for the time of the block. Only the main thread can set any; elsewhere nothing changes. A signal that is
+    ignored (SIGINT in a job of the shell's background) stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

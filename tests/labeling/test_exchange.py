@@ -10,7 +10,8 @@ import pytest
 from pyarrow import parquet
 from tests.labeling.conftest import assigned, pairs
 
-from p3o.data.formats import read_preferences
+from p3o.data.reading import read_examples
+from p3o.data.sources import SourceConfig
 from p3o.errors import P3OError
 from p3o.labeling.answers import Answer
 from p3o.labeling.exchange import Imported, export_labels, import_labels, ties_path, write_rows
@@ -82,7 +83,10 @@ def test_an_export_is_imported_as_it_was_and_twice_is_once(
 def test_an_export_trains_a_reward_model(store: Store, annotator: Register, tmp_path: Path) -> None:
     filled(store, annotator)
     write_rows(tmp_path / "p.jsonl", export_labels(store).preferences)
-    assert [row.chosen for row in read_preferences(tmp_path / "p.jsonl")] == ["good answer 0", "bad answer 1"]
+    assert [
+        placed.example.answers[0]
+        for placed in read_examples(SourceConfig(path=str(tmp_path / "p.jsonl")), "preferences")[0]
+    ] == ["good answer 0", "bad answer 1"]
 
 
 def test_parquet_keeps_the_columns(store: Store, annotator: Register, tmp_path: Path) -> None:

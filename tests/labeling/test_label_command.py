@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from p3o import cli
-from p3o.data.formats import read_preferences
+from p3o.data.reading import read_examples
+from p3o.data.sources import SourceConfig
 
 ROWS = [{"prompt": f"p{i}", "response_a": "good", "response_b": "bad", "id": f"id-{i}"} for i in range(4)]
 
@@ -41,7 +42,9 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
         "out.ties.jsonl: 0 ties and pairs of which both are bad",
         "left out: 0 skips, 0 labels of gold pairs",
     ]
-    assert {row.chosen for row in read_preferences("out.jsonl")} == {"good"}
+    assert {
+        placed.example.answers[0] for placed in read_examples(SourceConfig(path="out.jsonl"), "preferences")[0]
+    } == {"good"}
     assert cli.main(["label", "import", "out.jsonl", "--store", "other.db"]) == 0
     assert (
         capsys.readouterr().out == "4 labels added, 0 there already, 4 new pairs; 0 answers in the file held no label\n"

@@ -3,7 +3,7 @@
 import os
 import random
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -156,11 +156,28 @@ def test_checkpoints_come_at_their_interval_and_a_callback_can_end_it(tmp_path: 
     assert seen == [[], [], [], ["3"], ["3"], ["3"], ["6", "3"], ["6", "3"], ["6", "3"]]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal; a job in a shell's background is born with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_interrupt_stays_ignored(interruptible: None, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = Counter()
+    fit(trainer, lambda step, metrics: os.kill(os.getpid(), signal.SIGINT), checkpoints=Checkpoints(tmp_path))
+    assert trainer.done == trainer.total
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_without_checkpoints_signals_are_left_alone() -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(Counter(), lambda step, metrics: os.kill(os.getpid(), signal.SIGINT))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_interrupt_does_not_wait(tmp_path: Path) -> None:
     def impatient(step: int, metrics: Mapping[str, int | float]) -> None:
         os.kill(os.getpid(), signal.SIGINT)

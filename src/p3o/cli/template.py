@@ -72,8 +72,9 @@ def _packaged(task: str) -> dict[str, Any]:
 
 def _lines(keys: list[Key], values: Mapping[str, Any], fill: Mapping[str, str]) -> Iterator[str]:
     was_section = False
+    told = [*fill]
     for key in keys:
-        if TABLE_KEY in key.path or any(key.dotted.startswith(f"{name}.") for name in fill):
+        if TABLE_KEY in key.path or any(key.dotted.startswith(f"{name}.") for name in told):
             continue  # told with the table itself, or in the place of what is to be filled in
         value, is_active = _at(values, key.path)
         if len(key.path) == 1 and (key.kind != "value" or was_section):
@@ -83,6 +84,10 @@ def _lines(keys: list[Key], values: Mapping[str, Any], fill: Mapping[str, str]) 
             yield from _table(key, [other for other in keys if other.path[:-1] == (*key.path, TABLE_KEY)], value)
         elif key.dotted in fill:
             yield from _setting(key, "", f"{FILL_IN}: {fill[key.dotted]}. {key.description}", is_active)
+        elif key.kind == "section" and not is_active and key.default is None and (needed := _required(key, keys)):
+            # Without what it needs it cannot stand there, so it has one line and not one for each of its keys.
+            told.append(key.dotted)
+            yield from _setting(key, "null", f"{key.description} A section; needs {', '.join(needed)}.", is_active)
         elif key.kind == "section":
             yield from _setting(key, "", key.description, is_active)
         else:
@@ -91,12 +96,18 @@ def _lines(keys: list[Key], values: Mapping[str, Any], fill: Mapping[str, str]) 
 
 def _table(key: Key, below: list[Key], value: Mapping[str, Any] | None) -> Iterator[str]:
     """Named sections, one a line, and what each may hold."""
-    yield from _setting(key, "", key.description, value is not None)
+    entries = value or key.default or {}
+    yield from _setting(key, "" if entries else "{}", key.description, value is not None)
     indent = "  " * len(key.path)
-    for name, entry in (value or key.default or {}).items():
+    for name, entry in entries.items():
         yield f"{'' if value else '#'}{indent}{name}: {_yaml(_brief(entry, below))}"
     for other in below:
         yield from _wrapped(" " * _COLUMN, f"{other.path[-1]}: {other.description}")
+
+
+def _required(section: Key, keys: list[Key]) -> list[str]:
+    """The names of the keys that the section cannot do without."""
+    return [key.path[-1] for key in keys if key.required and key.path[:-1] == section.path]
 
 
 def _brief(entry: Mapping[str, Any], below: list[Key]) -> dict[str, Any]:
