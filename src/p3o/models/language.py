@@ -111,6 +111,12 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
+def context_limit(model: nn.Module) -> int | None:
+    """How many tokens the model can read at once, by its configuration; None if that does not say."""
+    limit: int | None = getattr(plain_model(model).config, "max_position_embeddings", None)
+    return limit
+
+
 def accepted(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of the arguments that the model's forward knows by name (a model of peft passes all on to the model inside)."""
     known = inspect.signature(plain_model(model).forward).parameters
