@@ -205,8 +205,8 @@ class Witness:
 
 
 def test_nothing_shuffles_a_response_out_of_its_group(policy: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epochs, minibatches, micro-batches and replay, all at once: wherever a group's tokens go, its own gaps, masks and log-probs
-    go with them (TRL's shuffling left 1 pair of 8 together)."""
+    """Epochs, minibatches, micro-batches and replay, all at once: wherever a group's tokens go, its own gaps, masks and
+    log-probs go with them (TRL's shuffling left 1 pair of 8 together)."""
     witness = Witness()
     run = trainer(policy, witness, epochs=3, minibatches=2, replay_batches=2, micro_batch_prompts=2, kl_stop=None)
     tokenizer = run.tokenizer
@@ -273,7 +273,7 @@ def test_the_reference_is_the_policy_as_handed_over_not_a_reload(tmp_path: Path)
 
 
 def test_the_kl_of_a_step_has_its_standard_error(policy: nn.Module) -> None:
-    """An estimate that may be negative by chance needs it (trl #1161, #1857): s/√n of the prompts' means, in nats per response."""
+    """An estimate that may be negative by chance needs it (trl #1161, #1857): s/√n of the prompts' means, in nats."""
     run = trainer(policy, learning_rate=1e-2)
     run.step()
     metrics = run.step()
