@@ -70,11 +70,11 @@ def test_hh_holds_the_settings_of_trlx(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tldr_pythia_1b", "tldr_pythia_6.9b"])
 def test_tldr_holds_the_optimiser_of_the_n_plus_paper(name: str) -> None:
-    """AdamW with ε 1e-5 and one pass over the data for fine-tuning and reward model; −1 for a response that does not end."""
+    """AdamW with ε 1e-5 and torch's decays; one pass over the data for fine-tuning and the reward model."""
     config = load_packaged_config(name, [], RunConfig)
     assert config.sft is not None
     stages = (config.sft, config.reward.train, config.rl.training)
-    assert [stage.adam_epsilon for stage in stages] == [1e-5] * 3
+    assert [(stage.adam_epsilon, stage.adam_betas) for stage in stages] == [(1e-5, (0.9, 0.999))] * 3
     assert config.sft.steps is config.reward.train.steps is None
 
 
