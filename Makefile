@@ -8,18 +8,19 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
 
+# One process per core, each with one thread: two threads on one core wait for each other.
 test: $(VENV)/.installed-dev ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-dev ## format, lint, types, layers
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests examples
+	$(BIN)/ruff check --fix src tests examples
 
 gate: $(VENV)/.installed ## the embedded task's acceptance gate over 3 seeds
 	$(BIN)/p3o gate --json gate.json

@@ -41,8 +41,9 @@ def test_the_configuration_loads(tmp_path: Path) -> None:
     assert list(config.rl.runs) == ["p3o_v2", "ppo"]
 
 
-def test_the_examples_configuration_loads() -> None:
-    assert load_config(ROOT / "examples" / "smollm2" / "config.yaml", [], RunConfig).name == "smollm2"
+@pytest.mark.parametrize(("file", "name"), [("config", "smollm2"), ("chat", "smollm2-chat")])
+def test_the_examples_configurations_load(file: str, name: str) -> None:
+    assert load_config(ROOT / "examples" / "smollm2" / f"{file}.yaml", [], RunConfig).name == name
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

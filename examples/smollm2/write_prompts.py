@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 THINGS = [
-    "a rainy Monday morning", "waiting for a late train", "a broken washing machine", "an old umbrella", "the first day of school",
+    "a rainy Monday morning", "waiting for a late train", "a broken washing machine", "an old umbrella",
+    "the first day of school",
     "a long queue at the bank", "a forgotten birthday", "moving to another town", "a walk in the fog", "a burnt dinner",
     "a noisy neighbour", "the last page of a book", "a lost key", "a cold cup of coffee", "an empty fridge",
     "a stray cat at the door", "a power cut", "a dentist appointment", "the smell of new paint", "a flat tyre",

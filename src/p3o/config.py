@@ -13,6 +13,7 @@ from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
 from p3o.errors import P3OError
 from p3o.evaluation.policy import EvaluationConfig
+from p3o.feedback.judge import JudgeConfig
 from p3o.models.adapters import LoraSettings
 from p3o.models.precision import DtypeName
 from p3o.training.loop import CheckpointConfig
@@ -129,6 +130,46 @@ class RewardConfig(Section):
         )
 
 
+class LabellerConfig(Section):
+    """Who compares sampled responses."""
+
+    kind: Literal["simulated", "function", "judge", "people"] = Field(
+        "simulated", description="simulated (embedded task), function, judge, or people at the labelling page."
+    )
+    function: str | None = Field(
+        None, description="module:function of (prompts, responses_a, responses_b), in [-1, 1]."
+    )
+    judge: JudgeConfig | None = Field(None, description="Settings of the judge.")
+    store: str | None = Field(None, description="Of people's labels: a file, or a PostgreSQL URL.")
+    tie_margin: float = Field(0.0, ge=0, le=1, description="A preference of at most this size is a tie.")
+
+    @model_validator(mode="after")
+    def complete(self) -> "LabellerConfig":
+        """What the kind needs is there."""
+        needed = {"function": "function", "judge": "judge", "people": "store"}.get(self.kind)
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"labeller {self.kind} needs {needed}")
+        return self
+
+
+class SamplingConfig(Section):
+    """Pairs of responses of the SFT model to the user's own prompts, to be labelled."""
+
+    prompts: int = Field(1000, gt=0, description="How many of the training prompts to sample for.")
+    responses_per_prompt: int = Field(2, ge=2, description="K; all K(K-1)/2 pairs of different texts are kept.")
+    labeller: LabellerConfig | None = Field(
+        None, description="Who labels them; null: pairs.jsonl is written for p3o label."
+    )
+
+
+class RefitConfig(Section):
+    """Refitting the reward model on fresh samples in the course of RL, in the runs that say so."""
+
+    every: int = Field(10, gt=0, description="RL steps between two refits.")
+    pairs: int = Field(1000, gt=0, description="Pairs sampled from the policy for each.")
+    labeller: LabellerConfig = Field(default_factory=lambda: LabellerConfig())
+
+
 class RunOverrides(Section):
     """One RL run: an algorithm with its own settings and, where they differ, its own training settings."""
 
@@ -137,6 +178,7 @@ class RunOverrides(Section):
     reward_shift: float = Field(
         0.0, ge=0, description="Standard deviation of an offset added in training to all rewards of a prompt."
     )
+    refit: bool = Field(False, description="Refit the reward model on fresh samples, as rl.refit says.")
     training: dict[str, Any] = Field(
         default_factory=dict, description="Training settings that differ from rl.training."
     )
@@ -159,6 +201,7 @@ class RLConfig(Section):
     """The RL stage: settings shared by all runs, and the runs."""
 
     training: OnlineConfig = Field(default_factory=lambda: OnlineConfig())
+    refit: RefitConfig = Field(default_factory=lambda: RefitConfig())
     runs: dict[str, RunOverrides] = Field(
         default_factory=lambda: {"p3o_v2": RunOverrides(algorithm="p3o_v2")}, description="Runs by name."
     )
@@ -194,6 +237,9 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     embedded: EmbeddedTaskConfig | None = Field(None, description="Use the embedded task in the place of data files.")
     sft: SFTConfig | None = Field(None, description="Null: start RL from the model as it is.")
+    sampling: SamplingConfig | None = Field(
+        None, description="Sample pairs from the SFT model for labelling; null: preferences are given or not needed."
+    )
     reward: RewardConfig = Field(default_factory=lambda: RewardConfig())
     rl: RLConfig = Field(default_factory=lambda: RLConfig())
     evaluation: EvaluationConfig = Field(default_factory=lambda: EvaluationConfig())
@@ -239,8 +285,21 @@ class RunConfig(Section):
             )
         if "sft" in stages and self.sft is not None and data.demonstrations is None:
             raise P3OError("data.demonstrations: sft needs a file or data set of demonstrations")
-        if reward.is_trained and data.preferences is None and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
-            raise P3OError("reward: give model or function, or data.preferences to train a reward model on")
+        labels = data.preferences is not None or (self.sampling is not None and self.sampling.labeller is not None)
+        if reward.is_trained and not labels and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
+            raise P3OError(
+                "reward: give model or function, or data.preferences to train a reward model on, or a sampling.labeller"
+            )
+
+    @model_validator(mode="after")
+    def refits_have_a_reward_model(self) -> "RunConfig":
+        """Only a reward model that the run trains can be refitted."""
+        for name, run in self.rl.runs.items():
+            if run.refit and (not self.reward.is_trained or self.reward.parts):
+                raise ValueError(
+                    f"rl.runs.{name}.refit: the reward is given ({self.reward.source}); nothing can be refitted"
+                )
+        return self
 
     def for_stages(self, stages: Sequence[str]) -> "RunConfig":
         """The same without the data files that none of these stages reads."""

@@ -134,6 +134,42 @@ def test_a_shift_of_a_prompts_rewards_changes_no_bit() -> None:
     assert plain.abs().sum() > 0
 
 
+def pair_gradient(distance: float, lengths: tuple[int, int], **settings: object) -> Tensor:
+    """Of one pair whose better response has moved up by ``distance``, with respect to the policy's log-probs."""
+    mask = torch.arange(6) < torch.tensor([lengths]).unsqueeze(-1)
+    old = -torch.ones(1, 2, 6, dtype=torch.float64)
+    better = Experience(
+        response_mask=mask,
+        behaviour_logprobs=old,
+        reference_logprobs=old,
+        reward_gaps=reward_gaps(torch.tensor([[9.0, 0.0]], dtype=torch.float64)),
+        rewards=None,
+        age=torch.zeros(1, dtype=torch.long),
+    )
+    policy = old.clone()
+    policy[0, 0, 0] += distance
+    policy.requires_grad_()
+    return torch.autograd.grad(make_algorithm("p3o_r", beta=0.1, **settings).loss(policy, better).loss, policy)[0]
+
+
+def test_a_clip_per_token_lets_a_pair_move_by_epsilon_times_its_mean_length() -> None:
+    """Lengths 2 and 4 at ε = .07: up to .21; a clip per response at ε = .07 stops both."""
+    assert pair_gradient(0.205, (2, 4), epsilon=0.07, clip_per="token").abs().sum() > 1
+    assert pair_gradient(0.215, (2, 4), epsilon=0.07, clip_per="token").abs().sum() == 0
+    assert pair_gradient(0.065, (2, 4), epsilon=0.07).abs().sum() > 1
+    assert pair_gradient(0.075, (2, 4), epsilon=0.07).abs().sum() == 0
+    assert pair_gradient(0.39, (6, 6), epsilon=0.07, clip_per="token").abs().sum() > 1
+
+
+def test_without_an_epsilon_no_pair_is_left_alone() -> None:
+    assert pair_gradient(5.0, (2, 4)).abs().sum() > 1
+
+
+def test_inside_its_range_a_clip_changes_nothing() -> None:
+    clipped = pair_gradient(0.2, (2, 4), epsilon=0.07, clip_per="token")
+    assert torch.equal(clipped, pair_gradient(0.2, (2, 4), epsilon=None))
+
+
 def test_comparisons_suffice_and_single_responses_do_not() -> None:
     rewards = torch.tensor([[1.0, 0.0], [0.5, 2.0]], dtype=torch.float64)
     algorithm = make_algorithm("p3o_r")

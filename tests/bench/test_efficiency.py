@@ -1,6 +1,7 @@
 """Efficiency, intervals, summary and files of the frontier benchmark, against cases worked out by hand."""
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from rich.console import Console
 from scipy import stats
 
 from p3o.bench.bandit import ShiftedBandit
-from p3o.bench.efficiency import Limit, efficiencies, frontier_efficiency, limits, objective_ratio, paired_interval
+from p3o.bench.efficiency import (
+    Limit,
+    efficiencies,
+    efficiency_of_optima,
+    frontier_efficiency,
+    limits,
+    objective_ratio,
+    paired_interval,
+)
 from p3o.bench.methods import METHODS, TASKS, Setting
 from p3o.bench.results import assemble, check_writable, write
 from p3o.bench.summary import summarise
@@ -59,6 +68,17 @@ def test_gibbs_policies_as_curves_are_efficient_and_optimal() -> None:
     assert len(limits(problem, 0.2)) == 2
 
 
+def test_optima_alone_are_efficient_where_they_are_dense_and_count_by_their_chords_where_they_are_not() -> None:
+    build = lambda seeds: ShiftedBandit(seeds, 0.0)  # noqa: E731
+    dense = efficiency_of_optima(build, (1, 2), tuple(np.geomspace(50, 0.2, 60)))
+    assert dense == pytest.approx(np.ones(2), abs=2e-3)
+    one = build((1,)).gibbs(0.2)
+    limit = limits(build((1,)), 0.2)[0]
+    chord = (one.reward.item() - limit.reference_reward) * limit.grid / one.kl.item()
+    alone = efficiency_of_optima(build, (1,), (0.2,))
+    assert alone == pytest.approx([np.mean(chord / limit.gain_at(limit.grid))], rel=1e-6)
+
+
 def test_paired_interval_is_scipys() -> None:
     differences = np.array([0.1, 0.2, 0.15, 0.05])
     ours = paired_interval(differences)
@@ -85,7 +105,7 @@ def fake_results() -> dict[str, Any]:
         for task in TASKS
     ]
     chosen = {(task, method): Setting(0.1) for task in TASKS for method in METHODS}
-    results = assemble(measured, chosen, seeds, full=False)
+    results = assemble(measured, chosen, seeds, dict.fromkeys(TASKS, 0.95), full=False)
     return results | {"summary": summarise(results)}
 
 
@@ -111,10 +131,21 @@ def test_files_and_table(tmp_path: Path) -> None:
     assert rows[0] == "method,task,seed,efficiency"
     assert len(rows) == 1 + len(METHODS) * len(TASKS) * 3
     assert "P3O-R" in (tmp_path / "frontier.svg").read_text()
-    console = Console(record=True, width=200, file=(tmp_path / "table").open("w"))
-    console.print(frontier_table(results))
-    assert "P3O-V2, K=8" in console.export_text()
-    console.file.close()
+
+
+def test_the_table_is_whole_in_80_columns() -> None:
+    results = fake_results()
+    with StringIO() as file:
+        Console(width=80, file=file).print(frontier_table(results))
+        lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    row = next(line for line in lines if line.startswith("P3O-V2, K=8"))
+    mean = np.mean(results["results"]["p3o_v2_k8"]["sequence"]["efficiency"])
+    assert f"{mean:.3f} ±0.010" in row
+    gaps = [line for line in lines if line.startswith("P3O-V2, K=8") and "[" in line]
+    gap = 0.02 * (list(METHODS).index("p3o_v2_k8") - list(METHODS).index("ppo"))
+    assert f"{gap:+.3f}".replace("0.", ".") in gaps[0]
 
 
 def test_an_impossible_folder_is_told_before_any_work(tmp_path: Path) -> None:

@@ -3,23 +3,26 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p3o.bench import frontier
-from p3o.bench.methods import METHODS, TASKS
+from p3o.bench.factorised import Factorised
+from p3o.bench.methods import METHODS, TASKS, tuned_on
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Three methods, two batches, no child processes (they would read the whole table again)."""
+    """Three methods, two batches, short factorised responses, no child processes (they would read the whole table again)."""
     methods = dict(METHODS)
     for name in set(METHODS) - {"ppo", "ppo_replay", "p3o_r"}:
         del METHODS[name]
     for name, task in TASKS.items():
-        monkeypatch.setitem(TASKS, name, replace(task, samples=128, betas=task.betas[:1]))
+        build = partial(Factorised, length=3) if name.startswith("factorised") else task.build
+        monkeypatch.setitem(TASKS, name, replace(task, build=build, samples=128, betas=task.betas[:1]))
     monkeypatch.setattr(frontier, "EVALUATION_SEEDS", (1, 2))
 
     def one_after_another(work: Callable[[Any], Any], jobs: Sequence[Any], *_: object) -> list[Any]:
@@ -47,3 +50,21 @@ def test_main_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixtur
         "frontier.png",
     }
     assert "P3O-R" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_full_repeats_the_sweep_and_runs_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier, "FULL_EVALUATION_SEEDS", (1, 2, 3))
+    frontier.main(None, full=True, output=tmp_path)
+    results = json.loads((tmp_path / "frontier.json").read_text())
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert results["seeds"] == [1, 2, 3]
+    tuned = {(row["task"], row["method"]): row["setting"] for row in settings["chosen"]}
+    assert set(tuned) == {(task, method) for method in METHODS for task in TASKS if tuned_on(method, task) == task}
+    for (task, method), setting in tuned.items():
+        rows = [row for row in settings["sweep"] if (row["task"], row["method"]) == (task, method)]
+        assert max(rows, key=lambda row: row["mean"])["mean"] == next(
+            row["mean"] for row in rows if row["setting"] == setting
+        )
+        assert results["results"][method][task]["setting"]["learning_rate"] == setting["learning_rate"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from p3o.evaluation.winrate import head_to_head, wilson_interval
+from p3o.evaluation.winrate import head_to_head, head_to_head_by_prompt, kl_adjusted_win_rates, wilson_interval
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
@@ -79,3 +79,43 @@ def test_bad_rewards_are_refused(a: list[float], b: list[float], message: str) -
 def test_bad_counts_are_refused(wins: int, n: int, confidence: float) -> None:
     with pytest.raises(ValueError, match="got"):
         wilson_interval(wins, n, confidence)
+
+
+def test_one_pair_a_prompt_is_the_plain_head_to_head() -> None:
+    outcomes = [1.0, 0.0, -1.0, 1.0, 1.0]
+    assert head_to_head_by_prompt(outcomes, list("abcde")) == head_to_head(outcomes, np.zeros(5))
+
+
+def test_copies_of_a_pair_on_the_same_prompt_tell_nothing_new() -> None:
+    outcomes = np.repeat([1.0, -1.0, 0.0], [50, 30, 20])
+    once = head_to_head(outcomes, np.zeros(100))
+    copied = head_to_head_by_prompt(np.tile(outcomes, 4), list(range(100)) * 4)
+    assert copied.win_rate == once.win_rate
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.01)
+
+
+def test_intervals_over_prompts_cover_the_truth() -> None:
+    # Each prompt has its own chance of a win; its four pairs share it.
+    rng = np.random.default_rng(1)
+    covered, trials = 0, 400
+    for _ in range(trials):
+        chance = rng.beta(0.6, 0.4, size=120)
+        outcomes = np.where(rng.random((4, 120)) < chance, 1.0, -1.0).ravel()
+        result = head_to_head_by_prompt(outcomes, list(range(120)) * 4, resamples=500)
+        covered += result.low <= 0.6 <= result.high
+    assert covered / trials == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / trials))
+
+
+def test_a_price_on_kl_turns_the_win_around() -> None:
+    # A earns 1 more for 2 more nats on every prompt: ahead below a price of ½, behind above.
+    reward, kl = np.arange(40.0), np.full(40, 3.0)
+    found = kl_adjusted_win_rates(reward + 1, kl + 2, reward, kl, [0.0, 0.4, 0.5, 0.6])
+    assert [(row.price, row.result.win_rate) for row in found] == [(0.0, 1.0), (0.4, 1.0), (0.5, 0.5), (0.6, 0.0)]
+    assert found[0].result == head_to_head(reward + 1, reward)
+
+
+def test_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 prompts for 3"):
+        head_to_head_by_prompt([1.0, 0.0, 1.0], ["a", "b"])
+    with pytest.raises(ValueError, match="equally long"):
+        kl_adjusted_win_rates([1.0, 2.0], [1.0], [1.0, 2.0], [1.0, 2.0], [0.0])

@@ -1,6 +1,8 @@
 """Every layout against every response alone: log-probs and gradients, families, numbers of responses, lengths."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,12 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
 from p3o.errors import P3OError
+from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.language import response_logprobs
 from p3o.models.layouts import LAYOUTS, Layout
+from p3o.models.precision import compute_in
 from p3o.models.probe import choose_layout
+from p3o.models.recomputation import enable_gradient_checkpointing
 from p3o.models.tokens import GroupTokens, collate_groups
 
 TEMPERATURE, TIME = 0.7, 9
@@ -65,7 +70,7 @@ def test_equal_in_float64(family: str, name: str, responses: int) -> None:
     groups = some_groups(responses)
     expected = alone(model, groups)
     expected_gradient = gradient(model, expected)
-    for budget in (None, 5 * VOCABULARY * 8):
+    for budget in (None, 5 * VOCABULARY * 8) if responses == 3 else (None,):
         got = laid_out(model, LAYOUTS[name](budget=budget), groups)
         torch.testing.assert_close(got, expected, atol=atol, rtol=0)
         error = gradient(model, got) - expected_gradient
@@ -223,6 +228,44 @@ def test_split_refuses_gradient_checkpointing_in_training_mode() -> None:
         choose_layout(model, choice="split")
     shared = laid_out(model, LAYOUTS["shared"](), groups)
     torch.testing.assert_close(shared, alone(model.eval(), groups), atol=1e-4, rtol=0)
+
+
+def test_layers_that_are_recomputed_change_nothing() -> None:
+    model = exact(build(FAMILIES["llama"](), torch.float64))
+    groups = some_groups(3)
+    expected = gradient(model, alone(model, groups))
+    enable_gradient_checkpointing(model)
+    for name in LAYOUT_NAMES:
+        error = gradient(model, laid_out(model, LAYOUTS[name](), groups)) - expected
+        assert error.norm() <= 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("v_proj", "lm_head")])
+def test_adapters_are_seen_by_every_layout(targets: tuple[str, ...]) -> None:
+    """On the layers and on the head itself; and the gradient reaches them."""
+    model: Any = exact(build(FAMILIES["llama"](), torch.float64))
+    adapted: Any = add_adapter(model, LoraSettings(rank=2, target_modules=targets), task="CAUSAL_LM", seed=0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    assert str(choose_layout(adapted)) == "layout shared"
+    groups = some_groups(2)
+    expected = alone(adapted, groups)
+    expected_gradient = gradient(adapted, expected)
+    for name, budget in product(LAYOUT_NAMES, (None, 1)):
+        got = laid_out(adapted, LAYOUTS[name](budget=budget), groups)
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+        assert (gradient(adapted, got) - expected_gradient).norm() <= 1e-6 * expected_gradient.norm()
+
+
+def test_chunks_compute_in_the_dtype_of_the_model() -> None:
+    model = compute_in(build(FAMILIES["llama"](), torch.float32), torch.bfloat16)
+    groups = some_groups(2)
+    whole = laid_out(model, LAYOUTS["shared"](budget=None), groups)
+    chunked = laid_out(model, LAYOUTS["shared"](budget=VOCABULARY * 4 * 4), groups)
+    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
+    assert (whole - alone(model, groups)).abs().max() > 1e-4, "the test needs rounding to bfloat16"
 
 
 def test_a_model_that_cuts_the_graph_of_its_cache_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,48 @@ def write_run(
     return folder
 
 
+def write_sweep(
+    folder: Path,
+    algorithms: Sequence[str] = ("p3o_v1", "p3o_v2", "ppo", "online_dpo"),
+    betas: Sequence[float] = (0.03, 0.1, 0.3, 1.0),
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    *,
+    prompts: int = 64,
+) -> list[Path]:
+    """One run folder for each seed, each with every algorithm at every β; all on the same held-out prompts."""
+    difficulty = np.random.default_rng(99).normal(0, 1.2, prompts)
+    return [_write_seed(folder / f"seed_{seed}", algorithms, betas, seed, difficulty) for seed in seeds]
+
+
+def _write_seed(
+    folder: Path, algorithms: Sequence[str], betas: Sequence[float], seed: int, difficulty: np.ndarray
+) -> Path:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics, responses = _yardsticks(rng, gold=True)[:1], []
+    policies = [(f"{a}_beta_{beta}", a, beta) for a in algorithms for beta in betas]
+    for policy, algorithm, beta in [("sft", None, None), *policies]:
+        luck = 1.0 if beta is None else float(np.exp(rng.normal(0, 0.1)))
+        reach = 0.0 if beta is None else (0.1 / beta) ** 0.6
+        for step in (0,) if algorithm is None else (0, STEPS // 2, STEPS):
+            kl, proxy, gold = (0.0, 0.4, 0.16) if algorithm is None else _point(algorithm, reach * step / STEPS)
+            means = {"kl": kl, "reward": 0.4 + luck * (proxy - 0.4), "gold": 0.16 + luck * (gold - 0.16)}
+            row = {"stage": "evaluate", "policy": policy, "algorithm": algorithm, "beta": beta, "step": step}
+            row |= {"decoding": "sample", "prompts": len(difficulty), "length": 14.0, "ended": 1.0, "kl_k1": kl}
+            errors = {"reward_se": 0.1, "gold_se": 0.1, "kl_se": 0.05 * math.sqrt(kl), "kl_k1_se": 0.1 * math.sqrt(kl)}
+            if algorithm is not None:
+                metrics.append(row | means | errors)
+        for index, shared in enumerate(difficulty):
+            own = {name: value + (0 if name == "kl" else shared + rng.normal(0, 0.4)) for name, value in means.items()}
+            text = {"policy": policy, "prompt_index": index, "prompt": f"Question {index}?", "response": "An answer."}
+            responses.append(text | own | {"length": 3, "ended": True, "decoding": "sample"})
+    _jsonl(folder / "metrics.jsonl", metrics)
+    _jsonl(folder / "responses.jsonl", responses)
+    (folder / "config.yaml").write_text("name: sweep\n")
+    (folder / "run.json").write_text(json.dumps(_info(seed)))
+    return folder
+
+
 def _stages_before(rng: np.random.Generator) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in range(0, 300, 5):

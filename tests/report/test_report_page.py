@@ -146,7 +146,7 @@ def test_the_same_run_gives_the_same_file(finished_run: Path, html: str) -> None
     assert build_report(finished_run).read_text(encoding="utf-8") == html
 
 
-@pytest.mark.parametrize(("ending", "magic"), [(".svg", b"<svg"), (".png", b"\x89PNG")])
+@pytest.mark.parametrize(("ending", "magic"), [(".svg", b"<svg"), (".png", b"\x89PNG"), (".pdf", b"%PDF")])
 def test_the_frontier_is_drawn_as_a_picture(finished_run: Path, tmp_path: Path, ending: str, magic: bytes) -> None:
     target = draw_frontier(finished_run, tmp_path / f"frontier{ending}")
     content = target.read_bytes()
@@ -155,7 +155,7 @@ def test_the_frontier_is_drawn_as_a_picture(finished_run: Path, tmp_path: Path, 
 
 
 def test_a_picture_of_another_kind_is_refused(finished_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(P3OError, match=r"end the name in \.svg or \.png"):
+    with pytest.raises(P3OError, match=r"end the name in \.svg, \.png or \.pdf"):
         draw_frontier(finished_run, tmp_path / "frontier.gif")
 
 

@@ -19,6 +19,9 @@ What follows, each with its test (docs/p3o_residual.md has the proofs):
 - At θ = θ_old it is P3O-V2, whatever α; with α = 1 its expected gradient is that of the objective itself, off-policy too.
 - Only reward gaps enter: a per-prompt shift changes nothing.
 
+There is no clip unless one is asked for. A range for the whole response silences nearly all stale pairs of long ones; with
+``clip_per="token"`` a pair may move by ε times the mean length of its responses.
+
 α trades bias for variance away from the optimum: α = 1 weighs pairs as the current policy would sample them (unbiased,
 but ρ_i ρ_j is the square of an importance weight); α = 0 weighs them as they were sampled. Both have the same fixed point
 wherever the policy class contains π*.
@@ -49,7 +52,7 @@ def p3o_residual_loss(
     reward_gaps: Float[Tensor, "group response response"],
     *,
     beta: float,
-    epsilon: float | None,
+    epsilon: float | Float[Tensor, "group response response"] | None,
     importance: float,
 ) -> LossOutput:
     """− ½ min( w z , w clip(z, −ε, +ε) ), w = sg( e_ij (ρ_i ρ_j)^α ), mean over the pairs of each group.
@@ -60,7 +63,7 @@ def p3o_residual_loss(
         reference_logprobs: log π_ref(y_i|x).
         reward_gaps: r(y_i) − r(y_j) at [g, i, j].
         beta: weight of the KL penalty.
-        epsilon: clip range of z; None does not clip.
+        epsilon: clip range of z, for all pairs or for each; None does not clip.
         importance: α.
 
     Metrics beside the ratios: ``residual``, the root mean square of e_ij in units of the reward (0 at the optimum), and
@@ -77,7 +80,8 @@ def p3o_residual_loss(
     objective = weight * pair_log_ratio
     cut = torch.zeros_like(objective)
     if epsilon is not None:
-        clipped = weight * pair_log_ratio.clamp(-epsilon, epsilon)
+        limit = torch.as_tensor(epsilon, dtype=pair_log_ratio.dtype, device=pair_log_ratio.device)
+        clipped = weight * pair_log_ratio.clamp(-limit, limit)
         cut = (clipped < objective).detach().to(objective.dtype)
         objective = torch.minimum(objective, clipped)
     return LossOutput(
@@ -91,6 +95,9 @@ class P3OResidualConfig(AlgorithmConfig):
     """Settings of P3O-R."""
 
     epsilon: float | None = Field(None, gt=0, description="Clip range of log ρ_i/ρ_j; null: no clip.")
+    clip_per: Literal["response", "token"] = Field(
+        "response", description="What ε is for: a pair's range is ε, or ε times the mean length of its responses."
+    )
     importance: float = Field(
         0.0, ge=0, le=1, description="α: 0 weighs pairs as sampled, 1 as the policy would sample."
     )
@@ -125,6 +132,12 @@ class P3OResidual:
             sequence_logprobs(experience.reference_logprobs, mask),
             experience.reward_gaps,
             beta=self.config.beta,
-            epsilon=self.config.epsilon,
+            epsilon=self._clip_range(experience),
             importance=self.config.importance,
         )
+
+    def _clip_range(self, experience: Experience) -> float | Float[Tensor, "group response response"] | None:
+        if self.config.epsilon is None or self.config.clip_per == "response":
+            return self.config.epsilon
+        lengths = experience.response_mask.sum(-1).to(experience.behaviour_logprobs.dtype)
+        return 0.5 * self.config.epsilon * (lengths.unsqueeze(-1) + lengths.unsqueeze(-2))

@@ -70,7 +70,7 @@ def _frontiers(results: Mapping[str, Any]) -> alt.HConcatChart:
             for name in shown
             for k, g in zip(results["results"][name][task]["kl"], results["results"][name][task]["gain"], strict=True)
         ]
-        x = alt.X("kl:Q", title="KL(policy ‖ reference), nats")
+        x = alt.X("kl:Q", title="KL from the reference, nats")
         gibbs = alt.Chart(alt.Data(values=limit)).mark_line(color="#5b6470", strokeDash=[4, 3]).encode(x=x, y="gain:Q")
         lines = (
             alt.Chart(alt.Data(values=rows))

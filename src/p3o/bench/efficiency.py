@@ -87,6 +87,21 @@ def seed_frontiers(
     ]
 
 
+def efficiency_of_optima(
+    build: Callable[[Sequence[int]], Problem], seeds: Sequence[int], betas: Sequence[float]
+) -> Float[np.ndarray, " seed"]:
+    """Efficiency of the hull of the reference and the Gibbs policies at ``betas``: how finely these resolve the curve.
+
+    A method that ends every run at its optimum has this, and more by what its points on the way there add.
+    """
+    problem = build(seeds)
+    points = [problem.evaluate(problem.initial_policy()), *(problem.gibbs(beta) for beta in betas)]
+    kl, reward = (torch.stack([getattr(point, name) for point in points], -1).numpy() for name in ("kl", "reward"))
+    return np.array(
+        [frontier_efficiency(kl[s], reward[s], limit) for s, limit in enumerate(limits(problem, min(betas)))]
+    )
+
+
 def _points(curves: Curves, arms: slice, seed: int) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
     return curves.kl[arms, seed].flatten().numpy(), curves.reward[arms, seed].flatten().numpy()
 

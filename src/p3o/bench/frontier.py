@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from p3o.bench import results as result_files
-from p3o.bench.efficiency import limits, objective_ratio, seed_frontiers
+from p3o.bench.efficiency import efficiency_of_optima, limits, objective_ratio, seed_frontiers
 from p3o.bench.methods import EVALUATION_SEEDS, FULL_EVALUATION_SEEDS, METHODS, TASKS, Setting, tuned_on
 from p3o.bench.summary import summarise
 from p3o.bench.table import frontier_table
@@ -52,7 +52,8 @@ def main(json_path: Path | None, *, full: bool, output: Path | None) -> None:
         chosen, sweep = read_settings(), None
     jobs = [(method, task, chosen[task, method], seeds) for method, task in pairs]
     measured = _in_parallel(_measure, jobs, console, "training")
-    results = result_files.assemble(measured, chosen, seeds, full=full)
+    optima = {name: float(efficiency_of_optima(task.build, seeds, task.betas).mean()) for name, task in TASKS.items()}
+    results = result_files.assemble(measured, chosen, seeds, optima, full=full)
     results["summary"] = summarise(results)
     Console().print(frontier_table(results))
     result_files.write(results, json_path, output)

@@ -45,14 +45,14 @@ class Task:
 TASKS: dict[str, Task] = {
     **{
         f"bandit_{shift}": Task(
-            partial(ShiftedBandit, shift=float(shift)), (0.15, 0.3, 0.6), (0.03, 0.07, 0.16), SAMPLES
+            partial(ShiftedBandit, shift=float(shift)), (0.15, 0.4, 0.8, 1.6), (0.03, 0.07, 0.16), SAMPLES
         )
         for shift in SHIFTS
     },
-    "sequence": Task(EnumerableSequence, (0.25, 0.45, 0.8), (0.004, 0.009, 0.02), SAMPLES),
+    "sequence": Task(EnumerableSequence, (0.25, 0.5, 1.0, 2.0), (0.0008, 0.0018, 0.004), SAMPLES),
     **{
         f"factorised_{length}": Task(
-            partial(Factorised, length=length), (0.15, 0.25, 0.45), (0.005, 0.011, 0.025), SAMPLES
+            partial(Factorised, length=length), (0.15, 0.25, 0.5, 1.0), (0.005, 0.011, 0.025), SAMPLES
         )
         for length in LENGTHS
     },
@@ -94,6 +94,7 @@ class Method:
         algorithm: its name in ``ALGORITHMS``.
         schedule: how it spends samples.
         settings: settings of the algorithm, the same on every task.
+        kl_stop: limit of the mean ½·(log-ratio)² on fresh groups.
         refinements: after the learning rate is chosen: changes to try one after another, each kept if it helps.
     """
 
@@ -101,6 +102,7 @@ class Method:
     algorithm: str
     schedule: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kl_stop: float = 0.05
     refinements: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -109,7 +111,8 @@ class Method:
         return ALGORITHMS[self.algorithm].build(ALGORITHMS[self.algorithm].config()).accepts_comparisons
 
 
-REPLAY = {"responses": 8, "replay": 15, "epochs": 1, "minibatches": 8}
+REPLAY = {"responses": 4, "replay": 15, "epochs": 1, "minibatches": 16}
+WIDE_STOP = 0.2
 _PPO = {"value_epsilon": None, "lam": 1.0}
 
 METHODS: dict[str, Method] = {
@@ -127,30 +130,36 @@ METHODS: dict[str, Method] = {
         "ppo",
         {"responses": 1},
         _PPO,
-        ({"algorithm": {"lam": 0.95}}, {"critic_factor": 1.0}, {"schedule": {"warm_up": 5}}),
+        refinements=(
+            {"algorithm": {"lam": 0.95}},
+            {"critic_factor": 1.0},
+            {"schedule": {"warm_up": 5}},
+            {"schedule": {"epochs": 4}, "kl_stop": WIDE_STOP},
+            {"critic_factor": 0.3},
+        ),
     ),
-    "rloo_replay": Method("RLOO + replay", "rloo", REPLAY),
+    "rloo_replay": Method("RLOO + replay", "rloo", REPLAY, kl_stop=WIDE_STOP),
     "ppo_replay": Method(
         "PPO + replay",
         "ppo",
         REPLAY | {"responses": 1},
         _PPO,
-        (
+        WIDE_STOP,
+        refinements=(
             {"algorithm": {"lam": 0.95}},
             {"schedule": {"recentre": True}},
-            {"schedule": {"replay": 7}},
-            {"kl_stop": 0.15},
+            {"critic_factor": 1.0},
+            {"kl_stop": 0.05},
+            {"critic_factor": 0.3},
         ),
     ),
     "p3o_r": Method(
         "P3O-R",
         "p3o_r",
         REPLAY,
-        refinements=(
-            {"algorithm": {"epsilon": 0.2}},
-            {"algorithm": {"importance": 1.0, "epsilon": 0.2}},
-            {"kl_stop": 0.15},
-        ),
+        {"epsilon": None, "clip_per": "response"},
+        WIDE_STOP,
+        refinements=({"algorithm": {"epsilon": 0.2}}, {"algorithm": {"epsilon": 0.07, "clip_per": "token"}}),
     ),
 }
 
@@ -159,10 +168,13 @@ def tuned_on(method: str, task: str) -> str:
     """The task on which a method's settings for a task are chosen.
 
     Factorised problems are tuned at 80 tokens for all lengths. A critic has to follow the shifts of the bandit, so PPO is tuned
-    anew at every shift; the others, most of which see reward gaps only, keep their settings from the bandit without shifts.
+    anew at every shift, and with replay at 0 and 10 (for 1 and 100); the others, most of which see reward gaps only, keep
+    their settings from the bandit without shifts.
     """
     if task.startswith("factorised"):
         return "factorised_80"
+    if task.startswith("bandit") and method == "ppo_replay":
+        return "bandit_0" if task in ("bandit_0", "bandit_1") else "bandit_10"
     if task.startswith("bandit") and METHODS[method].algorithm != "ppo":
         return "bandit_0"
     return task

@@ -37,10 +37,11 @@ def assemble(
     measured: Sequence[Mapping[str, Any]],
     chosen: Mapping[tuple[str, str], Setting],
     seeds: Sequence[int],
+    optima: Mapping[str, float],
     *,
     full: bool,
 ) -> dict[str, Any]:
-    """All results but the summary, with what is needed to repeat them."""
+    """All results but the summary, with what is needed to repeat them; ``optima`` is ``efficiency_of_optima`` of each task."""
     by_pair = {(row["method"], row["task"]): row for row in measured}
     results: dict[str, dict[str, Any]] = {}
     for (method, task), row in by_pair.items():
@@ -59,7 +60,14 @@ def assemble(
         "commit": commit(),
         "machine": machine(),
         "seeds": list(seeds),
-        "tasks": {name: {"betas": task.betas, "samples": task.samples} for name, task in TASKS.items()},
+        "tasks": {
+            name: {
+                "betas": task.betas,
+                "samples": task.samples,
+                "efficiency_of_optima": optima[name],
+            }
+            for name, task in TASKS.items()
+        },
         "titles": {name: METHODS[name].title for name in results},
         "results": results,
     }

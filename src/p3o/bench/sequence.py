@@ -1,24 +1,22 @@
-"""Problem (b): short responses of a neural autoregressive policy, enumerated on prompts that were never trained on.
+"""Problem (b): short responses of a small transformer, enumerated on prompts that were never trained on.
 
 A prompt is three attributes of six values; a response is up to five tokens of {end, 1, 2, 3} and ends with ``end`` or at the
 limit: 364 responses, all enumerable. The reward adds what the first attribute thinks of each token, the second of each
 pair of neighbours and the third of the first token and the length; it has standard deviation 1 under the reference.
 Twenty-four of the 216 prompts are held out.
 
-The policy is a frozen random perceptron, the reference, plus a trained one, the adapter. Both read the attributes, the position
-and the last two tokens: as autoregressive as a transformer (the policy has to learn which tokens lead to good continuations)
-and many times cheaper at this size.
+The reference is a random causal transformer that reads the attributes and the tokens so far; the policy begins as its copy and
+all of its weights are trained. The critic is a transformer of the same size.
 """
 
 from collections.abc import Sequence
 from itertools import product
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from p3o.bench.network import BatchedNetwork
+from p3o.bench.network import BatchedTransformer
 from p3o.bench.problems import Point, Rollout, SeededNoise, choose, exact_point, gibbs_point, on_grid
 
 ATTRIBUTES = 3
@@ -28,11 +26,14 @@ END = 0
 LENGTH = 5
 HELD_OUT = 24
 
-# One-hot inputs: the attributes, the position, the last token and the one before (VOCABULARY stands for "none").
-_INPUTS = ATTRIBUTES * VALUES + LENGTH + 2 * (VOCABULARY + 1)
-BASE = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=VOCABULARY)
-ADAPTER = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=VOCABULARY)
-CRITIC = BatchedNetwork(_INPUTS, ATTRIBUTES + 3, outputs=1)
+# Attribute a with value v is token VALUES·a + v at position a; response tokens follow. The last response token is never read.
+_PROMPT_TOKENS = ATTRIBUTES * VALUES
+_SYMBOLS = (
+    *((VALUES * a + value, a) for a in range(ATTRIBUTES) for value in range(VALUES)),
+    *((_PROMPT_TOKENS + token, ATTRIBUTES + t) for t in range(LENGTH - 1) for token in range(VOCABULARY)),
+)
+POLICY = BatchedTransformer(_SYMBOLS, outputs=VOCABULARY)
+CRITIC = BatchedTransformer(_SYMBOLS, outputs=1)
 
 
 class EnumerableSequence:
@@ -41,11 +42,9 @@ class EnumerableSequence:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = seeds
         instance = SeededNoise(seeds, stream=5)
-        self._base = BASE.initialise(instance.normal(BASE.parameters).float())
-        self._adapter = ADAPTER.initialise(instance.normal(ADAPTER.parameters).float())
-        self._adapter[:, -ADAPTER.hidden * ADAPTER.outputs :] = 0.0  # the output layer
+        self._reference = POLICY.initialise(instance.normal(POLICY.parameters).float())
         self._critic = CRITIC.initialise(instance.normal(CRITIC.parameters).float())
-        self._critic[:, -CRITIC.hidden :] = 0.0
+        self._critic[:, -CRITIC.width :] = 0.0  # the output layer
         self._token_effect = instance.normal(VALUES, VOCABULARY)
         self._neighbour_effect = instance.normal(VALUES, VOCABULARY, VOCABULARY)
         self._first_effect = instance.normal(VALUES, VOCABULARY)
@@ -55,11 +54,11 @@ class EnumerableSequence:
         order = instance.uniform(prompts.shape[0]).argsort(-1)
         self._train, self._held_out = prompts[order[:, HELD_OUT:]], prompts[order[:, :HELD_OUT]]
         self._responses, self._response_mask = _enumerate_responses()
-        first_visit, state = _states(self._responses)
+        first_visit, prefix = _prefixes(self._responses, self._response_mask)
         outcomes = self._responses.expand(len(seeds), HELD_OUT, -1, -1)
-        self._state_inputs = self.encode(self._held_out, outcomes).flatten(2, 3)[:, :, first_visit]
-        self._state_and_token = state * VOCABULARY + self._responses
-        self._reference_logprobs = self._response_logprobs(self._adapter)
+        self._prefix_inputs = self.encode(self._held_out, outcomes).flatten(2, 3)[:, :, first_visit].flatten(1, 2)
+        self._prefix_and_token = prefix * VOCABULARY + self._responses
+        self._reference_logprobs = self._response_logprobs(self._reference)
         rewards = self._enumerated_rewards()
         probabilities = self._reference_logprobs.exp()
         centred = rewards - (probabilities * rewards).sum(-1, keepdim=True)
@@ -68,8 +67,8 @@ class EnumerableSequence:
         self._noise = SeededNoise(seeds, stream=6)
 
     def initial_policy(self) -> Float[Tensor, "policy parameter"]:
-        """An adapter whose outputs are 0: the reference."""
-        return self._adapter.clone()
+        """The reference's weights."""
+        return self._reference.clone()
 
     def initial_critic(self) -> Float[Tensor, "policy critic"]:
         """A network of the policy's size whose outputs are 0."""
@@ -89,8 +88,8 @@ class EnumerableSequence:
         tokens = torch.zeros(policies, groups, responses, LENGTH, dtype=torch.long)
         mask = torch.ones_like(tokens, dtype=torch.bool)
         for t in range(LENGTH):
-            rows = _inputs(prompts, tokens[..., : t + 1], first=t)
-            probabilities = _next_token(policy, torch.cat([rows, BASE(self._base, rows)], -1)).exp()
+            contexts = self.encode(prompts, tokens[..., : t + 1])[..., -1, :].flatten(1, 2)
+            probabilities = _next_token(policy, contexts).exp()
             chosen = choose(probabilities.reshape(policies, groups, responses, VOCABULARY), uniform[..., t])
             tokens[..., t] = chosen.masked_fill(~mask[..., t], END)
             if t + 1 < LENGTH:
@@ -99,15 +98,18 @@ class EnumerableSequence:
 
     def encode(
         self, prompts: Int[Tensor, "policy group attribute"], tokens: Int[Tensor, "policy group response time"]
-    ) -> Float[Tensor, "policy group response time input"]:
-        """One-hot inputs of every state, then the frozen reference's logits there."""
-        rows = _inputs(prompts, tokens)
-        return torch.cat([rows, BASE(self._base, rows)], -1).reshape(*tokens.shape, -1)
+    ) -> UInt8[Tensor, "policy group response time symbol"]:
+        """The encoded context of every token: the prompt and the tokens before it."""
+        attributes = prompts + VALUES * torch.arange(ATTRIBUTES)
+        start = attributes.unsqueeze(2).expand(-1, -1, tokens.shape[2], -1)
+        read = tokens[..., :-1]
+        response = read + _PROMPT_TOKENS + VOCABULARY * torch.arange(read.shape[-1])
+        return POLICY.encode(torch.cat([start, response], -1))[..., ATTRIBUTES - 1 :, :]
 
     def logprobs(
         self,
         policy: Float[Tensor, "policy parameter"],
-        inputs: Float[Tensor, "policy group response time input"],
+        inputs: UInt8[Tensor, "policy group response time symbol"],
         tokens: Int[Tensor, "policy group response time"],
     ) -> Float[Tensor, "policy group response time"]:
         """log π(y_t | x, y_<t); padding holds the log-prob of ``end``, which the mask hides."""
@@ -117,11 +119,11 @@ class EnumerableSequence:
     def values(
         self,
         critic: Float[Tensor, "policy critic"],
-        inputs: Float[Tensor, "policy group response time input"],
+        inputs: UInt8[Tensor, "policy group response time symbol"],
         tokens: Int[Tensor, "policy group response time"],
     ) -> Float[Tensor, "policy group response time"]:
         """The critic's value of each token's state."""
-        return CRITIC(critic, inputs[..., :_INPUTS].flatten(1, 3)).reshape(tokens.shape)
+        return CRITIC(critic, inputs.flatten(1, 3)).reshape(tokens.shape)
 
     def rewards(
         self, prompts: Int[Tensor, "policy group attribute"], rollout: Rollout
@@ -138,9 +140,9 @@ class EnumerableSequence:
         return gibbs_point(self._reference_logprobs, self._rewards, beta)
 
     def _response_logprobs(self, policy: Float[Tensor, "policy parameter"]) -> Float[Tensor, "policy prompt outcome"]:
-        logprobs = _next_token(policy, self._state_inputs.flatten(1, 2)).double()
+        logprobs = _next_token(policy, self._prefix_inputs).double()
         table = logprobs.reshape(policy.shape[0], HELD_OUT, -1)
-        return table[:, :, self._state_and_token].masked_fill(~self._response_mask, 0.0).sum(-1)
+        return table[:, :, self._prefix_and_token].masked_fill(~self._response_mask, 0.0).sum(-1)
 
     def _enumerated_rewards(self) -> Float[Tensor, "policy prompt outcome"]:
         policies, prompts, _ = self._held_out.shape
@@ -168,24 +170,9 @@ class EnumerableSequence:
 
 
 def _next_token(
-    policy: Float[Tensor, "policy parameter"], rows: Float[Tensor, "policy row input"]
+    policy: Float[Tensor, "policy parameter"], contexts: UInt8[Tensor, "policy row symbol"]
 ) -> Float[Tensor, "policy row vocab"]:
-    return torch.log_softmax(rows[..., _INPUTS:] + ADAPTER(policy, rows[..., :_INPUTS]), -1)
-
-
-def _inputs(
-    prompts: Int[Tensor, "policy group attribute"], tokens: Int[Tensor, "policy group response time"], *, first: int = 0
-) -> Float[Tensor, "policy row input"]:
-    """Inputs of the states in which the tokens from position ``first`` on are chosen, one row per state."""
-    policies, groups, responses, length = tokens.shape
-    none = torch.full_like(tokens[..., :1], VOCABULARY)
-    last = torch.cat([none, tokens[..., :-1]], -1)[..., first:]
-    before_last = torch.cat([none, none, tokens[..., :-2]], -1)[..., first:length]
-    shape = (policies, groups, responses, length - first)
-    attributes = one_hot(prompts, VALUES).flatten(-2)[:, :, None, None].expand(*shape, -1)
-    position = torch.eye(LENGTH)[first:length].expand(*shape, -1)
-    codes = [attributes, position, one_hot(last, VOCABULARY + 1), one_hot(before_last, VOCABULARY + 1)]
-    return torch.cat([code.float() for code in codes], -1).flatten(1, 3)
+    return torch.log_softmax(POLICY(policy, contexts), -1)
 
 
 def _enumerate_responses() -> tuple[Int[Tensor, "outcome time"], Bool[Tensor, "outcome time"]]:
@@ -202,13 +189,15 @@ def _enumerate_responses() -> tuple[Int[Tensor, "outcome time"], Bool[Tensor, "o
     return tokens, ended_before == 0
 
 
-def _states(responses: Int[Tensor, "outcome time"]) -> tuple[Int[Tensor, " state"], Int[Tensor, "outcome time"]]:
-    """Distinct inputs (position, last two tokens) among all positions of all responses: where each one first occurs in the
-    flattened responses, and which one each position has."""
-    prompt = torch.zeros(1, 1, ATTRIBUTES, dtype=torch.long)
-    rows = _inputs(prompt, responses[None, None])[0]
-    states, state = torch.unique(rows, dim=0, return_inverse=True)
-    first_visit = torch.full((states.shape[0],), rows.shape[0]).scatter_reduce(
-        0, state, torch.arange(rows.shape[0]), reduce="amin"
-    )
-    return first_visit, state.reshape(responses.shape)
+def _prefixes(
+    responses: Int[Tensor, "outcome time"], mask: Bool[Tensor, "outcome time"]
+) -> tuple[Int[Tensor, " prefix"], Int[Tensor, "outcome time"]]:
+    """Distinct prefixes before any token of any response: where each one first occurs in the flattened responses, and which one
+    each token has (padding: that of the first token)."""
+    time = torch.arange(LENGTH)
+    earlier = responses.unsqueeze(1) * (time < time.unsqueeze(1))
+    rows = torch.cat([time.expand_as(responses).unsqueeze(-1), earlier], -1) * mask.unsqueeze(-1)
+    prefixes, prefix = torch.unique(rows.flatten(0, 1), dim=0, return_inverse=True)
+    visits = torch.arange(prefix.shape[0])
+    first_visit = torch.full_like(prefixes[:, 0], prefix.shape[0]).scatter_reduce(0, prefix, visits, reduce="amin")
+    return first_visit, prefix.reshape(responses.shape)

@@ -54,7 +54,7 @@ def tune(method_name: str, task_name: str) -> tuple[Setting, list[dict[str, Any]
             rows.append(row | {"efficiency": values.tolist(), "mean": float(values.mean())})
         return [float(value) for value in each.mean(1)]
 
-    start = Setting(task.rates[0], schedule=method.schedule)
+    start = Setting(task.rates[0], kl_stop=method.kl_stop, schedule=method.schedule)
     best, score = _best_rate(start, task, measure)
     for change in method.refinements:
         candidate = _changed(best, change)

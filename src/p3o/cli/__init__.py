@@ -6,8 +6,10 @@ line that begins with "error:"; 130 stopped by Ctrl-C.
 
 from p3o.cli import checks as _checks
 from p3o.cli import data as _data
+from p3o.cli import judge as _judge
 from p3o.cli import label as _label
 from p3o.cli import records as _records
+from p3o.cli import report as _report
 from p3o.cli import stages as _stages
 from p3o.cli import start as _start
 from p3o.cli.entry import main
@@ -15,4 +17,4 @@ from p3o.cli.entry import main
 __all__ = ["main"]
 
 # Importing a file of commands registers them.
-_COMMANDS = (_start, _data, _stages, _label, _records, _checks)
+_COMMANDS = (_start, _data, _stages, _report, _judge, _label, _records, _checks)

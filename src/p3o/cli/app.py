@@ -26,7 +26,21 @@ Resume = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
 RUNS = Path("runs")
 
-_ORDER = ("init", "doctor", "data", "run", "demo", "sft", "sample", "reward", "rl", "evaluate", "report", "samples")
+_ORDER = (
+    "init",
+    "doctor",
+    "data",
+    "run",
+    "demo",
+    "sft",
+    "sample",
+    "reward",
+    "rl",
+    "evaluate",
+    "judge",
+    "report",
+    "samples",
+)
 
 
 class _InOrder(TyperGroup):
@@ -44,7 +58,7 @@ app = typer.Typer(
     help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
     add_completion=False,
 )
-bench = typer.Typer(help="Benchmarks with a known optimum.")
+bench = typer.Typer(help="Benchmarks: algorithms against known optima, speed against TRL.")
 app.add_typer(bench, name="bench")
 
 

@@ -65,7 +65,9 @@ def serve(
     new_links: Annotated[bool, typer.Option("--new-links", help="Replace the links that were printed before.")] = False,
     judge: Annotated[
         str | None,
-        typer.Option("--judge", metavar="MODULE:FUNCTION", help="Have this compare the pairs; no page is served."),
+        typer.Option(
+            "--judge", metavar="CONFIG", help="Have a judge compare the pairs (YAML file, or MODULE:FUNCTION); no page."
+        ),
     ] = None,
     judge_name: Annotated[
         str | None, typer.Option("--judge-name", metavar="NAME", help="Its name in the store.")
@@ -85,7 +87,7 @@ def serve(
     }
     opened.change_settings(**{name: value for name, value in wanted.items() if value is not None})
     if judge is not None:
-        _judge(opened, judge, judge_name or judge, tie_margin)
+        _judge(opened, judge, judge_name or Path(judge).stem, tie_margin, store.with_name("judge_answers.db"))
         return
     _serve_page(opened, annotators.split(","), host=host, port=port, new_links=new_links)
 
@@ -177,18 +179,28 @@ def _add_pairs(store: "Store", path: Path) -> None:
     typer.echo(f"{path}: {_count(len(pairs), 'pair')}, {added} of them new")
 
 
-def _judge(store: "Store", spec: str, name: str, tie_margin: float) -> None:
+def _judge(store: "Store", spec: str, name: str, tie_margin: float, cache: Path) -> None:
     from p3o.labeling.judging import count_waiting, label_with_judge
     from p3o.training.progress import Progress
 
-    judge = load_judge(spec)
-    with Progress().stage("judge", total=count_waiting(store, name)) as advance:
+    judge = load_judge(spec, cache)
+    waiting = count_waiting(store, name)
+    with Progress().stage("judge", total=waiting) as advance:
         labelled = label_with_judge(store, judge, name=name, tie_margin=tie_margin, advance=advance)
-    typer.echo(f"{name}: {_count(labelled, 'pair')} labelled")
+    typer.echo(f"{name}: {_count(labelled, 'pair')} labelled, {waiting - labelled} without a valid answer")
 
 
-def load_judge(spec: str) -> "Judge":
-    """The judge that --judge names: a comparison function, asked in both orders."""
+def load_judge(spec: str, cache: Path) -> "Judge":
+    """The judge that --judge names: a comparison function, asked in both orders, or a YAML file of a judge's settings.
+
+    Args:
+        cache: where a judge that is asked in words keeps its answers.
+    """
+    if Path(spec).suffix in (".yaml", ".yml"):
+        from p3o.config_loading import load_config
+        from p3o.feedback.judge import JudgeConfig, open_judge
+
+        return open_judge(load_config(Path(spec), [], JudgeConfig), cache=cache)
     from p3o.feedback.comparison import FunctionJudge, load_comparison_function
 
     return FunctionJudge(load_comparison_function(spec), name=spec)

@@ -68,7 +68,7 @@ def _add_stage_command(stage: str, summary: str) -> None:
         help_all: HelpAll = False,  # noqa: ARG001 (its callback has done it)
     ) -> None:
         asked = Asked(stage, config, set_ or (), given, name, output, overwrite, resume)
-        _do(asked, dry=dry_run, json_file=json_file, repository=push_to_hub, private=private)
+        do(asked, dry=dry_run, json_file=json_file, repository=push_to_hub, private=private)
 
 
 _add_stage_command("run", RUN)
@@ -102,10 +102,11 @@ def demo(
 
 
 for _stage, _summary in STAGES.items():
-    _add_stage_command(_stage, _summary)
+    if _stage != "report":  # which takes run folders too: p3o.cli.report
+        _add_stage_command(_stage, _summary)
 
 
-def _do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | None, private: bool) -> None:
+def do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | None, private: bool) -> None:
     """Resolve the settings and look ahead, or do it and record what came of it."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise P3OError(f"--json {json_file}: its folder is not there; make it first")

@@ -1,7 +1,12 @@
-"""Who wins on the same prompts, and how sure that is: win rates with intervals, ties counting one half."""
+"""Who wins on the same prompts, and how sure that is: win rates with intervals, ties counting one half.
+
+``head_to_head`` compares rewards, ``head_to_head_by_prompt`` outcomes of several pairs a prompt, and
+``kl_adjusted_win_rates`` rewards of which a nat of KL has been paid for.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -90,6 +95,75 @@ def head_to_head(
     return HeadToHead(
         wins, ties, losses, (wins + 0.5 * ties) / n, low, high, confidence, "bootstrap" if ties else "wilson"
     )
+
+
+def head_to_head_by_prompt(
+    outcomes: ArrayLike,
+    prompts: Sequence[Hashable],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> HeadToHead:
+    """Compare two policies over pairs of which several may share a prompt.
+
+    Pairs of one prompt are not independent, so the bootstrap draws prompts and takes all pairs of each. With one pair a
+    prompt this is ``head_to_head``.
+
+    Args:
+        outcomes: above 0 where A won, below 0 where B did, 0 for a tie.
+        prompts: what tells the prompts apart, one for each outcome.
+        confidence, resamples, seed: as in ``head_to_head``.
+
+    Raises:
+        ValueError: as ``head_to_head``, or if there is not one prompt for each outcome.
+    """
+    signs = np.sign(np.asarray(outcomes, dtype=np.float64))
+    if len(prompts) != signs.size:
+        raise ValueError(f"{len(prompts)} prompts for {signs.size} outcomes")
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    whole = head_to_head(signs, np.zeros_like(signs), confidence=confidence, resamples=resamples, seed=seed)
+    if len(places) == signs.size:
+        return whole
+    owner = np.array([places[prompt] for prompt in prompts])
+    pairs = np.bincount(owner)
+    points = np.bincount(owner, weights=(signs + 1) / 2)
+    drawn = np.random.default_rng(seed).multinomial(len(places), np.full(len(places), 1 / len(places)), size=resamples)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile((drawn @ points) / (drawn @ pairs), [tail, 1 - tail])
+    return replace(whole, low=float(low), high=float(high), method="bootstrap")
+
+
+@dataclass(frozen=True)
+class KLAdjusted:
+    """A against B when a nat of KL costs ``price`` of reward: by (reward − price · KL) of each response."""
+
+    price: float
+    result: HeadToHead
+
+
+def kl_adjusted_win_rates(
+    rewards_a: ArrayLike, kl_a: ArrayLike, rewards_b: ArrayLike, kl_b: ArrayLike, prices: ArrayLike
+) -> list[KLAdjusted]:
+    """The head-to-head of two policies under each price of a nat, prompt by prompt.
+
+    A reward win rate favours whoever moved further from the SFT model; β is the price that training itself paid. The KL of a
+    response is its own estimate, which at price 0 plays no part.
+
+    Raises:
+        ValueError: as ``head_to_head``.
+    """
+    left, right = (
+        (np.asarray(reward, dtype=np.float64), np.asarray(kl, dtype=np.float64))
+        for reward, kl in ((rewards_a, kl_a), (rewards_b, kl_b))
+    )
+    for reward, kl in (left, right):
+        if reward.shape != kl.shape:
+            raise ValueError(f"rewards and KLs must be equally long, got shapes {reward.shape} and {kl.shape}")
+    return [
+        KLAdjusted(float(price), head_to_head(left[0] - price * left[1], right[0] - price * right[1]))
+        for price in np.atleast_1d(np.asarray(prices, dtype=np.float64))
+    ]
 
 
 def _bootstrap_interval(

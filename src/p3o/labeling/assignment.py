@@ -103,17 +103,17 @@ def _choose(session: Session, annotator: int, settings: Settings, now: datetime)
     unseen = ~(
         select(Assignment.id).where(Assignment.item_id == Item.id, Assignment.annotator_id == annotator).exists()
     )
-    gold = select(Item).where(col(Item.gold).is_not(None), unseen).order_by(col(Item.id))
+    gold = select(Item).where(col(Item.gold).is_not(None), unseen)
     leased = _leases(now, besides=annotator).where(Assignment.item_id == Item.id).correlate(Item).scalar_subquery()
-    ordinary = (
-        select(Item)
-        .where(_wants_labels(settings), unseen, Item.labels + leased < settings.overlap)
-        .order_by(col(Item.labels).desc(), col(Item.id))
-    )
+    # One query for each number of answers: each walks an index to its first hit, where one that sorts would ask about all.
+    ordinary = [
+        select(Item).where(Item.labels == labels, col(Item.gold).is_(None), unseen, labels + leased < settings.overlap)
+        for labels in reversed(range(settings.overlap))
+    ]
     seen = session.exec(select(func.count()).where(Assignment.annotator_id == annotator)).one()
     gold_is_due = (seen + 1) % settings.gold_every == 0
-    for query in (gold, ordinary) if gold_is_due else (ordinary, gold):
-        if (item := session.exec(query.limit(1)).first()) is not None:
+    for query in [gold, *ordinary] if gold_is_due else [*ordinary, gold]:
+        if (item := session.exec(query.order_by(col(Item.id)).limit(1)).first()) is not None:
             return item
     return None
 

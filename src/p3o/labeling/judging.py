@@ -19,8 +19,8 @@ class Verdict(Protocol):
     """What a judge says of one pair."""
 
     @property
-    def preference(self) -> float:
-        """In [−1, 1]: 1 for response a, −1 for response b, 0 for neither."""
+    def preference(self) -> float | None:
+        """In [−1, 1]: 1 for response a, −1 for response b, 0 for neither; None if there is no valid answer."""
 
 
 @runtime_checkable
@@ -42,7 +42,9 @@ def label_with_judge(
     tie_margin: float = 0.0,
     advance: Callable[[int], None] | None = None,
 ) -> int:
-    """Have a judge label every pair that it has not labelled yet; returns how many those were.
+    """Have a judge label every pair that it has not labelled yet; returns how many labels came of it.
+
+    Pairs to which it gives no valid answer stay unlabelled, and are asked again the next time.
 
     Each answer is committed as the batch it comes in returns: a run that stops halfway goes on where it was. Gold pairs are
     judged too, so that the admin page shows how often the judge is right on them.
@@ -57,6 +59,7 @@ def label_with_judge(
         P3OError: if someone who is no judge has this name, or a verdict is no number in [−1, 1].
     """
     annotator, waiting = _waiting(store, name)
+    labelled = 0
     for start in range(0, len(waiting), batch_size):
         items = waiting[start : start + batch_size]
         verdicts = judge.compare(
@@ -70,10 +73,12 @@ def label_with_judge(
             )
         answers = [_answer(verdict, item, name, tie_margin) for verdict, item in zip(verdicts, items, strict=True)]
         for item, answer in zip(items, answers, strict=True):
-            _record(store, annotator, item, answer)
+            if answer is not None:
+                _record(store, annotator, item, answer)
+                labelled += 1
         if advance is not None:
             advance(len(items))
-    return len(waiting)
+    return labelled
 
 
 def count_waiting(store: Store, name: str) -> int:
@@ -101,7 +106,9 @@ def _waiting(store: Store, name: str) -> tuple[int, list[Item]]:
         return annotator.id, list(items)
 
 
-def _answer(verdict: Verdict, item: Item, name: str, tie_margin: float) -> Answer:
+def _answer(verdict: Verdict, item: Item, name: str, tie_margin: float) -> Answer | None:
+    if verdict.preference is None:
+        return None
     preference = float(verdict.preference)
     if not (math.isfinite(preference) and abs(preference) <= 1):
         raise P3OError(f"judge {name}: preference {preference} on pair {shorten(item.key)}; it must be in [-1, 1]")

@@ -61,7 +61,7 @@ def choose_layout(
     Args:
         model: a causal language model of transformers, in the mode (training or not) in which it will be used.
         choice: ``auto``, or the one layout to try.
-        responses: K of the groups that the probe makes.
+        responses: K; the probe's groups have no more than three.
         context: the longest prompt with its response that will come, in tokens; a window of attention at least that
             long does not matter. None: any window does.
         budget: bytes of logits that may exist at once.
@@ -71,7 +71,7 @@ def choose_layout(
     """
     wanted = list(LAYOUTS) if choice == "auto" else [choice]
     window = sliding_window(model)
-    groups = random_groups(model, responses, window)
+    groups = random_groups(model, min(responses, 3), window)
     plain = measured(model, groups, lambda: torch.cat([plain_logprobs(model, [one]) for one in singles(groups)]))
     tolerance = allowance(plain, measured(model, groups, lambda: plain_logprobs(model, groups)))
     rejected: dict[LayoutName, str] = {}

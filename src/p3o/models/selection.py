@@ -109,7 +109,10 @@ def head_logits(model: nn.Module, states: Float[Tensor, "row hidden"]) -> Float[
     """Head, then the scale and the softcap that the configuration names (Cohere, Granite, Gemma)."""
     module = output_embeddings(model)
     assert module is not None
-    logits: Tensor = module(states)
+    # A model that computes in another dtype than its weights' does so in its forward, which this is outside of.
+    dtype: torch.dtype | None = getattr(model, "autocast_dtype", None)
+    with torch.autocast(states.device.type, dtype=dtype, enabled=dtype is not None):
+        logits: Tensor = module(states)
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     scale = getattr(config, "logit_scale", None)

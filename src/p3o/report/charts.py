@@ -246,13 +246,13 @@ def _tooltips(measure: Measure) -> list[alt.Tooltip]:
 def _colour(found: Sequence[Frontier], palette: Palette, legend: bool) -> alt.Color:
     names = [frontier.algorithm for frontier in found]
     scale = alt.Scale(domain=[palette.label(n) for n in names], range=[palette.colours[n] for n in names])
-    return alt.Color("series:N", title=None, scale=scale, legend=_legend() if legend else None)
+    return alt.Color("series:N", title=None, scale=scale, legend=_legend() if legend or palette.legend else None)
 
 
 def _shape(found: Sequence[Frontier], palette: Palette, legend: bool) -> alt.Shape:
     names = [frontier.algorithm for frontier in found]
     scale = alt.Scale(domain=[palette.label(n) for n in names], range=[palette.series[n].shape for n in names])
-    return alt.Shape("series:N", title=None, scale=scale, legend=_legend() if legend else None)
+    return alt.Shape("series:N", title=None, scale=scale, legend=_legend() if legend or palette.legend else None)
 
 
 def _legend() -> alt.Legend:

@@ -40,11 +40,17 @@ def curve_chart(
         )
         for line in lines
     }
+    own_legend = alt.Legend(orient="top", direction="horizontal", columns=0) if palette.legend else None
     y_axis = alt.Axis(format=y_format) if y_format else alt.Undefined
     y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False), axis=y_axis)
     chart = alt.Chart(alt.NamedData("points")).encode(
         alt.X("x:Q", title=x_title, axis=alt.Axis(tickMinStep=1, format="~s")),
-        alt.Color("series:N", legend=None, scale=alt.Scale(domain=list(colours), range=list(colours.values()))),
+        alt.Color(
+            "series:N",
+            title=None,
+            legend=own_legend,
+            scale=alt.Scale(domain=list(colours), range=list(colours.values())),
+        ),
         detail="run:N",
         tooltip=[
             alt.Tooltip("series:N", title="Run"),

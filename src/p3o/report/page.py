@@ -19,15 +19,15 @@ from p3o.report.sections import all_sections
 from p3o.report.tables import policy_name
 
 
-def build_report(run: Path) -> Path:
-    """Write ``report.html`` into a run folder and return its path.
+def build_report(run: Path, target: Path | None = None) -> Path:
+    """Write the report of a run folder, by default as ``report.html`` into it, and return its path.
 
     The file makes no network request: its content security policy forbids every source but itself.
 
     Raises:
         P3OError: if a file of the run is missing or garbled, or the report cannot be written.
     """
-    target = run / "report.html"
+    target = target or run / "report.html"
     write_text(target, render(read_run(run)))
     return target
 
@@ -45,6 +45,11 @@ def render(data: RunData) -> str:
         names={policy: policy_name(data, policy, palette) for policy in [*algorithms, "sft"]},
         algorithms=algorithms,
     )
+    return render_page(page)
+
+
+def render_page(page: Page) -> str:
+    """A page as one HTML file."""
     return _environment().get_template("report.html").render(page=page, vega=Markup(_vega()))
 
 

@@ -58,7 +58,8 @@ SHAPE_PATHS = {
 class Palette:
     """Colours to draw with: CSS variables in the page, literal colours in a picture.
 
-    ``ground`` is what lies behind the charts and ``background`` what they paint there themselves.
+    ``ground`` is what lies behind the charts and ``background`` what they paint there themselves. ``legend`` is whether charts
+    carry their own, because they stand alone.
     """
 
     series: dict[str, Series]
@@ -69,6 +70,7 @@ class Palette:
     ground: str
     background: str
     padding: int = 4
+    legend: bool = False
     font: str = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
     def label(self, algorithm: str | None) -> str:
@@ -118,6 +120,7 @@ def picture_palette(algorithms: Sequence[str]) -> Palette:
         ground="#ffffff",
         background="#ffffff",
         padding=16,
+        legend=True,
         font="sans-serif",
     )
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from p3o.errors import P3OError
 from p3o.files import open_for_reading
-from p3o.report.rundata import Comparison, Evaluation, Response, RunData, RunInfo, Sample, TrainingStep
+from p3o.report.rundata import Comparison, Evaluation, Judgement, Response, RunData, RunInfo, Sample, TrainingStep
 
 RowT = TypeVar("RowT", bound=BaseModel)
 
@@ -55,6 +55,7 @@ def read_run(folder: Path) -> RunData:
         responses=_optional_rows(Response, folder / "responses.jsonl"),
         samples=[row for row in read_samples(folder) if row.policy in shown],
         comparisons=[row for row in read_comparisons(folder / "head_to_head.json") if {row.a, row.b} <= shown],
+        judgements=[row for row in _optional_rows(Judgement, folder / "judgements.jsonl") if {row.a, row.b} <= shown],
     )
 
 

@@ -69,8 +69,39 @@ class Sample(_Row):
     gold: float | None = None
 
 
+class Rate(_Row):
+    """A win rate with its interval."""
+
+    win_rate: float
+    low: float
+    high: float
+
+    def mirrored(self) -> "Rate":
+        """Seen from the other side."""
+        return Rate(win_rate=1 - self.win_rate, low=1 - self.high, high=1 - self.low)
+
+
+class LengthBin(_Row):
+    """The pairs whose difference of lengths, A minus B, lies within these limits."""
+
+    low: float
+    high: float
+    win_rate: Rate
+
+
+class Judgement(_Row):
+    """A judge's verdict on one pair: preference above 0 for ``a``, below 0 for ``b``, None where there is none."""
+
+    a: str
+    b: str
+    prompt_index: int
+    judge: str
+    preference: float | None
+    reasons: list[str] = Field(default_factory=list)
+
+
 class Comparison(_Row):
-    """Policy ``a`` against policy ``b`` on the same prompts."""
+    """Policy ``a`` against policy ``b`` on the same prompts, by a reward or by a judge (then with its own rates)."""
 
     a: str
     b: str
@@ -81,10 +112,22 @@ class Comparison(_Row):
     low: float
     high: float
     by: str = "reward"
+    judge: str | None = None
+    served_by: list[str] = Field(default_factory=list)
+    date: str | None = None
+    flip_rate: float | None = None
+    first_position_rate: float | None = None
+    invalid: int = 0
+    failed: int = 0
+    length_controlled: Rate | None = None
+    by_length: list[LengthBin] = Field(default_factory=list)
 
     def mirrored(self) -> "Comparison":
         """The same comparison seen from ``b``."""
         change = {"a": self.b, "b": self.a, "wins": self.losses, "losses": self.wins, "win_rate": 1 - self.win_rate}
+        controlled = self.length_controlled.mirrored() if self.length_controlled else None
+        bins = [LengthBin(low=-b.high, high=-b.low, win_rate=b.win_rate.mirrored()) for b in reversed(self.by_length)]
+        change |= {"length_controlled": controlled, "by_length": bins}
         return self.model_copy(update=change | {"low": 1 - self.high, "high": 1 - self.low})
 
 
@@ -126,6 +169,7 @@ class RunData:
             Where all policies were, there is nothing to set apart: ``evaluations`` holds them and this is empty.
         training: rows of stage "rl" of the policies in ``evaluations``, one list per run, in order of appearance.
         comparisons: between policies in ``evaluations``, SFT always the second.
+        judgements: of judges, pair by pair, on the same policies.
         reward_test: the last row of stage "reward_test".
     """
 
@@ -141,6 +185,7 @@ class RunData:
     responses: list[Response] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
 
     @property
     def has_gold(self) -> bool:

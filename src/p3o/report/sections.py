@@ -3,6 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from p3o.report.blocks import Block, Code, Facts, Figure, FollowedBlock, Panel, Section, TableBlock, TextsBlock
+from p3o.report.calibration import (
+    Checked,
+    agreement_table,
+    calibration_bins,
+    calibration_chart,
+    checked_pairs,
+    expected_calibration_error,
+)
 from p3o.report.charts import Yardstick, frontier_chart, proxy_gold_chart, shift_chart
 from p3o.report.curves import Line, curve_chart
 from p3o.report.frontiers import (
@@ -14,13 +22,13 @@ from p3o.report.frontiers import (
     over_optimisation,
     value_of,
 )
+from p3o.report.headtohead import head_to_head_section
 from p3o.report.numbers import duration, number, percent
 from p3o.report.palette import Palette, readable
 from p3o.report.rundata import RunData, TrainingStep
 from p3o.report.tables import (
     evaluation_table,
     fit_table,
-    head_to_head_table,
     over_optimisation_table,
     shift_table,
 )
@@ -33,6 +41,9 @@ _CURVES = (
     ("length", "Length", "tokens per response", ""),
     ("ended", "Share ended", "share of responses", "~%"),
     ("clip_fraction", "Clip fraction", "share of loss terms", "~%"),
+    ("ratio_max", "Largest importance ratio", "π / π_old of a response", ""),
+    ("tie_fraction", "Ties", "share of pairs", "~%"),
+    ("reward_gap", "Reward gap", "mean |difference| on a prompt", ""),
     ("half_squared_log_ratio", "Distance from the sampling policy", "½ (log-ratio)², nats²", ""),
     ("updates", "Updates done", "per step", ""),
     ("loss", "Loss, each algorithm's own", "per batch", ""),
@@ -166,23 +177,6 @@ def training_section(data: RunData, palette: Palette) -> Section:
     return Section("training", title, intro, blocks)
 
 
-def head_to_head_section(data: RunData, palette: Palette) -> Section:
-    """Win rates."""
-    title = "Head to head"
-    if not data.comparisons:
-        why = "Left out: head_to_head.json is missing or empty; it is written after the last evaluation."
-        return Section("headtohead", title, why)
-    intro = (
-        "Two policies answer the same held-out prompts once each; the higher reward wins, a tie counts one half. The bar "
-        "spans the 95\N{NO-BREAK SPACE}% interval; where it crosses the middle, the prompts do not tell the two apart."
-    )
-    blocks: list[Block] = []
-    for by in sorted({c.by for c in data.comparisons}, key=lambda by: by != judge(data)):
-        table = head_to_head_table(data, [c for c in data.comparisons if c.by == by], palette)
-        blocks.append(TableBlock(table, f"Judged by {'proxy' if by == 'reward' else by} reward"))
-    return Section("headtohead", title, intro, blocks)
-
-
 def shift_section(data: RunData, palette: Palette) -> Section | None:
     """The same algorithms under per-prompt reward offsets; absent unless the run made the comparison."""
     if not data.shifted:
@@ -223,7 +217,8 @@ def reward_model_section(data: RunData, palette: Palette) -> Section:
         for key, unit in (("loss", "nats per pair"), ("accuracy", "share of pairs"))
         for panel in _stage_panels(data.reward_training, palette, [(key, key)], unit)
     ]
-    if not facts and not panels:
+    truth, pairs = checked_pairs(data)
+    if not facts and not panels and not pairs:
         return Section("rewardmodel", title, "Left out: this run trained no reward model of its own.")
     intro = (
         "The proxy, learned from labelled pairs (Bradley–Terry) and tested on pairs that it has not seen. "
@@ -232,7 +227,28 @@ def reward_model_section(data: RunData, palette: Palette) -> Section:
     blocks: list[Block] = [Facts("On held-out pairs", facts)] if facts else []
     if panels:
         blocks.append(Figure(panels, [], "Training of the reward model."))
+    if pairs:
+        blocks += _on_responses(truth, pairs, palette)
     return Section("rewardmodel", title, intro, blocks)
+
+
+def _on_responses(truth: str, pairs: Sequence[Checked], palette: Palette) -> list[Block]:
+    """The proxy against the truth on what the policies wrote."""
+    name = "the gold reward" if truth == "gold" else truth
+    bins = calibration_bins(pairs)
+    chart = calibration_chart(bins, palette).specification(palette, height=260)
+    caption = (
+        f"Responses of two policies to the same held-out prompt, {len(pairs)} pairs, held against {name}. Bars are 95 % "
+        f"intervals. Mean distance from the dashed line: {number(expected_calibration_error(bins), 3)}. A reward model learns "
+        "how often people agree; a truth without noise agrees more often than that, so points above the line are no fault."
+    )
+    panel = Panel(
+        "Calibration on the policies' responses", chart, "Agreement of the proxy with the truth against its confidence"
+    )
+    return [
+        Figure([panel], [], caption, columns=1),
+        TableBlock(agreement_table(pairs), f"Agreement with {name}, and whether length fools the proxy"),
+    ]
 
 
 def _test_value(name: str, value: int | float | str) -> str:
@@ -255,7 +271,8 @@ def texts_section(data: RunData, _palette: Palette) -> Section:
     intro = (
         f"Sampled once at the temperature of training, and chosen by rule: {EVEN_PROMPTS} prompts at even distances "
         f"through the held-out set, and for each algorithm the greatest rise and the greatest fall in "
-        f"{'gold' if judge(data) == 'gold' else 'proxy'} reward against SFT. Extremes show what can happen, not what is usual."
+        f"{'gold' if judge(data) == 'gold' else 'proxy'} reward against SFT and the highest and lowest value. Extremes show "
+        "what can happen, not what is usual."
     )
     return Section("texts", title, intro, blocks)
 

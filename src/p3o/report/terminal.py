@@ -16,7 +16,7 @@ from p3o.report.tables import decoding_name, policy_name
 def terminal_summary(run: Path) -> Table:
     """A table of the SFT yardsticks and every trained policy at its last step.
 
-    Columns: proxy reward, gold reward where it exists, KL in nats per response (full-vocabulary estimator), tokens, and
+    Columns: (proxy) reward, gold reward where it exists, KL in nats per response (full-vocabulary estimator), tokens, and
     the win rate against SFT samples with its 95 % interval.
 
     Raises:
@@ -44,8 +44,8 @@ def terminal_summary(run: Path) -> Table:
 
 
 def _heads(data: RunData) -> list[str]:
-    gold = ["gold reward"] if data.has_gold else []
-    return ["proxy reward", *gold, "KL (nats)", "tokens", "beats SFT"]
+    gold = ["gold"] if data.has_gold else []
+    return ["reward", *gold, "KL, nats", "tokens", "beats SFT"]
 
 
 def _cells(data: RunData, row: Evaluation) -> list[str]:
@@ -55,7 +55,7 @@ def _cells(data: RunData, row: Evaluation) -> list[str]:
         name if row.decoding == "sample" else f"{name}, {decoding_name(row)}",
         with_error(row.reward, row.reward_se),
         *([with_error(*gold)] if data.has_gold else []),
-        with_error(row.kl, row.kl_se) if row.decoding == "sample" else "–",
+        number(row.kl, 2) if row.kl is not None and row.decoding == "sample" else "–",
         number(row.length, 1),
         _wins(data, row),
     ]

@@ -23,7 +23,8 @@ class Shown:
 
 
 def before_and_after(data: RunData) -> list[Shown]:
-    """The prompts to show: evenly spaced ones first, then each policy's greatest rise and greatest fall against SFT.
+    """The prompts to show: evenly spaced ones first, then each policy's greatest rise and fall against SFT, and its highest
+    and lowest value.
 
     Changes are in the judging reward (gold where it exists) between one sample of each; ties go to the smaller prompt
     index. Only prompts with a sampled SFT response count.
@@ -39,7 +40,7 @@ def before_and_after(data: RunData) -> list[Shown]:
         return []
     reasons: dict[int, list[tuple[str, str]]] = {index: [("", "by position")] for index in _even(sorted(before))}
     for policy, responses in trained.items():
-        for index, words in _extremes(before, responses, measure):
+        for index, words in [*_extremes(before, responses, measure), *_best_and_worst(before, responses, measure)]:
             reasons.setdefault(index, []).append((policy, words))
     return [
         Shown(
@@ -79,6 +80,14 @@ def _extremes(before: Mapping[int, Response], after: Mapping[int, Response], mea
         *([(-best, "greatest rise")] if rise > 0 else []),
         *([(-worst, "greatest fall")] if fall < 0 else []),
     ]
+
+
+def _best_and_worst(
+    before: Mapping[int, Response], after: Mapping[int, Response], measure: Measure
+) -> list[tuple[int, str]]:
+    """Prompt indices of the policy's highest and lowest value."""
+    values = sorted((_value(after[index], measure), -index) for index in before if index in after)
+    return [(-values[-1][1], "its highest"), (-values[0][1], "its lowest")] if values else []
 
 
 def _value(response: Response, measure: Measure) -> float:

@@ -31,7 +31,7 @@ from p3o.training.tracking import METRICS_FILE, RunFolder
 SFT_POLICY = "sft"
 STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
-ROWS_FILE = "data.json"
+PAIRS_FILE, ROWS_FILE = "pairs.jsonl", "data.json"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
 
@@ -126,6 +126,7 @@ class RunContext:
         rolls_back: bool,
         owns: Callable[[Mapping[str, Any]], bool],
         start: Callable[[], None] = lambda: None,
+        resumed: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Train, from the last checkpoint of this name where the run is resumed.
 
@@ -137,6 +138,7 @@ class RunContext:
             rolls_back: whether to go back to the last checkpoint after a numerical fault.
             owns: rows of the run's JSONL files that this training writes.
             start: called before the first step, but not when an earlier attempt has come further.
+            resumed: called with the steps that are done whenever training goes on from a checkpoint.
         """
         every, keep = self.config.checkpoints.every, self.config.checkpoints.keep
         checkpoints = Checkpoints(
@@ -147,6 +149,7 @@ class RunContext:
             self.folder.rewind(found["lengths"])
             self.progress.print(f"{name}: going on after step {trainer.done}")
             advance(trainer.done)
+            resumed(trainer.done)
         else:
             checkpoints.remove()
             for file in GROWING_FILES:
@@ -158,6 +161,7 @@ class RunContext:
             if state is None:
                 raise fault
             self.folder.rewind(state["lengths"])
+            resumed(trainer.done)
             self.warn(f"{name}: {fault}; back to step {trainer.done} (time {attempt})")
 
         watch = Watch()

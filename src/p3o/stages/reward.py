@@ -77,14 +77,14 @@ def is_reward_row(row: Mapping[str, Any]) -> bool:
 
 
 def labelled_pairs(run: RunContext) -> list[Pair]:
-    """The pairs to train on: the user's, or those that the sample stage labelled, in the order of their file."""
-    pairs = run.inputs.preferences
-    if run.config.embedded is not None:
-        path = run.folder.path / PREFERENCES_FILE
-        if not path.exists():
-            raise P3OError(f"{path}: not there yet; run `p3o sample` in this run folder first")
+    """The pairs to train on: the user's and those that the sample stage had labelled, in the order of their files."""
+    pairs = list(run.inputs.preferences)
+    path = run.folder.path / PREFERENCES_FILE
+    if path.exists():
         # Written by the sample stage; unlike a user's file it may hold an empty response, which a policy can well give.
-        pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in read_jsonl(path)]
+        pairs += [(row["prompt"], row["chosen"], row["rejected"]) for row in read_jsonl(path)]
+    elif run.config.embedded is not None or run.config.data.preferences is None:
+        raise P3OError(f"{path}: not there yet; run `p3o sample` in this run folder first")
     return pairs
 
 

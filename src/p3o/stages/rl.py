@@ -16,19 +16,22 @@ from p3o.models.language import frozen_copy
 from p3o.models.sharing import share_frozen_weights
 from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator
+from p3o.stages.refit import REFITS, Refits
 from p3o.training.online import OnlineConfig, OnlineTrainer
-from p3o.training.scoring import ComparisonFeedback
+from p3o.training.scoring import ComparisonFeedback, RewardFeedback
 
 
 def rl(run: RunContext) -> None:
     """Every RL run of the configuration, from the same SFT model on the same prompts in the same order."""
 
     def owns(row: Mapping[str, Any]) -> bool:
-        return row["stage"] in ("rl", "critic_warmup") or (row["stage"] == "evaluate" and row["policy"] != SFT_POLICY)
+        return row["stage"] in ("rl", "critic_warmup", "refit") or (
+            row["stage"] == "evaluate" and row["policy"] != SFT_POLICY
+        )
 
     with run.folder.stage("rl", owns=owns, resume=run.resume):
         if not run.resume:
-            for file in (SAMPLES_FILE, *(f"rl/{name}" for name in run.config.rl.runs)):
+            for file in (SAMPLES_FILE, REFITS, *(f"rl/{name}" for name in run.config.rl.runs)):
                 remove(run.folder.path / file)
         for name in run.config.rl.runs:
             if (run.folder.path / "rl" / name).is_dir():
@@ -71,6 +74,16 @@ def rl_run(run: RunContext, name: str) -> None:
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
     if entry.reward_shift:
         identity["reward_shift"] = entry.reward_shift
+    refits = Refits(run, name, run.config.rl.refit) if entry.refit else None
+
+    def use(reward_model: Scorer | None) -> None:
+        if reward_model is not None:
+            trainer.feedback = RewardFeedback(
+                shifted(run, entry.reward_shift, reward_model),
+                missing_eos_penalty=training.missing_eos_penalty,
+                drop_bad_groups=training.on_fault == "skip",
+            )
+
     with run.progress.stage(f"rl {name}", total=trainer.total) as advance:
 
         def evaluated(step: int) -> None:
@@ -88,6 +101,8 @@ def rl_run(run: RunContext, name: str) -> None:
             advance(1, **{short: metrics[key] for key, short in shown.items() if key in metrics})
             if step == 0 or (step > 0 and step % run.config.evaluation.every == 0) or done == trainer.total:
                 evaluated(step)
+            if refits is not None and refits.due(step, training.steps):
+                use(refits.refit(step, policy))
 
         run.fit(
             f"rl/{name}",
@@ -97,6 +112,7 @@ def rl_run(run: RunContext, name: str) -> None:
             rolls_back=training.on_fault == "rollback",
             owns=lambda row: name in (row.get("run"), row.get("policy")),
             start=lambda: None if trainer.warmup_steps else evaluated(0),
+            resumed=lambda done: use(refits.at(done - trainer.warmup_steps) if refits is not None else None),
         )
     with run.folder.directory(f"rl/{name}") as target:
         run.models.save(policy, run.tokenizer, target)
@@ -129,7 +145,7 @@ def feedback_of(run: RunContext, shift: float, training: OnlineConfig) -> Scorer
     """What a run learns from: the reward, with its offsets, or comparisons alone."""
     comparator = run.feedback.comparator()
     if comparator is None:
-        return shifted(run, shift)
+        return shifted(run, shift, run.scorer)
     return ComparisonFeedback(
         comparator,
         missing_eos_penalty=training.missing_eos_penalty,
@@ -145,9 +161,8 @@ def share_frozen_weights_with(policy: nn.Module, critic: Critic | None, scorer: 
         share_frozen_weights(scorer.model, policy)
 
 
-def shifted(run: RunContext, standard_deviation: float) -> Scorer:
+def shifted(run: RunContext, standard_deviation: float, scorer: Scorer) -> Scorer:
     """The reward with an offset on every prompt, drawn once per prompt: what comparisons cannot see."""
-    scorer = run.scorer
     if standard_deviation == 0.0:
         return scorer
     seed = run.seed("offsets")

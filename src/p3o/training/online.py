@@ -284,10 +284,8 @@ class OnlineTrainer:
         time = responses.tokens.shape[-1]
         reference = self.passes.logprobs(self.reference, groups, time)
         one_pass = self.one_pass and self.done >= self.warmup_steps
-        # Not a number until the update's own pass writes it: read too early, it would show.
-        behaviour = (
-            torch.full_like(reference, torch.nan) if one_pass else self.passes.logprobs(self.policy, groups, time)
-        )
+        # With one pass this holds nothing until the update writes it.
+        behaviour = torch.zeros_like(reference) if one_pass else self.passes.logprobs(self.policy, groups, time)
         experience = Experience(
             response_mask=responses.mask[worth.kept.to(self.device)],
             behaviour_logprobs=behaviour,

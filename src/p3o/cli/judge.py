@@ -1,0 +1,189 @@
+"""The command that has responses compared by a judge: a served model, a local one, a reward, a function."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p3o.cli.app import ConfigFile, Overrides, app
+from p3o.errors import P3OError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from p3o.evaluation.contest import Contest
+    from p3o.evaluation.judging import Judged
+    from p3o.evaluation.ranking import Ranked
+    from p3o.feedback.judge.sidebyside import CostEstimate
+
+_FileA = Annotated[
+    Path | None, typer.Option("--a", metavar="FILE", help='Responses of A: {"prompt", "response"} a line.')
+]
+_FileB = Annotated[Path | None, typer.Option("--b", metavar="FILE", help="Responses of B to the same prompts.")]
+_Run = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder, such as runs/demo.")]
+
+
+@app.command()
+def judge(
+    run: _Run = None,
+    a: _FileA = None,
+    b: _FileB = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where verdicts on --a and --b go; default: here.")
+    ] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--judge", metavar="KIND", help="openai, transformers, reward_model, reward_function or function."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at the endpoint, or a folder.")] = None,
+    function: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="Of the kinds that are functions.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Of an OpenAI-compatible server.")] = None,
+    template: Annotated[str | None, typer.Option(metavar="NAME", help="tldr, helpfulness, or a jinja file.")] = None,
+    max_cost: Annotated[float | None, typer.Option(metavar="X", help="Refuse to start beyond this cost.")] = None,
+    pair: Annotated[list[str] | None, typer.Option(metavar="A:B", help="Only this pair; may be repeated.")] = None,
+    against: Annotated[str | None, typer.Option(metavar="NAME", help="Every policy against this one only.")] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts.")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Tell what it would cost, and stop.")] = False,
+) -> None:
+    """Have a judge compare responses: of a run's policies, or of two files. A key is read from the environment only.
+
+    Every pair is asked in both orders. What was answered is kept, so the same command goes on after a failure.
+    """
+    from datetime import date
+
+    from rich.console import Console
+
+    from p3o.evaluation.contest import BASELINE, choose_pairs
+    from p3o.evaluation.judging import judge_contest, rank, texts_of, write_judgements
+    from p3o.feedback.judge.sidebyside import SideBySideJudge
+    from p3o.training.progress import Progress
+
+    contest, folder = _contest(run, a, b, output)
+    contest = contest.first(prompts)
+    pairs = choose_pairs(contest, pair or (), against)
+    options: dict[str, Any] = {"kind": kind, "model": model, "function": function, "base_url": base_url}
+    options |= {"template": template, "max_cost": max_cost}
+    chosen = _open(config, set_ or (), options, folder)
+    texts = texts_of(contest, pairs)
+    if isinstance(chosen, SideBySideJudge):
+        typer.echo(_cost(chosen.estimate(*texts)))
+    if estimate:
+        return
+    with Progress().stage("judge", total=2 * len(texts[0])) as advance:
+        judged = judge_contest(contest, pairs, chosen, advance=advance)
+    write_judgements(folder, judged, judge=chosen.name, date=date.today().isoformat())
+    console = Console()
+    console.print(_table(judged, chosen.name))
+    if ranked := rank(contest, judged, baseline=BASELINE):
+        console.print(_ranking(ranked))
+    for line in _remarks(judged):
+        typer.echo(line)
+    typer.echo(f"written to {folder / 'judgements.jsonl'} and {folder / 'head_to_head.json'}")
+
+
+def _contest(run: Path | None, a: Path | None, b: Path | None, output: Path | None) -> "tuple[Contest, Path]":
+    """What is to be judged, and the folder for the verdicts."""
+    from p3o.evaluation.contest import read_file_contest, read_run_contest
+    from p3o.files import make_folder
+
+    if (run is None) == (a is None and b is None) or (a is None) != (b is None):
+        raise P3OError("give either a run's folder, or --a FILE and --b FILE")
+    if run is not None:
+        if output is not None:
+            raise P3OError("--output: a run's verdicts go into its own folder; leave it out")
+        if not run.is_dir():
+            raise P3OError(f"{run}: no such run folder; give a folder that p3o evaluate has written to")
+        return read_run_contest(run / "responses.jsonl"), run
+    assert a is not None
+    assert b is not None
+    folder = output or Path()
+    contest = read_file_contest(a, b)
+    make_folder(folder)
+    return contest, folder
+
+
+def _open(config: Path | None, overrides: Sequence[str], options: dict[str, Any], folder: Path) -> Any:
+    """The judge; options of the command line win over --set, and that over the file."""
+    from p3o.config_loading import load_config
+    from p3o.feedback.judge import JudgeConfig, open_judge
+
+    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    if config is None and not any(text.startswith("kind=") for text in [*overrides, *given]):
+        raise P3OError("name a judge: --judge openai --model NAME, or --config FILE with its settings")
+    settings = load_config(config, [*overrides, *given], JudgeConfig)
+    return open_judge(settings, cache=folder / "judge_answers.sqlite")
+
+
+def _cost(estimate: "CostEstimate") -> str:
+    known = f", {estimate.known} more are known already" if estimate.known else ""
+    tokens = f"at most about {estimate.input_tokens} tokens to read and {estimate.output_tokens} to write"
+    cost = f", cost at most about {estimate.cost:.4g}" if estimate.cost is not None else ""
+    return f"{estimate.questions} questions to ask{known}: {tokens}{cost}"
+
+
+def _table(judged: "Sequence[Judged]", name: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"judged by {name}", title_justify="left")
+    for head in ("A", "against B"):
+        table.add_column(head, overflow="fold")
+    for head in ("A wins", "same length", "won/tied/lost", "flips", "unjudged"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in judged:
+        rates, controlled = row.rates, row.length_controlled
+        table.add_row(
+            row.a,
+            row.b,
+            _rate(row.result.win_rate, row.result.low, row.result.high) if row.result else "–",
+            _rate(controlled.win_rate, controlled.low, controlled.high) if controlled else "–",
+            f"{rates.wins}/{rates.ties}/{rates.losses}",
+            f"{rates.flip_rate:.0%}" if rates.flip_rate is not None else "–",
+            str(rates.unjudged),
+        )
+    return table
+
+
+def _ranking(ranked: "Sequence[Ranked]") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="Bradley–Terry ranking", title_justify="left")
+    for head, justify in (("rank", "right"), ("policy", "left"), ("log-odds (95 %)", "right"), ("ranks", "right")):
+        table.add_column(head, justify="right" if justify == "right" else "left")
+    for row in ranked:
+        strength = f"{row.strength:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}–{row.rank_high}"
+        table.add_row(str(row.rank), row.name, strength, ranks)
+    return table
+
+
+def _remarks(judged: "Sequence[Judged]") -> list[str]:
+    """What a reader must know before believing the table."""
+    from p3o.feedback.judge import verdict_rates
+
+    rates = verdict_rates(verdict for row in judged for verdict in row.verdicts)
+    lines = []
+    if rates.first_position_rate is not None:
+        lines.append(f"the response shown first was chosen in {rates.first_position_rate:.1%} of valid answers")
+    if rates.invalid:
+        lines.append(f"{rates.invalid} pairs without a verdict: an answer names neither response")
+    if rates.failed:
+        lines.append(
+            f"{rates.failed} pairs without a verdict: no answer came; run the same command again to ask for them"
+        )
+    if alone := sum(row.alone for row in judged):
+        lines.append(f"{alone} prompts were left out: only one of the two policies has answered them")
+    return lines
+
+
+def _rate(rate: float, low: float, high: float) -> str:
+    return f"{100 * rate:.0f} % ({100 * low:.0f}–{100 * high:.0f})"

@@ -1,0 +1,184 @@
+"""A judge that reads two texts side by side: both orders are asked, answers are kept, the cost is known beforehand."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Protocol, runtime_checkable
+
+from p3o.errors import P3OError
+from p3o.feedback.judge.cache import AnswerCache, Key, key_of
+from p3o.feedback.judge.config import JudgeConfig
+from p3o.feedback.judge.prompts import Question
+from p3o.feedback.judge.verdicts import Advance, Answer, Verdict, check_lengths, unwatched
+
+Keep = Callable[[int, Answer], None]
+"""Called with the place of a question and its answer, once for each, in the order in which answers arrive."""
+
+
+@runtime_checkable
+class Asker(Protocol):
+    """Answers questions: an endpoint, or a model on this machine."""
+
+    identity: str
+    """Model, and where it is served: answers of another model are other answers."""
+
+    parameters: Mapping[str, Any]
+    """What else shapes an answer. No key."""
+
+    def ask(self, questions: Sequence[str], keep: Keep) -> None:
+        """Answer every question; one that fails for good is kept with its error.
+
+        Raises:
+            P3OError: if there is no point in going on; answers that came before were kept.
+        """
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """What a comparison will cost, from above but for retries.
+
+    Attributes:
+        questions: to be asked.
+        known: questions that were answered by an earlier run.
+        input_tokens: one for every three bytes of UTF-8; English has about four characters a token.
+        output_tokens: the limit of an answer, for every question.
+        cost: in the currency of the prices; None without prices.
+    """
+
+    questions: int
+    known: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question with the key of its answer."""
+
+    key: Key
+    first: str
+    second: str
+    prompt: str
+
+
+class SideBySideJudge:
+    """Asks each pair in both orders; if the answers do not name the same response, the verdict is a tie.
+
+    Two equal texts are a tie that nobody is asked about, and a question that occurs twice is asked once.
+    """
+
+    def __init__(self, asker: Asker, question: Question, cache: AnswerCache, config: JudgeConfig) -> None:
+        self.asker, self.question, self.cache, self.config = asker, question, cache, config
+        self.name = f"{config.model} ({question.name})"
+        template = sha256(question.text.encode()).hexdigest()
+        self._parameters = json.dumps({"template": template} | dict(asker.parameters), sort_keys=True)
+        self.spent = 0.0
+        """Cost of the answers that this object has asked for, by the endpoint's own count of tokens."""
+
+    def estimate(self, prompts: Sequence[str], responses_a: Sequence[str], responses_b: Sequence[str]) -> CostEstimate:
+        """What ``compare`` of the same would ask and cost."""
+        asked = self._questions(prompts, responses_a, responses_b)
+        missing = self._missing(asked, self._known(asked))
+        texts = [self._text(question) for question in missing]
+        reading = sum(math.ceil(len(text.encode("utf-8", "replace")) / 3) for text in texts)
+        writing = self.config.max_tokens * len(texts)
+        return CostEstimate(len(missing), len(asked) - len(missing), reading, writing, self._price(reading, writing))
+
+    def compare(
+        self,
+        prompts: Sequence[str],
+        responses_a: Sequence[str],
+        responses_b: Sequence[str],
+        *,
+        advance: Advance = unwatched,
+    ) -> list[Verdict]:
+        """As ``Judge.compare``.
+
+        Raises:
+            P3OError: before the first question if the estimated cost exceeds ``max_cost``, later if the real one does; and
+                as the asker does.
+        """
+        asked = self._questions(prompts, responses_a, responses_b)
+        answers = self._known(asked)
+        missing = self._missing(asked, answers)
+        self._check_cost(prompts, responses_a, responses_b)
+        advance(2 * len(prompts) - len(missing))
+
+        def keep(index: int, answer: Answer) -> None:
+            self.cache.keep(missing[index].key, answer)
+            answers[missing[index].key] = answer
+            advance(1)
+            self._count_cost(answer)
+
+        if missing:
+            self.asker.ask([self._text(question) for question in missing], keep)
+        return [
+            _verdict(a, b, *(answers.get(self._key(prompt, *pair)) for pair in ((a, b), (b, a))))
+            for prompt, a, b in zip(prompts, responses_a, responses_b, strict=True)
+        ]
+
+    def _questions(
+        self, prompts: Sequence[str], responses_a: Sequence[str], responses_b: Sequence[str]
+    ) -> dict[Key, _Asked]:
+        """Every question once, in order."""
+        check_lengths(prompts, responses_a, responses_b)
+        questions: dict[Key, _Asked] = {}
+        for prompt, a, b in zip(prompts, responses_a, responses_b, strict=True):
+            for first, second in ((a, b), (b, a)) if a != b else ():
+                key = self._key(prompt, first, second)
+                questions.setdefault(key, _Asked(key, first, second, prompt))
+        return questions
+
+    def _key(self, prompt: str, first: str, second: str) -> Key:
+        return key_of(self.asker.identity, prompt, first, second, self._parameters)
+
+    def _known(self, asked: Mapping[Key, _Asked]) -> dict[Key, Answer]:
+        return self.cache.find(asked)
+
+    def _missing(self, asked: Mapping[Key, _Asked], known: Mapping[Key, Answer]) -> list[_Asked]:
+        again = self.config.ask_invalid_again
+        return [
+            question for key, question in asked.items() if key not in known or (again and known[key].choice is None)
+        ]
+
+    def _text(self, question: _Asked) -> str:
+        return self.question.fill(question.prompt, question.first, question.second)
+
+    def _price(self, reading: int, writing: int) -> float | None:
+        if self.config.price_input is None or self.config.price_output is None:
+            return None
+        return (reading * self.config.price_input + writing * self.config.price_output) / 1e6
+
+    def _check_cost(self, *pairs: Sequence[str]) -> None:
+        limit = self.config.max_cost
+        if limit is None:
+            return
+        estimate = self.estimate(*pairs)
+        if estimate.cost is not None and estimate.cost > limit:
+            raise P3OError(
+                f"max_cost: {estimate.questions} questions may cost {estimate.cost:.4g}, more than {limit:g}; "
+                "nothing was asked. Raise max_cost or judge fewer prompts"
+            )
+
+    def _count_cost(self, answer: Answer) -> None:
+        self.spent += self._price(answer.input_tokens, answer.output_tokens) or 0.0
+        if self.config.max_cost is not None and self.spent > self.config.max_cost:
+            raise P3OError(
+                f"max_cost: {self.spent:.4g} spent, more than {self.config.max_cost:g}; stopped. "
+                "The answers are kept: raise max_cost and run again to go on"
+            )
+
+
+def _verdict(a: str, b: str, forward: Answer | None, backward: Answer | None) -> Verdict:
+    """Both orders made into one. ``forward`` showed A first, ``backward`` B."""
+    if a == b:
+        return Verdict(0.0, ("The two texts are equal.",))
+    assert forward is not None and backward is not None  # an asker keeps an answer for every question
+    reasons = tuple(answer.text for answer in (forward, backward) if answer.text)
+    if forward.choice is None or backward.choice is None:
+        return Verdict(None, reasons, forward, backward)
+    votes = (1 if forward.choice == "first" else -1) + (1 if backward.choice == "second" else -1)
+    return Verdict(votes / 2, reasons, forward, backward)

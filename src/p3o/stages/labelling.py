@@ -1,0 +1,148 @@
+"""Who says which of two responses is better: the simulated labeller, a function, a judge, or people at the labelling page."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from p3o.config import LabellerConfig
+from p3o.errors import P3OError
+from p3o.feedback.comparison import FunctionComparator, load_comparison_function
+from p3o.feedback.judge import open_judge
+from p3o.feedback.simulated import SimulatedLabeller
+from p3o.inputs import Pair, Scorer
+from p3o.training.progress import Progress
+
+if TYPE_CHECKING:
+    from p3o.labeling.store import Store
+
+JUDGE_CACHE = "judge_answers.db"
+_LOOK_AGAIN = 2.0
+"""Seconds between two looks at a store that people are working on."""
+
+
+class Labelled(NamedTuple):
+    """What came of candidates.
+
+    Attributes:
+        preferences: (prompt, preferred response, other response).
+        ties: pairs that nobody preferred either response of.
+        unlabelled: pairs without a valid answer.
+    """
+
+    preferences: list[Pair]
+    ties: int
+    unlabelled: int
+
+
+def label(
+    config: LabellerConfig,
+    pairs: Sequence[Pair],
+    *,
+    gold: Scorer | None,
+    scale: float,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> Labelled:
+    """Have pairs of distinct responses labelled.
+
+    Args:
+        config: who labels.
+        pairs: (prompt, response a, response b).
+        gold: the exact reward, for the simulated labeller.
+        scale: gold reward to log-odds of the simulated labeller.
+        seed: of the simulated labeller.
+        folder: of the run; a judge's answers are kept there, so that none is paid twice.
+        progress: shows how many are done.
+
+    Raises:
+        P3OError: if the labeller cannot be used.
+    """
+    if config.kind == "people":
+        return _by_people(config, pairs, progress)
+    columns = tuple([pair[i] for pair in pairs] for i in range(3))
+    preferences: list[float | None]
+    if config.kind == "simulated":
+        if gold is None:
+            raise P3OError(
+                "labeller: simulated needs a gold reward, which only the embedded task has; choose another kind"
+            )
+        labeller = SimulatedLabeller(lambda prompts, texts: list(gold(prompts, texts)), scale=scale, seed=seed)
+        preferences = [1.0 if first else -1.0 for first in labeller.label(*columns)]
+    elif config.kind == "function":
+        spec = str(config.function)
+        preferences = list(FunctionComparator(load_comparison_function(spec), spec)(*columns))
+    else:
+        assert config.judge is not None
+        judge = open_judge(config.judge, cache=folder / JUDGE_CACHE)
+        preferences = [verdict.preference for verdict in judge.compare(*columns)]
+    chosen = [
+        (prompt, a, b) if preference > 0 else (prompt, b, a)
+        for (prompt, a, b), preference in zip(pairs, preferences, strict=True)
+        if preference is not None and abs(preference) > config.tie_margin
+    ]
+    unlabelled = sum(preference is None for preference in preferences)
+    return Labelled(chosen, len(pairs) - len(chosen) - unlabelled, unlabelled)
+
+
+def _by_people(config: LabellerConfig, pairs: Sequence[Pair], progress: Progress) -> Labelled:
+    """Put the pairs into the store and wait until every one has its labels there."""
+    store = _open_store(str(config.store))
+    from p3o.labeling.pairs import Pair as Candidate
+    from p3o.labeling.pairs import key_of
+
+    keys = {key_of(*pair) for pair in pairs}
+    store.add_items([Candidate(key_of(*pair), *pair) for pair in pairs])
+    progress.print(f"{len(keys)} pairs wait for people: p3o label --store {config.store} --annotators NAME,NAME")
+    with progress.stage("labels", total=len(keys)) as advance:
+        done = 0
+        while (found := _answered(store, keys)) < len(keys):
+            advance(found - done)
+            done = found
+            time.sleep(_LOOK_AGAIN)
+        advance(found - done)
+    return _exported(store, keys)
+
+
+def _answered(store: "Store", keys: set[str]) -> int:
+    """How many of these pairs have as many labels as the store wants for each."""
+    from p3o.labeling.records import holding_records
+
+    overlap = store.settings().overlap
+    counts: dict[str, int] = {}
+    for record in holding_records(store):
+        counts[record.item.key] = counts.get(record.item.key, 0) + 1
+    return sum(counts.get(key, 0) >= overlap for key in keys)
+
+
+def _exported(store: "Store", keys: set[str]) -> Labelled:
+    from p3o.labeling.records import holding_records
+
+    preferences: list[Pair] = []
+    ties = unlabelled = 0
+    for record in holding_records(store):
+        item, choice = record.item, record.event.choice
+        if item.key not in keys:
+            continue
+        if choice in ("a", "b"):
+            texts = (item.response_a, item.response_b)
+            better, worse = texts if choice == "a" else texts[::-1]
+            preferences.append((str(item.prompt), better, worse))
+        elif choice == "skip":
+            unlabelled += 1
+        else:
+            ties += 1
+    return Labelled(preferences, ties, unlabelled)
+
+
+def _open_store(place: str) -> "Store":
+    try:
+        from p3o.labeling.store import Store
+    except ModuleNotFoundError as error:
+        raise P3OError(f"labels by people need the package {error.name!r}; run: pip install 'p3o[label]'") from error
+    return Store.open(place if "://" in place else Path(place), create=True)
+
+
+Labeller = Callable[[Sequence[Pair], int], Labelled]
+"""Labels pairs, with a seed for what is random about it."""

@@ -1,0 +1,92 @@
+"""The loop of online feedback: in the course of RL, sample pairs from the policy as it is, have them labelled, and refit the
+reward model on all labels so far. A reward model that stays as it was is exploited where the policy has gone since.
+
+    runs/NAME/refits/RUN/1/   preferences.jsonl (all so far), reward_model/
+    runs/NAME/refits/RUN/2/
+"""
+
+import torch
+from torch import nn
+
+from p3o.config import RefitConfig
+from p3o.feedback.reward_model import RewardModel
+from p3o.files import read_jsonl, write_jsonl
+from p3o.inputs import Pair
+from p3o.models.language import load_tokenizer
+from p3o.stages.context import PREFERENCES_FILE, RunContext, sample_texts
+from p3o.stages.labelling import Labelled, label
+from p3o.stages.reward import labelled_pairs
+from p3o.training.loop import fit
+from p3o.training.reward_model import RewardTrainer
+
+REFITS, REWARD_FOLDER = "refits", "reward_model"
+
+
+class Refits:
+    """The refits of one RL run.
+
+    Args:
+        run: the run's context.
+        name: of the RL run.
+        config: how often, how many pairs, labelled by whom.
+    """
+
+    def __init__(self, run: RunContext, name: str, config: RefitConfig) -> None:
+        self.run, self.name, self.config = run, name, config
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether the reward model is to be refitted after this step."""
+        return step > 0 and step % self.config.every == 0 and step < last
+
+    def at(self, step: int) -> RewardModel | None:
+        """The reward model that was in use after this step of an earlier attempt; None for the first one."""
+        number = step // self.config.every
+        return self._load(number) if number > 0 else None
+
+    def refit(self, step: int, policy: nn.Module) -> RewardModel:
+        """Sample, label, train anew from the SFT model on all labels; the result is saved whole before it is used."""
+        run, number = self.run, step // self.config.every
+        new = self._label(policy, number)
+        before = self._pairs(number - 1)
+        pairs = before + new.preferences
+        # The seeds of the first reward model: what changes is the data.
+        torch.manual_seed(run.seed("reward head"))
+        reward_model = RewardModel(run.models.reward(run.sft_folder, trained=True), run.tokenizer)
+        trainer = RewardTrainer(reward_model, pairs, run.config.reward.train, seed=run.seed(f"reward {number}"))
+        with run.progress.stage(f"reward {number}", total=trainer.total) as advance:
+            fit(trainer, lambda _, metrics: advance(1, **metrics))
+        row = {"stage": "refit", "run": self.name, "step": step, "pairs": len(pairs), "new": len(new.preferences)}
+        run.folder.metrics(row | {"ties": new.ties, "unlabelled": new.unlabelled})
+        with run.folder.directory(f"{REFITS}/{self.name}/{number}") as folder:
+            write_jsonl(folder / PREFERENCES_FILE, [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in pairs])
+            run.models.save(reward_model.model, run.tokenizer, folder / REWARD_FOLDER)
+        return reward_model
+
+    def _label(self, policy: nn.Module, number: int) -> Labelled:
+        run, config = self.run, self.config
+        seed = run.seed(f"refit {self.name} {number}")
+        order = torch.randperm(len(run.inputs.prompts), generator=torch.Generator().manual_seed(seed))
+        prompts = [run.inputs.prompts[i] for i in order[: config.pairs].tolist()]
+        groups = sample_texts(run, policy, prompts, responses=2, seed=seed)
+        candidates = [(prompt, a, b) for prompt, (a, b) in zip(prompts, groups, strict=True) if a != b]
+        embedded = run.config.embedded
+        return label(
+            config.labeller,
+            candidates,
+            gold=run.inputs.gold,
+            scale=embedded.label_scale if embedded is not None else 1.0,
+            seed=seed,
+            folder=run.folder.path,
+            progress=run.progress,
+        )
+
+    def _pairs(self, number: int) -> list[Pair]:
+        """All labels after this many refits."""
+        if number == 0:
+            return labelled_pairs(self.run)
+        rows = read_jsonl(self.run.folder.path / REFITS / self.name / str(number) / PREFERENCES_FILE)
+        return [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+
+    def _load(self, number: int) -> RewardModel:
+        path = self.run.required(f"{REFITS}/{self.name}/{number}/{REWARD_FOLDER}", "p3o rl")
+        return RewardModel(self.run.models.reward(path, trained=False), load_tokenizer(path))

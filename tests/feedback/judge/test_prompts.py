@@ -1,0 +1,73 @@
+"""How answers are read, and what templates may be."""
+
+from pathlib import Path
+
+import pytest
+
+from p3o.errors import P3OError
+from p3o.feedback.judge.prompts import TEMPLATES, Question, read_choice
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("Comparison: A is clear.\nPreferred: A", "first"),
+        ("Comparison: B is clear.\nPreferred: B", "second"),
+        ("comparison: x\n**Preferred:** B", "second"),
+        ("- Preferred: **A**.", "first"),
+        ('Preferred: "B"', "second"),
+        ("preferred: answer B", "second"),
+        ("Preferred: Summary A", "first"),
+        ("Preferred = (a)", "first"),
+        ("The second is better.\n\nB", "second"),
+        ("(A)\n", "first"),
+        ("Preferred: A\nPreferred: A", "first"),
+        ("Preferred: A\nPreferred: B", None),
+        ("Preferred: A or B", None),
+        ("Preferred: both", None),
+        ("Preferred: Apple", None),
+        ("A is better than B.", None),
+        ("A\nbut then again, who knows", None),
+        ("I prefer A", None),
+        ("", None),
+    ],
+)
+def test_the_letter_is_read_or_the_answer_is_invalid(text: str, choice: str | None) -> None:
+    assert read_choice(text) == choice
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_our_templates_show_all_three_texts_once_and_ask_for_the_form_that_is_read(name: str) -> None:
+    text = Question(name).fill("PROMPT\n", " FIRST", "SECOND {{ 7 * 7 }}")
+    assert [text.count(part) for part in ("PROMPT", "FIRST", "SECOND {{ 7 * 7 }}")] == [1, 1, 1]
+    assert text.index("FIRST") < text.index("SECOND")
+    assert read_choice("Comparison: <one sentence>\nPreferred: A") == "first"
+    assert "Preferred: <A or B>" in text
+    assert "49" not in text
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("{{ prompt }}|{{ response_a }}|{{ response_b }}")
+    assert Question(str(file)).fill("p", "a", "b") == "p|a|b"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{{ prompt }} {{ response_a }}", "never shows response_b"),
+        ("{{ prompt }} {{ response_a }} {{ response_b }} {{ other }}", "'other' is undefined"),
+        ("a\n{% if %}", ":2: not a template"),
+        ("{{ prompt.__class__.__mro__ }} {{ response_a }} {{ response_b }}", "unsafe|undefined"),
+    ],
+)
+def test_a_template_that_cannot_work_is_told(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(content)
+    with pytest.raises(P3OError, match=message):
+        Question(str(file))
+
+
+def test_a_template_that_is_not_there_is_told() -> None:
+    with pytest.raises(P3OError, match="neither a file nor one of ours"):
+        Question("tldrr")

@@ -1,0 +1,136 @@
+"""Head to head and calibration in the report: what the tables say against the rows they are made of."""
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy.special import expit
+from tests.report.synthetic_run import write_run
+
+from p3o.report.calibration import agreement_table, calibration_bins, checked_pairs, expected_calibration_error
+from p3o.report.headtohead import head_to_head_section, matrix_table, price_table, ranking, trust_table
+from p3o.report.palette import page_palette
+from p3o.report.reading import read_run
+from p3o.report.rundata import Comparison, Evaluation, Judgement, Response, RunData, RunInfo
+
+WORDS = {
+    "judge": "m (tldr)",
+    "served_by": ["m-2026"],
+    "date": "2026-11-22",
+    "flip_rate": 0.25,
+    "first_position_rate": 0.625,
+    "invalid": 2,
+    "failed": 1,
+    "length_controlled": {"win_rate": 0.55, "low": 0.45, "high": 0.65},
+    "by_length": [{"low": -9.0, "high": -1.0, "win_rate": {"win_rate": 0.2, "low": 0.1, "high": 0.4}}],
+}
+
+
+def run_of(**fields: object) -> RunData:
+    rows = [
+        Evaluation(policy=p, algorithm=None if p == "sft" else p, beta=0.1, prompts=9, reward=0.0, kl=1.0)
+        for p in ("sft", "ppo", "p3o_v2")
+    ]
+    info = RunInfo(name="tiny", status="complete", seed=0)
+    return RunData(folder=Path("tiny"), info=info, config="", evaluations=rows, **fields)
+
+
+def compared(a: str, b: str, rate: float, **more: object) -> Comparison:
+    numbers = {"wins": 0, "ties": 0, "losses": 0, "win_rate": rate, "low": rate - 0.1, "high": rate + 0.1}
+    return Comparison(a=a, b=b, **(numbers | more))
+
+
+def plain(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_matrix_shows_each_pair_from_both_sides() -> None:
+    found = [compared("ppo", "sft", 0.8), compared("ppo", "p3o_v2", 0.4)]
+    data = run_of(comparisons=found)
+    table = matrix_table(data, found, page_palette(data.algorithms))
+    assert table.head == ["wins of", "PPO", "P3O-V2", "SFT"]
+    assert [[plain(cell.text) for cell in row] for row in table.rows] == [
+        ["PPO", "", "40 % (30–50)", "80 % (70–90)"],
+        ["P3O-V2", "60 % (50–70)", "", "–"],
+        ["SFT", "20 % (10–30)", "–", ""],
+    ]
+
+
+def test_a_judge_is_named_with_its_snapshot_date_and_rates() -> None:
+    data = run_of(comparisons=[compared("ppo", "sft", 0.6), compared("ppo", "sft", 0.7, by="judge", **WORDS)])
+    palette = page_palette(data.algorithms)
+    headings = [block.heading for block in head_to_head_section(data, palette).blocks]
+    assert "Judged by m (tldr), answered by m-2026, 2026-11-22: pair by pair" in headings
+    (row,) = trust_table(data, data.comparisons[1:], palette).rows
+    assert [plain(cell.text) for cell in row[2:]] == ["70.0 %", "55.0 % (45–65)", "25.0 %", "62.5 %", "2 / 1"]
+
+
+def test_a_mirrored_comparison_mirrors_length_too() -> None:
+    there = compared("sft", "ppo", 0.7, by="judge", **WORDS)
+    back = there.mirrored()
+    assert back.length_controlled is not None
+    assert back.length_controlled.win_rate == pytest.approx(0.45)
+    assert (back.by_length[0].low, back.by_length[0].high, back.by_length[0].win_rate.win_rate) == (1.0, 9.0, 0.8)
+    assert back.mirrored().win_rate == pytest.approx(there.win_rate)
+
+
+def test_the_ranking_of_a_judge_comes_from_its_verdicts() -> None:
+    pairs = [("ppo", "sft", 1.0), ("p3o_v2", "sft", 1.0), ("p3o_v2", "ppo", 1.0), ("p3o_v2", "ppo", None)]
+    verdicts = [
+        Judgement(a=a, b=b, prompt_index=i, judge="m (tldr)", preference=p if i % 4 else 0.0)
+        for i in range(20)
+        for a, b, p in pairs
+    ]
+    found = [compared(a, b, 0.8, by="judge", **WORDS) for a, b, _ in pairs[:3]]
+    assert [row.name for row in ranking(run_of(judgements=verdicts), found)] == ["p3o_v2", "ppo", "sft"]
+    assert ranking(run_of(judgements=verdicts), found[:1]) == []
+
+
+def response(policy: str, index: int, reward: float, kl: float, gold: float | None = None, length: int = 5) -> Response:
+    text = {"policy": policy, "prompt_index": index, "prompt": "p", "response": "r"}
+    return Response(**text, reward=reward, kl=kl, gold=gold, length=length)
+
+
+def test_a_price_on_kl_is_taken_off_both() -> None:
+    rows = [response("ppo", i, 1.05, 2.0) for i in range(4)] + [response("p3o_v2", i, 1.0, 1.0) for i in range(4)]
+    table = price_table(run_of(responses=rows), page_palette(["ppo", "p3o_v2"]))
+    assert table is not None
+    assert [plain(cell.text)[:5] for cell in table.rows[0][2:]] == ["100.0", "0.0 %"]
+    assert table.head[-1] == "A wins, 0.1 of reward a nat"
+    assert price_table(run_of(responses=rows[:4]), page_palette(["ppo"])) is None
+
+
+def test_calibration_counts_agreement_and_whether_length_fools() -> None:
+    rows = []
+    for i in range(10):
+        rows.append(response("ppo", i, 2.0, 1.0, gold=1.0 if i < 8 else -1.0, length=9))
+        rows.append(response("sft", i, 0.0, 0.0, gold=0.0, length=5))
+    data = run_of(responses=rows)
+    data.evaluations[0] = data.evaluations[0].model_copy(update={"gold": 0.0})
+    truth, pairs = checked_pairs(data)
+    assert (truth, len(pairs)) == ("gold", 10)
+    assert expected_calibration_error(calibration_bins(pairs)) >= 0
+    assert {round(pair.confidence, 12) for pair in pairs} == {round(float(expit(2.0)), 12)}
+    shares = [(row[0].text, row[1].text, plain(row[2].text)) for row in agreement_table(pairs).rows]
+    assert shares == [
+        ("all", "10", "80.0 %"),
+        ("the better response is longer", "8", "100.0 %"),
+        ("the better response is shorter", "2", "0.0 %"),
+    ]
+
+
+def test_without_gold_the_judge_is_the_truth() -> None:
+    rows = [response(p, 0, reward, 1.0) for p, reward in (("ppo", 2.0), ("sft", 0.0))]
+    verdict = Judgement(a="sft", b="ppo", prompt_index=0, judge="m", preference=1.0)
+    truth, (pair,) = checked_pairs(run_of(responses=rows, judgements=[verdict]))
+    assert (truth, pair.agrees) == ("m", False)
+    assert checked_pairs(run_of(responses=rows)) == ("", [])
+
+
+def test_a_judged_run_makes_a_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path, ["p3o_v2", "ppo"])
+    results = json.loads((run / "head_to_head.json").read_text())
+    results += [row | WORDS | {"by": "judge"} for row in results if row["by"] == "gold"]
+    (run / "head_to_head.json").write_text(json.dumps(results))
+    section = head_to_head_section(read_run(run), page_palette(["p3o_v2", "ppo"]))
+    assert sum("m (tldr)" in block.heading for block in section.blocks) >= 4
