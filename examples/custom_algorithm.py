@@ -25,6 +25,7 @@ class SignedPairs:
     needs_critic: ClassVar[bool] = False
     accepts_comparisons: ClassVar[bool] = True
     averages_over: ClassVar[Literal["groups", "tokens"]] = "groups"
+    prepares_from_logprobs: ClassVar[bool] = False
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self.config = config
