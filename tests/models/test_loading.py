@@ -103,3 +103,14 @@ def test_a_hub_model_without_safetensors_is_neither_unpickled_nor_sent_to_be_con
         load_language_model("x/y", device=CPU)
     assert asked == [(True, "1")]
     assert "DISABLE_SAFETENSORS_CONVERSION" not in os.environ
+
+
+def test_generation_stops_where_the_tokenizer_ends(folder: Path, tmp_path: Path) -> None:
+    """After fine-tuning on a chat template whose turns end otherwise than the model's old end of sequence."""
+    model, tokenizer = load_language_model(str(folder), device=CPU), load_tokenizer(str(folder))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    before = tokenizer.eos_token_id
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    for _ in range(2):  # saved twice, it is there once
+        save_model(model, tokenizer, tmp_path / "saved")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id == [7, before]

@@ -99,6 +99,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
         P3OError: if an adapter's base has no folder or hub name, from which it could be loaded again.
     """
     writer: Any = merged(model) if merge else model
+    _end_where_the_tokenizer_ends(writer, tokenizer)
     if has_adapter(writer):
         if not writer.active_peft_config.base_model_name_or_path:
             raise P3OError(
@@ -115,6 +116,17 @@ def context_limit(model: nn.Module) -> int | None:
     """How many tokens the model can read at once, by its configuration; None if that does not say."""
     limit: int | None = getattr(plain_model(model).config, "max_position_embeddings", None)
     return limit
+
+
+def _end_where_the_tokenizer_ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let generation stop at the end of sequence that was trained, which may be a chat template's end of turn."""
+    generation: Any = getattr(plain_model(model), "generation_config", None)
+    if generation is None or tokenizer.eos_token_id is None:
+        return
+    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    if tokenizer.eos_token_id not in ends:
+        others = [end for end in ends if end is not None]
+        generation.eos_token_id = [tokenizer.eos_token_id, *others] if others else tokenizer.eos_token_id
 
 
 def accepted(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
