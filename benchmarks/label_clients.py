@@ -131,7 +131,7 @@ class Client:
             try:
                 answer = self._ask(method, path, form)
             except (OSError, http.client.HTTPException) as error:
-                self._connection = None
+                self.close()
                 problem = repr(error)
             else:
                 if answer[0] < 500:
@@ -154,9 +154,10 @@ class Client:
         return response.status, page, {name.lower(): value for name, value in response.getheaders()}
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; the next request opens another."""
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
 
 
 def fresh_names(count: int) -> list[str]:

@@ -66,3 +66,19 @@ def test_hh_holds_the_settings_of_trlx(name: str) -> None:
     assert training.max_new_tokens == 128
     assert config.data.max_prompt_tokens == 1024 - 128
     assert {run.settings["beta"] for name, run in config.rl.runs.items() if name != "online_dpo"} == {0.05}
+
+
+@pytest.mark.parametrize("name", ["tldr_pythia_1b", "tldr_pythia_6.9b"])
+def test_tldr_holds_the_optimiser_of_the_n_plus_paper(name: str) -> None:
+    """AdamW with ε 1e-5 and torch's decays; one pass over the data for fine-tuning and the reward model."""
+    config = load_packaged_config(name, [], RunConfig)
+    assert config.sft is not None
+    stages = (config.sft, config.reward.train, config.rl.training)
+    assert [(stage.adam_epsilon, stage.adam_betas) for stage in stages] == [(1e-5, (0.9, 0.999))] * 3
+    assert config.sft.steps is config.reward.train.steps is None
+
+
+@pytest.mark.parametrize("name", READY)
+def test_a_dialogue_stops_where_the_next_turn_begins_and_a_summary_does_not(name: str) -> None:
+    training = load_packaged_config(name, [], RunConfig).rl.training
+    assert training.stop == (("Human:",) if name.startswith("hh") else ())

@@ -62,3 +62,11 @@ def test_every_file_in_the_tree_is_there() -> None:
     tree = README.split("## The tree")[1]
     for name in re.findall(r"[\w/]+\.py", tree):
         assert list((ROOT / "src" / "p3o").rglob(name)), name
+
+
+def test_its_first_lines_say_which_p3o_this_is() -> None:
+    """Two other methods have the name: Policy-on Policy-off (2019) and one by effective sample sizes (2026)."""
+    first = " ".join(README.splitlines()[:6])
+    assert "Pairwise Proximal Policy Optimization" in first
+    assert "arXiv:2310.00212" in first
+    assert re.search(r"not Policy-on Policy-off[^)]*2019[^)]*ESS-based", first)

@@ -101,3 +101,15 @@ def test_setting_chooses_the_advantages(divide_by_std: bool) -> None:
     prepared = make_algorithm("grpo", divide_by_std=divide_by_std).prepare(experience)
     assert prepared.advantages is not None
     assert prepared.advantages[0, 2].item() == pytest.approx(3.0 / (math.sqrt(7.0) + 1e-4) if divide_by_std else 3.0)
+
+
+def test_a_clamped_ratio_to_the_reference_is_counted() -> None:
+    """The first token is 30 nats likelier under the reference: k3 is taken at e^20 and not at e^30, and told."""
+    policy = torch.tensor([[[-31.0, -1.0], [-1.0, -1.0]]])
+    reference = torch.tensor([[[-1.0, -1.5], [-1.0, -1.0]]])
+    mask = torch.tensor([[[True, True], [True, False]]])
+    output = grpo_loss(policy, policy, reference, torch.zeros(1, 2), mask, epsilon=0.2, beta=1.0)
+    assert output.metrics["reference_log_ratio_clamped"] == 1
+    assert output.metrics["log_ratio_clamped"] == 0
+    k3 = [math.exp(20) - 21, math.exp(-0.5) - 0.5, 0.0]
+    assert output.loss.item() == pytest.approx(((k3[0] + k3[1]) / 2 + k3[2]) / 2, rel=1e-5)

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
-from p3o.evaluation.policy import Evaluator, mean_and_error
+from p3o.evaluation.policy import EvaluationConfig, Evaluator, mean_and_error
+from p3o.evaluation.winrate import wilson_interval
 
 TOKENIZER = build_tokenizer()
 PROMPTS = task.prompts(6, seed=0, split="heldout")
@@ -85,3 +87,26 @@ def test_mean_and_error_by_hand() -> None:
     mean, error = mean_and_error([1.0, 2.0, 6.0])
     assert mean == 3.0
     assert error == pytest.approx((7.0 / 3) ** 0.5)
+
+
+def test_the_reported_kl_is_a_sum_over_the_response_never_negative_and_has_its_error() -> None:
+    """Single log-ratios (k1) are negative now and then; the full-vocabulary estimate never is (trl #1161, #1857)."""
+    policy, reference = build_model(TOKENIZER, seed=1).eval(), build_model(TOKENIZER, seed=2).eval()
+    prompts = task.prompts(40, seed=1, split="heldout")
+    result, longer = (evaluator(reference, prompts=prompts, max_new_tokens=n).sampled(policy) for n in (1, 12))
+    assert result.kl is not None
+    assert result.kl_k1 is not None
+    assert longer.kl is not None
+    assert min(result.kl) >= 0.0 > min(result.kl_k1)
+    assert sum(longer.kl) > 4 * sum(result.kl), "nats per response, and not per token"
+    row = result.summary()
+    assert row["kl"] == pytest.approx(np.mean(result.kl))
+    assert row["kl_se"] == pytest.approx(np.std(result.kl, ddof=1) / np.sqrt(40))
+
+
+def test_an_evaluation_takes_500_prompts_or_more_where_the_data_allow() -> None:
+    """At n = 500 the 95 % interval of a win rate is at most 9 points wide (Wilson); at 256 it is 12."""
+    n = EvaluationConfig().prompts
+    assert n >= 500
+    low, high = wilson_interval(n // 2, n)
+    assert high - low < 0.09

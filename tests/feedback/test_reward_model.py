@@ -1,5 +1,6 @@
 """The reward model reads text in one form, whatever else is in the batch, and learns what it is shown."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,47 @@ def test_it_learns_an_order() -> None:
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(P3OError, match=r"reward model 'no/such/folder': cannot be loaded"):
         load_reward_model("no/such/folder", device=torch.device("cpu"))
+
+
+def test_the_end_of_sequence_is_scored_as_it_was_trained() -> None:
+    """TRL's reward model learns from plain texts with their end and scores them without it; here both see the same ids."""
+    scored = reward_model()
+    seen: list[list[int]] = []
+    forward = scored.forward
+
+    def recorded(rows: Sequence[list[int]]) -> torch.Tensor:
+        seen.extend(rows)
+        return forward(rows)
+
+    scored.forward = recorded
+    pairs = [(prompt, answer, "No.") for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    trainer = RewardTrainer(scored, pairs, RewardTrainingConfig(steps=1, batch_size=len(pairs)), seed=0)
+    trainer.step()
+    trained = {tuple(row) for row in seen}
+    seen.clear()
+    scored(PROMPTS, ANSWERS)
+    assert {tuple(row) for row in seen} < trained
+    assert {row[-1] for row in trained} == {TOKENIZER.eos_token_id}
+
+
+def test_gradients_of_micro_batches_are_weighted_by_their_share() -> None:
+    """5 pairs in passes of 2, 2 and 1: the gradient of the mean of −log σ(gap), each pair scored alone."""
+    scored = reward_model()
+    pairs = [(prompt, answer, "No.") for prompt, answer in zip(PROMPTS[:5], ANSWERS[:5], strict=True)]
+    gaps = [
+        scored.forward(scored.encode([prompt], [good])) - scored.forward(scored.encode([prompt], [bad]))
+        for prompt, good, bad in pairs
+    ]
+    loss = -torch.nn.functional.logsigmoid(torch.cat(gaps)).mean()
+    expected = torch.autograd.grad(loss, list(scored.model.parameters()))
+    trainer = RewardTrainer(scored, pairs, RewardTrainingConfig(steps=1, batch_size=5, micro_batch_size=2), seed=0)
+    found: list[torch.Tensor] = []
+
+    def taken(where: object) -> bool:
+        found.extend(parameter.grad.clone() for parameter in scored.model.parameters() if parameter.grad is not None)
+        return True
+
+    trainer.optimisation.update = taken
+    assert trainer.step()["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=2e-5 * float(want.abs().max()) + 1e-7, rtol=0)

@@ -32,10 +32,10 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
     assert cli.main(["label", "--pairs", "pairs.jsonl", "--judge", "right_judge:right"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "pairs.jsonl: 4 pairs, 4 of them new",
-        "right_judge:right: 4 pairs labelled",
+        "right_judge:right: 4 pairs labelled, 0 without a valid answer",
     ]
     assert cli.main(["label", "--judge", "right_judge:right"]) == 0
-    assert capsys.readouterr().out == "right_judge:right: 0 pairs labelled\n"
+    assert capsys.readouterr().out == "right_judge:right: 0 pairs labelled, 0 without a valid answer\n"
     assert cli.main(["label", "export", "out.jsonl"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "out.jsonl: 4 preferences",

@@ -80,6 +80,19 @@ def test_nothing_is_fetched(html: str) -> None:
     assert all("url" not in json.dumps(chart.get("data", {})) for chart in page.charts)
 
 
+def test_raw_rewards_are_not_shown_without_saying_that_their_level_means_nothing(html: str) -> None:
+    """Bradley–Terry leaves an offset on every prompt open: said where rewards are drawn, in the frontier and over the steps."""
+    sections = re.findall(r'<section id="(\w+)".*?</section>', html, re.DOTALL)
+    assert sections == SECTIONS
+    for name, said in (
+        ("frontier", "level has no meaning of its own, only differences"),
+        ("training", "level means nothing and each step has other prompts"),
+        ("shift", "a reward model's are arbitrary"),
+    ):
+        (section,) = re.findall(rf'<section id="{name}".*?</section>', html, re.DOTALL)
+        assert said in " ".join(Page(section).text.split()), name
+
+
 def test_the_chart_library_is_there_once_and_the_file_is_small(html: str) -> None:
     assert html.count("window.vegaEmbed=") == 1
     assert len(html.encode()) < 3_000_000

@@ -12,6 +12,7 @@ from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.errors import P3OError
 from p3o.models.language import frozen_copy
 from p3o.models.tokens import encode_prompts, encode_responses, pad_id
+from p3o.training.averages import MetricsAverage
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import MAX_SKIPPED_STEPS, NumericalError, Watch
 from p3o.training.loop import fit, resume
@@ -58,7 +59,7 @@ def test_a_reward_that_is_no_number_stops_with_its_prompt(bad: float) -> None:
 
 
 def test_groups_with_such_rewards_are_left_out_whole_and_counted() -> None:
-    """The step with two bad prompts equals, to the bit, the step on the six others."""
+    """One response of each of two prompts has no reward: six prompts are learned from."""
 
     def broken(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         scores = letters(prompts, responses)
@@ -217,3 +218,26 @@ def test_comparisons_that_are_reward_differences_give_the_run_of_the_reward() ->
         run.step()
         run.step()
     assert torch.equal(weights(by_reward.policy), weights(by_comparison.policy))
+
+
+@pytest.mark.parametrize("name", ["p3o_v1", "p3o_v2", "p3o_r", "rloo", "grpo", "online_dpo"])
+def test_a_masked_response_does_not_feed_its_partners_baseline(name: str) -> None:
+    """One bad response of three: the two others of its prompt teach nothing, and the other prompts what they do alone."""
+
+    def broken(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [float("inf"), *letters(prompts, responses)[1:]]
+
+    def gradient(feedback: Scorer, groups: slice) -> torch.Tensor:
+        run = online(feedback, name, responses_per_prompt=3, on_fault="skip")
+        rollout = run.sample()
+        rows = rollout.groups[groups]
+        chosen = torch.arange(rollout.experience.groups)[groups]
+        experience = run.prepared(rollout.experience.select(chosen), rows)
+        run.accumulate(experience, rows, torch.arange(len(rows)), MetricsAverage(), first=True)
+        return torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None])
+
+    without_the_first = gradient(letters, slice(1, None))
+    assert torch.equal(gradient(broken, slice(None)), without_the_first)
+    assert not torch.equal(gradient(letters, slice(None)), without_the_first), (
+        "the first prompt would have taught something"
+    )

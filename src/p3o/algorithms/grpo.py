@@ -66,7 +66,7 @@ def grpo_loss(
     """− E_i 1/|y_i| Σ_t [ min( ρ_it A_i , clip(ρ_it, 1−ε, 1+ε) A_i ) − β k3_it ]; log-probs are those of tokens.
 
     Metrics: ``clip_fraction``, the share of tokens cut; ``token_kl_k3``, the mean of k3 over tokens; ``log_ratio_clamped``
-    counts tokens.
+    counts tokens, and so does ``reference_log_ratio_clamped``, of π_ref/π_θ.
     """
     policy, behaviour, reference = (
         logprobs.masked_fill(~response_mask, 0.0)
@@ -74,7 +74,7 @@ def grpo_loss(
     )
     log_ratio, clamped = clamped_log_ratio(policy, behaviour)
     surrogate, cut = clipped_surrogate(log_ratio.exp(), advantages.unsqueeze(-1), epsilon)
-    reference_log_ratio, _ = clamped_log_ratio(reference, policy)
+    reference_log_ratio, reference_clamped = clamped_log_ratio(reference, policy)
     k3 = reference_log_ratio.exp() - reference_log_ratio - 1.0
     tokens = response_mask.sum(-1).clamp(min=1)
     return LossOutput(
@@ -83,6 +83,7 @@ def grpo_loss(
             "clip_fraction": masked_mean(cut, response_mask),
             "token_kl_k3": masked_mean(k3.detach(), response_mask),
             "log_ratio_clamped": clamped,
+            "reference_log_ratio_clamped": reference_clamped,
         },
     )
 

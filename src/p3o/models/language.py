@@ -112,6 +112,12 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
+def context_limit(model: nn.Module) -> int | None:
+    """How many tokens the model can read at once, by its configuration; None if that does not say."""
+    limit: int | None = getattr(plain_model(model).config, "max_position_embeddings", None)
+    return limit
+
+
 def _end_where_the_tokenizer_ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let generation stop at the end of sequence that was trained, which may be a chat template's end of turn."""
     generation: Any = getattr(plain_model(model), "generation_config", None)

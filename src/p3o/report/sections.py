@@ -161,7 +161,9 @@ def training_section(data: RunData, palette: Palette) -> Section:
             Figure(
                 panels,
                 names,
-                "A step samples one batch of prompts and trains on it. Lines are moving means of the faint values behind.",
+                "A step samples one batch of prompts and trains on it. Lines are moving means of the faint values behind. A "
+                "reward model's level means nothing and each step has other prompts: the frontier above, on the same held-out "
+                "prompts for all, is what compares.",
                 columns=3,
             )
         )

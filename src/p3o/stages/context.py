@@ -84,7 +84,9 @@ class RunContext:
     @cached_property
     def models(self) -> Models:
         """Loads and saves models as the configuration wants them."""
-        return Models(self.config, self.device, adapter_seed=self.seed("adapter"))
+        models = Models(self.config, self.device, adapter_seed=self.seed("adapter"))
+        self.progress.print(f"models: {models.precision(trained=True)} on {self.device}")
+        return models
 
     @cached_property
     def feedback(self) -> Feedback:

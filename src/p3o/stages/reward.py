@@ -7,6 +7,7 @@ import torch
 
 from p3o.data.embedded import task
 from p3o.errors import P3OError
+from p3o.evaluation.winrate import wilson_interval
 from p3o.feedback.reward_model import RewardModel
 from p3o.files import read_jsonl
 from p3o.inputs import Pair
@@ -46,10 +47,28 @@ def reward(run: RunContext) -> None:
         test: dict[str, Any] = {"pairs": len(held)}
         if held:
             test["accuracy_labels"] = ranking_accuracy(reward_model, held)
+            doubt = doubt_about(test["accuracy_labels"], len(held))
+            if doubt is not None:
+                run.warn(f"reward: {doubt}")
         run.folder.metrics({"stage": "reward_test", **test, **gold_accuracies(run, reward_model)})
         with run.folder.directory("reward_model") as target:
             run.models.save(model, run.tokenizer, target)
         run.forget("reward")
+
+
+def doubt_about(accuracy: float, pairs: int) -> str | None:
+    """In words, that this accuracy on held-out pairs cannot be told from guessing; None if it can.
+
+    The test: the 95 % Wilson interval of the pairs that were ranked as labelled (ties count one half, rounded down) begins
+    above one half.
+    """
+    low, high = wilson_interval(round(2 * accuracy * pairs) // 2, pairs)
+    if low > 0.5:
+        return None
+    return (
+        f"the reward model ranks {accuracy:.0%} of {pairs} held-out pairs as labelled (95 % interval {low:.0%} to {high:.0%}), "
+        "which may be chance: RL would optimise noise; give more pairs, train longer, or look at the labels"
+    )
 
 
 def is_reward_row(row: Mapping[str, Any]) -> bool:

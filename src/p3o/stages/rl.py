@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from p3o.algorithms import make_algorithm
+from p3o.algorithms import Algorithm, make_algorithm
 from p3o.evaluation.policy import Evaluator
 from p3o.feedback.reward_model import RewardModel
 from p3o.feedback.simulated import prompt_offsets
@@ -65,6 +65,7 @@ def rl_run(run: RunContext, name: str) -> None:
         critic=critic,
     )
     run.progress.print(f"rl {name}: {trainer.verdict}")
+    warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
     if entry.reward_shift:
@@ -112,6 +113,21 @@ def rl_run(run: RunContext, name: str) -> None:
     with run.folder.directory(f"rl/{name}") as target:
         run.models.save(policy, run.tokenizer, target)
     run.forget(f"rl/{name}")
+
+
+def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training: OnlineConfig) -> None:
+    """Say so if the clip range of this run will never act."""
+    if never_clips(algorithm, training):
+        run.warn(
+            f"rl {name}: one update per batch, so the importance ratio is 1 throughout and the clip range epsilon does "
+            "nothing; raise epochs, minibatches or replay_batches, or compare something else"
+        )
+
+
+def never_clips(algorithm: Algorithm, training: OnlineConfig) -> bool:
+    """Whether the algorithm has a clip range that no update of this training can reach."""
+    once = training.epochs == training.minibatches == 1 and training.replay_batches == 0
+    return once and getattr(algorithm.config, "epsilon", None) is not None
 
 
 def evaluate_step(

@@ -36,6 +36,7 @@ from p3o.models.tokens import (
 )
 from p3o.training.averages import MetricsAverage
 from p3o.training.checkpoint import State
+from p3o.training.checks import check_mode, check_prompts
 from p3o.training.faults import NumericalError
 from p3o.training.kl_control import KLController
 from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
@@ -114,7 +115,8 @@ class OnlineTrainer:
         seed: of prompt order, sampling and minibatches, each with a generator of its own.
 
     Raises:
-        P3OError: if there are fewer prompts than a step needs, or the algorithm's critic is missing.
+        P3OError: if there are fewer prompts than a step needs, a prompt leaves no room for a response, the policy is in
+            training mode, or the algorithm's critic is missing.
     """
 
     def __init__(
@@ -160,6 +162,8 @@ class OnlineTrainer:
         self.device = next(policy.parameters()).device
         self.prompts = list(prompts)
         self.encoded = encode_prompts(tokenizer, prompts)
+        check_mode(policy)
+        check_prompts(policy, prompts, self.encoded, config.max_new_tokens)
         self.verdict = choose_layout(
             policy,
             choice=config.layout,
@@ -399,6 +403,9 @@ class OnlineTrainer:
             experience.behaviour_logprobs, experience.reference_logprobs, experience.response_mask
         )
         described = {} if experience.rewards is None else {"reward": experience.rewards.mean().item()}
+        if experience.groups > 1:
+            # Responses to one prompt are not independent of each other: the error is that of the prompts' means.
+            described["kl_k1_se"] = kl.mean(-1).std().item() / experience.groups**0.5
         if rollout.dropped:
             described["dropped_groups"] = rollout.dropped
         return described | {

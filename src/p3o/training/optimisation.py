@@ -155,9 +155,14 @@ class BatchOrder:
         batch_size: indices that ``next`` gives at a time.
         seed: of the order.
         shuffle: whether to draw a new order for each epoch; otherwise rows come as they stand.
+
+    Raises:
+        P3OError: if there are no rows; a batch would never be full.
     """
 
     def __init__(self, rows: int, batch_size: int, *, seed: int, shuffle: bool = True) -> None:
+        if rows == 0:
+            raise P3OError("there are no rows to train on; give at least one")
         self.rows, self.batch_size, self.shuffle = rows, batch_size, shuffle
         self._generator = torch.Generator().manual_seed(seed)
         self._pending = torch.empty(0, dtype=torch.long)

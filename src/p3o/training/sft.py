@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.tokens import pad_right
 from p3o.training.checkpoint import State
+from p3o.training.checks import check_demonstrations
 from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 
 EncodedPair = tuple[list[int], list[int]]
@@ -48,12 +49,16 @@ class SFTTrainer:
         config: settings.
         fill: the id of padding.
         seed: of the order of the rows.
+
+    Raises:
+        P3OError: if there are no rows, or one is longer than the model can read.
     """
 
     def __init__(
         self, model: nn.Module, rows: Sequence[EncodedPair], config: SFTConfig, *, fill: int, seed: int
     ) -> None:
         self.model, self.rows, self.config, self.fill = model, rows, config, fill
+        check_demonstrations(model, rows)
         self.done = 0
         self.total = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
         self.optimisation = Optimisation({"model": model}, config, self.total)
