@@ -115,6 +115,7 @@ checkpoints: {every: 2, best: true}
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_and_resumed_equals_never_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -204,6 +204,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert shown.out == ""
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
 

@@ -85,6 +85,7 @@ def choose(page: Page, how: str, key: str) -> None:
     page.wait(f"(document.querySelector('#answer [name=key]')?.value || 'none') !== {json.dumps(before)}")
 
 
+@pytest.mark.slow
 def test_two_annotators_label_40_pairs_and_the_export_is_what_was_pressed(
     store: Store, running: Running, browser: Browser
 ) -> None:

@@ -91,6 +91,7 @@ def test_what_cannot_be_compared_is_told(sweep: list[Path], tmp_path: Path) -> N
         build_comparison([empty], tmp_path / "c.html")
 
 
+@pytest.mark.slow
 def test_every_chart_is_exported_with_its_data(sweep: list[Path], tmp_path: Path) -> None:
     written = export_charts(sweep[:2], tmp_path / "charts")
     assert {path.name for path in written} == {path.name for path in (tmp_path / "charts").iterdir()}

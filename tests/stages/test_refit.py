@@ -35,6 +35,7 @@ def rl_rows(run: Path, name: str) -> list[dict[str, Any]]:
     return [row for row in read_jsonl(run / "metrics.jsonl") if row["stage"] == "rl" and row["run"] == name]
 
 
+@pytest.mark.slow
 def test_the_reward_model_is_refitted_on_all_labels_so_far_also_when_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_reward_model_is_refitted_on_all_labels_so_far_also_when_killed(
     assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_p3o_learns_from_comparisons_alone_and_ppo_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = SMALL.replace("reward: {train: {steps: 4, learning_rate: 1.0e-3}}", "reward: {comparison: NAME}")
     text = text.replace("NAME", '"p3o.data.embedded.comparison:gold_preference"').replace(", refit: true", "")

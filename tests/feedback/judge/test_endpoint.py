@@ -261,6 +261,7 @@ def until(done: Callable[[], bool], limit: float = 60.0) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_client_that_is_killed_loses_no_answer_and_pays_for_none_twice(tmp_path: Path) -> None:
     cache = tmp_path / "c.sqlite"
 
