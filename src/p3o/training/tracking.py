@@ -84,8 +84,7 @@ class RunFolder:
         if overwrite and path.exists():
             _remove_run(path)
         with plain_os_errors(path, "created"):
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            if path.exists() and any(path.iterdir()):
                 raise P3OError(f"{path}: exists already and is not empty; choose another --name or pass --overwrite")
         record = {
             "name": name,
@@ -96,10 +95,11 @@ class RunFolder:
             "machine": machine(),
             "seconds": {},
         }
-        folder = cls(path, record, new=True)
-        write_text(path / CONFIG_FILE, config)
-        folder._save()
-        return folder
+        # Both files at once: a folder with one of them could neither be resumed nor be overwritten.
+        with atomic_directory(path, replace=True) as temporary:
+            write_text(temporary / CONFIG_FILE, config)
+            write_json(temporary / RUN_FILE, record)
+        return cls(path, record, new=True)
 
     @classmethod
     def open(cls, output: Path, name: str, *, overwrite: bool = False) -> "RunFolder":
