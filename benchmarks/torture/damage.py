@@ -30,10 +30,13 @@ class Damage:
         return told in flat and "goingonfrom" in flat
 
 
-def newest_checkpoint(folder: Path, *, at_least: int) -> Path | None:
-    """The newest checkpoint of the training that has so many, or None."""
+def newest_checkpoint(run: Path, *, at_least: int) -> Path | None:
+    """The newest checkpoint of the training that is under way, if it has so many."""
+    folder = run / "checkpoints"
     steps = {path for path in folder.rglob("[0-9]*") if path.is_dir() and path.name.isdigit()}
-    for training in {path.parent for path in steps}:
+    for training in sorted({path.parent for path in steps}):
+        if training.parent.name == "rl" and (run / "rl" / training.name).is_dir():
+            continue  # its result is there: nobody will read the checkpoint any more
         own = sorted(path for path in steps if path.parent == training)
         if len(own) >= at_least:
             return own[-1]
@@ -69,7 +72,7 @@ def _missing(checkpoint: Path, kind: str, rng: random.Random) -> Damage:
     return Damage(kind, path.name, checkpoint)
 
 
-def _emptied_folder(checkpoint: Path, kind: str, rng: random.Random) -> Damage:
+def _emptied_folder(checkpoint: Path, kind: str, _: random.Random) -> Damage:
     shutil.rmtree(checkpoint)
     checkpoint.mkdir()
     return Damage(kind, MANIFEST, checkpoint)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.torture.kills --count 60 --seed 1
 
-Every stage and every algorithm of config.yaml, with a checkpoint after every step. A life of the run ends by SIGKILL, SIGTERM or
-SIGINT at a random moment, by SIGKILL as soon as a file is being written, or because the disk is full. What a life leaves must
-be whole; then ``p3o run --resume`` goes on. A run that is complete is compared, byte for byte, with one that ran through.
+Every stage and every algorithm of config.yaml, with a checkpoint after every step. A life of the run ends by SIGKILL, SIGTERM
+or SIGINT at a random moment, by SIGKILL as soon as a file is being written, or because the disk is full. What a life leaves
+must be whole; then ``p3o run --resume`` goes on. A run that is complete is compared, byte for byte, with one that ran through.
 """
 
 import argparse
@@ -23,11 +23,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from benchmarks.torture.damage import DAMAGES, Damage, newest_checkpoint
 from benchmarks.torture.lives import Life, begin, import_everything
 from benchmarks.torture.record import keep
+from safetensors import SafetensorError, safe_open
 
 CONFIG = Path(__file__).with_name("config.yaml")
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -35,7 +34,7 @@ STAGES = ("sft", "sample", "reward", "rl", "evaluate", "report")
 NAME = "killed"
 
 
-class Broken(Exception):
+class BrokenPromiseError(Exception):
     """A promise that was not kept; the message says which."""
 
 
@@ -92,7 +91,7 @@ class Torture:
         """One run through all its deaths, and the comparison.
 
         Raises:
-            Broken: if a promise was not kept.
+            BrokenPromiseError: if a promise was not kept.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         damage: Damage | None = None
@@ -100,7 +99,7 @@ class Torture:
         while not complete:
             there = (self.folder / "run.json").exists()
             arguments = ["run", "--name", NAME, "--output", str(self.output), "--resume"] if there else self._new(NAME)
-            if there and damage is None and self.random.random() < 0.15:
+            if there and damage is None and self.random.random() < 0.2:
                 complete = self._with_full_disk(arguments)
             else:
                 complete = self._with_signal(begin(arguments, self.errors), damage)
@@ -113,9 +112,11 @@ class Torture:
             name for name in found.keys() | self.expected.keys() if found.get(name) != self.expected.get(name)
         )
         if different:
-            raise Broken(f"not equal to the run that ran through: {', '.join(different)}")
+            raise BrokenPromiseError(f"not equal to the run that ran through: {', '.join(different)}")
         if left := temporary_names(self.folder):
-            raise Broken(f"left over: {', '.join(map(str, left))}")
+            raise BrokenPromiseError(f"left over: {', '.join(map(str, left))}")
+        if list((self.folder / "checkpoints").rglob("*.json")):
+            raise BrokenPromiseError("checkpoints were left behind")
         self.counts.runs += 1
 
     def _with_signal(self, life: Life, damage: Damage | None) -> bool:
@@ -124,7 +125,7 @@ class Torture:
             life.wait(lambda: "going on after step" in life.told(), seconds=120)
             if not damage.named_in(life.told()):
                 life.kill(signal.SIGKILL)
-                raise Broken(f"{damage}: not named; the command told:\n{life.told()}")
+                raise BrokenPromiseError(f"{damage}: not named; the command told:\n{life.told()}")
             self.counts.damages[damage.kind] += 1
         number = self.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         life.wait(seconds=self.random.uniform(0.3, self.whole_seconds / 8))
@@ -136,7 +137,7 @@ class Torture:
             self.counts.unhurt += 1
             return True
         if life.code != CODES[number] or "Traceback" in life.told():
-            raise Broken(f"exit code {life.code} after {number.name}; the command told:\n{life.told()}")
+            raise BrokenPromiseError(f"exit code {life.code} after {number.name}; the command told:\n{life.told()}")
         self.counts.kills[number.name] += 1
         self.counts.places[place(self.folder)] += 1
         self.counts.inside_writes += bool(number == signal.SIGKILL and temporary_names(self.folder))
@@ -158,13 +159,13 @@ class Torture:
             return True
         told = [line for line in life.told().splitlines() if line.startswith("error: ")]
         if life.code != 2 or not told or "Traceback" in life.told():
-            raise Broken(f"exit code {life.code} with {kind}; the command told:\n{life.told()}")
+            raise BrokenPromiseError(f"exit code {life.code} with {kind}; the command told:\n{life.told()}")
         self.counts.full_disks[kind] += 1
         return False
 
     def _damage(self) -> Damage | None:
         """Damage the newest checkpoint, if there is an older one to fall back to."""
-        checkpoint = newest_checkpoint(self.folder / "checkpoints", at_least=2)
+        checkpoint = newest_checkpoint(self.folder, at_least=2)
         if checkpoint is None:
             return None
         kind = self.random.choice(sorted(DAMAGES))
@@ -176,12 +177,12 @@ class Torture:
     def _wait(self, life: Life) -> None:
         if life.wait(seconds=900):
             life.kill(signal.SIGKILL)
-            raise Broken("the command hangs")
+            raise BrokenPromiseError("the command hangs")
 
     def _to_the_end(self, life: Life) -> None:
         self._wait(life)
         if life.code != 0:
-            raise Broken(f"the run that nobody touched ended with {life.code}:\n{life.told()}")
+            raise BrokenPromiseError(f"the run that nobody touched ended with {life.code}:\n{life.told()}")
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -195,7 +196,7 @@ def check_whole(folder: Path) -> None:
     """Every file that has its final name is whole; only the last line of a growing file may be torn.
 
     Raises:
-        Broken: naming the file.
+        BrokenPromiseError: naming the file.
     """
     for path in folder.rglob("*"):
         if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
@@ -212,7 +213,7 @@ def check_whole(folder: Path) -> None:
                 with safe_open(path, "pt") as file:
                     file.keys()
         except (ValueError, SafetensorError) as error:
-            raise Broken(f"{path.relative_to(folder)}: half-written: {error}") from error
+            raise BrokenPromiseError(f"{path.relative_to(folder)}: half-written: {error}") from error
 
 
 def temporary_names(folder: Path) -> list[Path]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.torture.lives import Life, begin, import_everything
+from benchmarks.torture.record import keep
 from scipy.stats import theilslopes
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.torture.lives import Life, begin, import_everything
-from benchmarks.torture.record import keep
 from p3o.data.embedded import task
 from p3o.data.embedded.language import build_tokenizer
 from p3o.files import write_jsonl
@@ -44,7 +44,7 @@ WARM_UP = 0.2
 """Share of the run that is left out of the slopes: allocators and caches fill."""
 
 
-def short(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+def short(_: Sequence[str], responses: Sequence[str]) -> list[float]:
     """A reward that needs no model."""
     return [-float(len(response)) for response in responses]
 

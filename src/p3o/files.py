@@ -35,7 +35,7 @@ _PLAIN_WORDS = {
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 _NO_UTF8 = "backslashreplace"
-"""Half of a surrogate pair (a server's reply may hold one) has no UTF-8; it becomes \\udXXX, which JSON reads as what it was."""
+"""Half of a surrogate pair (a server's reply may hold one) has no UTF-8: it becomes \\udXXX, which JSON reads as it was."""
 
 
 @contextmanager

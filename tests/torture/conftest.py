@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from tests.torture.cases import REFUSED, TRIED
 
-settings.register_profile("torture", max_examples=2000, print_blob=True)
+settings.register_profile("torture", max_examples=400, print_blob=True)
 RECORD = "--torture-json"
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.torture.cases import FUZZ, any_number, any_text, damaged, read_or_told, values
 
 from p3o.config import RunConfig
+from p3o.config import RunConfig as Config
 from p3o.config_keys import schema_keys
 from p3o.config_loading import dump_config, load_config
-from p3o.config import RunConfig as Config
 
 KEYS = [key.dotted.replace("NAME", "p3o_v2") for key in schema_keys(RunConfig)]
 NAMES = sorted({part for key in KEYS for part in key.split(".")})

@@ -45,10 +45,20 @@ SINGLE = [
 returned = st.one_of(
     values(["a"]),
     st.lists(any_number | any_text | st.sampled_from(SINGLE) | st.none() | st.booleans(), min_size=2, max_size=2),
-    st.sampled_from([*SINGLE, np.zeros(2), np.zeros((2, 1)), torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros((2, 2)), {1, 2}]),
+    st.sampled_from(
+        [
+            *SINGLE,
+            np.zeros(2),
+            np.zeros((2, 1)),
+            torch.zeros(2),
+            torch.zeros(2, dtype=torch.bfloat16),
+            torch.zeros((2, 2)),
+            {1, 2},
+        ]
+    ),
     st.lists(any_number, max_size=4).map(tuple),
     st.sampled_from([range(2), b"12", "12", iter([1, 2]), {0: 1.0, 1: 2.0}]),
-)  # fmt: skip
+)
 
 
 @FUZZ

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,12 @@ def check(what: str, path: Path, kind: Any, adapter: str | None = None) -> None:
     source = SourceConfig(path=str(path), adapter=adapter)
     read_or_told(what, lambda: richest_kind(source))
     for policy in ("skip", "stop"):
-        found = read_or_told(what, lambda policy=policy: read_examples(source, kind, policy))
+        found = read_or_told(what, partial(read_examples, source, kind, policy))
         if found is None:
             continue
         examples, report = found
         assert len(examples) == report.kept == report.read - sum(report.dropped.values())
-        rows = read_or_told(what, lambda: render_rows(examples, TOKENIZER, report))
+        rows = read_or_told(what, partial(render_rows, examples, TOKENIZER, report))
         if rows is not None:
             assert len(rows) == report.kept
             for row in rows:

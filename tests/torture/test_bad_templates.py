@@ -14,18 +14,67 @@ from p3o.data.rows import RowReport
 from p3o.feedback.judge.prompts import TEMPLATES, Question
 
 EXPRESSIONS = [
-    "messages", "messages[0].content + 1", "messages[9].content", "nothing.at.all", "1 // 0", "messages|first|upper",
-    "''.__class__.__mro__", "cycler.__init__.__globals__", "raise_exception('no')", "messages|sort", "range(10**9)|list",
-    "messages[0]['content'].format(x=1)", "'%d' % 'x'", "joiner()", "{}|tojson", "strftime_now('%Y')", "prompt", "response_a",
-    "response_b", "9 ** 9", "prompt[999]", "'a'|int(base=99)", "messages|map('nothing')|list", "1|length", "[1]|join(attribute='a.b')",
-    "dict(a=1).items()|list", "self", "loop.index", "caller()", "lipsum()", "'\\ud800'", "[]|max|string", "messages|groupby('role')",
-]  # fmt: skip
+    "messages",
+    "messages[0].content + 1",
+    "messages[9].content",
+    "nothing.at.all",
+    "1 // 0",
+    "messages|first|upper",
+    "''.__class__.__mro__",
+    "cycler.__init__.__globals__",
+    "raise_exception('no')",
+    "messages|sort",
+    "range(10**9)|list",
+    "messages[0]['content'].format(x=1)",
+    "'%d' % 'x'",
+    "joiner()",
+    "{}|tojson",
+    "strftime_now('%Y')",
+    "prompt",
+    "response_a",
+    "response_b",
+    "9 ** 9",
+    "prompt[999]",
+    "'a'|int(base=99)",
+    "messages|map('nothing')|list",
+    "1|length",
+    "[1]|join(attribute='a.b')",
+    "dict(a=1).items()|list",
+    "self",
+    "loop.index",
+    "caller()",
+    "lipsum()",
+    "'\\ud800'",
+    "[]|max|string",
+    "messages|groupby('role')",
+]
 PIECES = [
     *(f"{{{{ {expression} }}}}" for expression in EXPRESSIONS),
-    "{% for m in messages %}", "{% endfor %}", "{% if add_generation_prompt %}", "{% endif %}", "{% macro f() %}{{ f() }}{% endmacro %}",
-    "{{ f() }}", "{% set x = messages %}", "{% include 'x' %}", "{% import 'x' as y %}", "{% extends 'x' %}", "{{", "}}", "{%", "%}",
-    "{#", "#}", "{% raw %}", "{% generation %}", "{% endgeneration %}", "<|im_end|>", "\0", "\u202e", "{{ m.content }}", "{{ m['role'] }}",
-]  # fmt: skip
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{% if add_generation_prompt %}",
+    "{% endif %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}",
+    "{{ f() }}",
+    "{% set x = messages %}",
+    "{% include 'x' %}",
+    "{% import 'x' as y %}",
+    "{% extends 'x' %}",
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "{% raw %}",
+    "{% generation %}",
+    "{% endgeneration %}",
+    "<|im_end|>",
+    "\0",
+    "\u202e",
+    "{{ m.content }}",
+    "{{ m['role'] }}",
+]
 templates = st.lists(st.sampled_from(PIECES) | any_text, max_size=5).map("".join)
 RECURSION = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
 
@@ -38,8 +87,13 @@ def spliced(whole: str) -> st.SearchStrategy[str]:
 
 ROWS = [
     PlacedExample("f:1", Example((Message("user", "Who?"),), ("I.", "You."))),
-    PlacedExample("f:2", Example((Message("system", "{{ 7 * 7 }}"), Message("user", "Who?"), Message("assistant", "I"), Message("user", "?")))),
-]  # fmt: skip
+    PlacedExample(
+        "f:2",
+        Example(
+            (Message("system", "{{ 7 * 7 }}"), Message("user", "Who?"), Message("assistant", "I"), Message("user", "?"))
+        ),
+    ),
+]
 
 
 @FUZZ
