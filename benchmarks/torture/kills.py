@@ -10,6 +10,7 @@ must be whole; then ``p3o run --resume`` goes on. A run that is complete is comp
 import argparse
 import hashlib
 import json
+import math
 import random
 import shutil
 import signal
@@ -128,7 +129,7 @@ class Torture:
                 raise BrokenPromiseError(f"{damage}: not named; the command told:\n{life.told()}")
             self.counts.damages[damage.kind] += 1
         number = self.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        life.wait(seconds=self.random.uniform(0.3, self.whole_seconds / 8))
+        life.wait(seconds=self.random.uniform(0.3, self.whole_seconds / 14))
         if number == signal.SIGKILL and self.random.random() < 0.5:
             life.wait(lambda: bool(temporary_names(self.folder)), seconds=10)
             time.sleep(self.random.choice([0.0, 0.0, self.random.uniform(0, 0.02)]))
@@ -273,6 +274,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, help="kills at least; the last run is brought to its end")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no new run after so many")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tmpfs", action="store_true", help="fill a real file system (needs root), not only files")
     given = parser.parse_args()
@@ -282,17 +284,18 @@ def main() -> None:
         output = Path(name)
         if given.tmpfs:
             with mounted(output) as disk:
-                torture = run(output, given.count, given.seed, disk)
+                torture = run(output, given, disk)
         else:
-            torture = run(output, given.count, given.seed, None)
+            torture = run(output, given, None)
     keep("kills", given, torture.counts.record() | {"whole_run_seconds": round(torture.whole_seconds, 1)})
 
 
-def run(output: Path, count: int, seed: int, disk: Disk | None) -> Torture:
-    """Torture runs until there were so many kills."""
-    torture = Torture(output, seed=seed, disk=disk)
+def run(output: Path, given: argparse.Namespace, disk: Disk | None) -> Torture:
+    """Torture runs until there were so many kills, or the time is over."""
+    started = time.monotonic()
+    torture = Torture(output, seed=given.seed, disk=disk)
     print(f"the run that nobody touches took {torture.whole_seconds:.0f} s", flush=True)
-    while torture.counts.kills.total() < count:
+    while torture.counts.kills.total() < given.count and time.monotonic() - started < 60 * given.minutes:
         torture.one_run()
         print(json.dumps(torture.counts.record()), flush=True)
     return torture

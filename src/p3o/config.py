@@ -20,9 +20,7 @@ from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
 from p3o.training.sft import SFTConfig
-
-NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
-"""Of a run, and of an RL run in it: both become folders, and no name may lead out of the one above."""
+from p3o.training.tracking import NAME
 
 DATA_READ_BY: dict[str, frozenset[str]] = {
     "prompts": frozenset({"sample", "rl", "evaluate"}),
@@ -172,7 +170,7 @@ class RLConfig(Section):
         """Every run has a name that a folder can have, and its training settings are valid together with the shared ones."""
         for name in self.runs:
             if re.fullmatch(NAME, name) is None:
-                raise ValueError(f"the run's name {shorten(name)} must be letters, digits, '.', '-' and '_'")
+                raise ValueError(f"the run's name {shorten(name)} must be of letters, digits, '.', '-' and '_'")
             self.training_of(name)
         return self
 

@@ -175,7 +175,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise P3OError(f"{path}:{number}: not a whole JSON object; remove the line") from error
             if not isinstance(row, dict):
                 raise P3OError(f"{path}:{number}: not a JSON object; remove the line")

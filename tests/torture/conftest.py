@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tests.torture.cases import REFUSED, TRIED
 
-settings.register_profile("torture", max_examples=400, print_blob=True)
+settings.register_profile("torture", max_examples=1000, print_blob=True)
 RECORD = "--torture-json"
 
 
@@ -16,6 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    from tests.torture.cases import REFUSED, TRIED  # not before the profile is chosen: it is read there
+
     if TRIED:
         terminalreporter.section("malformed cases")
         for what, count in sorted(TRIED.items()):
@@ -24,6 +25,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    from tests.torture.cases import REFUSED, TRIED
+
     target = session.config.getoption(RECORD, None)
     if target:
         counts = {what: {"tried": count, "refused": REFUSED[what]} for what, count in sorted(TRIED.items())}

@@ -1,11 +1,10 @@
 """A judge's server that answers anything at all: every question ends in a verdict, counted, or in a refusal."""
 
 import json
-from collections.abc import Iterator
+import re
 from typing import Any
 
-import pytest
-from hypothesis import example, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.feedback.judge.server import Fault, completion, server
 from tests.torture.cases import FUZZ, any_text, damaged, read_or_told, values
@@ -59,34 +58,47 @@ headers = st.dictionaries(
 statuses = st.sampled_from([200] * 8 + [201, 204, 206, 400, 404, 413, 418, 422, 429, 500, 503, 599])
 
 
-@pytest.fixture(scope="module")
-def fed() -> Iterator[tuple[str, list[Fault]]]:
-    """A server that answers with the last fault of a list."""
-    replies: list[Fault] = [Fault()]
-    with server(lambda question, attempt: replies[-1]) as (url, log):
-        yield url, replies
-        log.requests.clear()
+faults = st.builds(lambda status, body, head: Fault(status, body or " ", headers=head), statuses, bodies, headers)
 
 
-@FUZZ
-@given(body=bodies, status=statuses, head=headers)
-@example(body=with_value("content", "\ud800 Preferred: A"), status=200, head={})
-@example(body=with_value("prompt_tokens", 10**30), status=200, head={})
-@example(body=with_value("choices", []), status=200, head={})
-@example(body="[" * 5000, status=200, head={})
-@example(body="{}", status=500, head={"Retry-After": "nan"})
-def test_any_reply(fed: tuple[str, list[Fault]], body: str, status: int, head: dict[str, str]) -> None:
-    url, replies = fed
-    replies[:] = [Fault(status=status, body=body.encode(errors="replace").decode() or " ", headers=head)]
-    config = JudgeConfig(kind="openai", model="m", base_url=url, attempts=2, backoff=0.0, timeout=5.0, concurrency=1)
+def check(replies: list[Fault]) -> None:
+    """A judge whose every question gets a reply of its own; to both orders the same."""
+    config = JudgeConfig(kind="openai", model="m", base_url="", attempts=2, backoff=0.0, timeout=5.0, concurrency=4)
+    prompts = [f"Question number {number}." for number in range(len(replies))]
 
-    def judge() -> list[Any]:
-        return open_judge(config).compare(["p", "q"], ["a", "c"], ["b", "d"])
+    def behave(question: str, attempt: int) -> Fault:
+        found = re.search(r"Question number (\d+)\.", question)
+        assert found is not None
+        return replies[int(found[1])]
 
-    verdicts = read_or_told("judge replies", judge)
+    with server(behave) as (url, _):
+        judge = open_judge(config.model_copy(update={"base_url": url}))
+        sides = [["left"] * len(replies), ["right"] * len(replies)]
+        verdicts = read_or_told("judge replies", lambda: judge.compare(prompts, *sides), cases=len(replies))
     if verdicts is not None:
         rates = verdict_rates(verdicts)
-        assert rates.wins + rates.ties + rates.losses + rates.invalid + rates.failed == rates.pairs == 2
+        assert rates.wins + rates.ties + rates.losses + rates.invalid + rates.failed == rates.pairs == len(replies)
+
+
+@settings(FUZZ, max_examples=FUZZ.max_examples // 10)  # each of many replies
+@given(st.lists(faults, min_size=8, max_size=16))
+def test_any_reply(replies: list[Fault]) -> None:
+    check(replies)
+
+
+HARD = [
+    Fault(body=with_value("content", "\ud800 Preferred: A")),
+    Fault(body=with_value("prompt_tokens", 10**30)),
+    Fault(body=with_value("completion_tokens", -1)),
+    Fault(body=with_value("choices", [])),
+    Fault(body="[" * 5000),
+    Fault(status=500, body="{}", headers={"Retry-After": "nan"}),
+    Fault(status=204, body="x"),
+]
+
+
+def test_the_hardest_replies_together() -> None:
+    check(HARD)
 
 
 @FUZZ
