@@ -87,8 +87,8 @@ class RunFolder:
         if overwrite and path.exists():
             _remove_run(path)
         with plain_os_errors(path, "created"):
-            output.mkdir(parents=True, exist_ok=True)
-            if path.exists() and any(path.iterdir()):
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
                 raise P3OError(f"{path}: exists already and is not empty; choose another --name or pass --overwrite")
         record = {
             "name": name,
