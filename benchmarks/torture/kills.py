@@ -129,7 +129,7 @@ class Torture:
                 raise BrokenPromiseError(f"{damage}: not named; the command told:\n{life.told()}")
             self.counts.damages[damage.kind] += 1
         number = self.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        life.wait(seconds=self.random.uniform(0.3, self.whole_seconds / 14))
+        life.wait(seconds=self.random.uniform(0.3, self.whole_seconds / 5))
         if number == signal.SIGKILL and self.random.random() < 0.5:
             life.wait(lambda: bool(temporary_names(self.folder)), seconds=10)
             time.sleep(self.random.choice([0.0, 0.0, self.random.uniform(0, 0.02)]))
@@ -235,7 +235,7 @@ def place(folder: Path) -> str:
     begun = [
         path.name for path in (folder / "checkpoints" / "rl").glob("[!.]*") if not (folder / "rl" / path.name).is_dir()
     ]
-    return f"rl {begun[0]}" if begun else "rl, between runs"
+    return f"rl {begun[0]}" if begun else "rl, before a first checkpoint"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""Two sizes: a short one in `make test`, and `--hypothesis-profile=torture`, whose counts go into docs/reliability.md."""
+"""Two sizes: a short one in `make test`, and `--hypothesis-profile=torture` (`make torture`)."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-settings.register_profile("torture", max_examples=1000, print_blob=True)
+settings.register_profile("torture", max_examples=int(os.environ.get("P3O_TORTURE_EXAMPLES", "1000")), print_blob=True)
 RECORD = "--torture-json"
 
 
