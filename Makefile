@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check format setup gate clean
+.PHONY: demo test test-slow torture audit check format setup gate clean
 
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
@@ -14,6 +14,17 @@ test: $(VENV)/.installed-dev ## all tests but those marked slow
 
 test-slow: $(VENV)/.installed-dev ## tests that kill processes, drive browsers or measure coverage of intervals
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
+
+torture: $(VENV)/.installed-dev ## kills, damage, full disks, malformed input, soak, threads: the numbers of docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.kills --count 150
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.soak --count 5000
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.threads
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.malformed
+
+audit: $(VENV)/.installed-dev ## known vulnerabilities of what is installed; needs the index that pip-audit asks
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --skip-editable --path $(VENV)/lib/python3*/site-packages
 
 check: $(VENV)/.installed-dev ## format, lint, types, layers
 	$(BIN)/ruff format --check src tests examples

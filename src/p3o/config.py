@@ -3,6 +3,7 @@
 Each stage's settings stand beside the stage; this module puts them together.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from p3o.algorithms import ALGORITHMS
 from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
-from p3o.errors import P3OError
+from p3o.errors import P3OError, shorten
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.feedback.judge import JudgeConfig
 from p3o.models.adapters import LoraSettings
@@ -20,6 +21,7 @@ from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
 from p3o.training.sft import SFTConfig
+from p3o.training.tracking import NAME
 
 DATA_READ_BY: dict[str, frozenset[str]] = {
     "prompts": frozenset({"sample", "rl", "evaluate"}),
@@ -207,8 +209,10 @@ class RLConfig(Section):
 
     @model_validator(mode="after")
     def resolvable(self) -> "RLConfig":
-        """Every run's training settings are valid together with the shared ones."""
+        """Every run has a name that a folder can have, and its training settings are valid together with the shared ones."""
         for name in self.runs:
+            if re.fullmatch(NAME, name) is None:
+                raise ValueError(f"the run's name {shorten(name)} must be of letters, digits, '.', '-' and '_'")
             self.training_of(name)
         return self
 
@@ -220,7 +224,7 @@ class RLConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under runs/.")
+    name: str = Field("run", pattern=f"^{NAME}$", description="Folder under runs/.")
     seed: int = Field(0, ge=0, description="Of everything random.")
     threads: int | None = Field(None, gt=0, description="CPU threads of torch; null: torch's own choice.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")

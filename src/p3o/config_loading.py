@@ -279,6 +279,8 @@ class _Reader:
             raise P3OError(f"{self._place(node.start_mark)}: the tag {node.tag} is not read; remove it") from error
         except ValueError as error:
             raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} is no {kind} that can be read") from error
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} is too large for a setting")
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
             raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} holds half of a surrogate pair; remove it")
         if isinstance(value, float) and math.isnan(value):
@@ -294,6 +296,7 @@ class _Reader:
 
 
 _DEEPEST = 32
+_MOST_BITS = 64
 _TAG = "tag:yaml.org,2002:"
 # The core schema of YAML 1.2.2, section 10.3.2: kind, pattern, first characters.
 _CORE_SCHEMA = (

@@ -10,8 +10,21 @@ class P3OError(Exception):
 
 def shorten(value: object, length: int = 60) -> str:
     """A value as it may stand inside a message: its ``repr`` on one line, cut at ``length`` characters."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # somebody else's __repr__, or an integer of more digits than Python writes
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type if it has none: somebody else's exceptions explain at length."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # a __str__ that fails itself
+        lines = []
+    # A message may quote what no terminal can show.
+    return lines[0].encode(errors="backslashreplace").decode() if lines else type(error).__name__
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str | None:

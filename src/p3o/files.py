@@ -34,6 +34,9 @@ _PLAIN_WORDS = {
 # Libraries written in Rust (safetensors, tokenizers) report the system's error number only in their message.
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
+_NO_UTF8 = "backslashreplace"
+"""Half of a surrogate pair (a server's reply may hold one) has no UTF-8: it becomes \\udXXX, which JSON reads as it was."""
+
 
 @contextmanager
 def plain_os_errors(path: Path, action: str) -> Iterator[None]:
@@ -115,7 +118,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = _temporary_sibling(path)
     try:
         with plain_os_errors(path, "written"):
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            with temporary.open("w", encoding="utf-8", errors=_NO_UTF8, newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -149,7 +152,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         P3OError: if the system refuses (the file then ends with its last whole line), or a number is NaN or infinite.
     """
-    line = (_dumps(path, row) + "\n").encode()
+    line = (_dumps(path, row) + "\n").encode(errors=_NO_UTF8)
     with plain_os_errors(path, "written"), path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
@@ -172,7 +175,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise P3OError(f"{path}:{number}: not a whole JSON object; remove the line") from error
             if not isinstance(row, dict):
                 raise P3OError(f"{path}:{number}: not a JSON object; remove the line")
@@ -246,6 +249,26 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         for leftover in (temporary, previous):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Put right what the writes of a killed process left in a folder and below.
+
+    A folder that had stepped aside for one that never came is put back; what was unfinished is removed. Only for a folder in
+    which nobody else writes.
+
+    Raises:
+        P3OError: if the system refuses.
+    """
+    for leftover in sorted(folder.rglob(".*")):
+        match = re.fullmatch(r"\.(.+)\.\d+\.(tmp|old)", leftover.name)
+        if match is not None:
+            target = leftover.with_name(match[1])
+            with plain_os_errors(leftover, "removed"):
+                if match[2] == "old" and not target.exists():
+                    leftover.rename(target)
+                else:
+                    remove(leftover)
 
 
 def _temporary_sibling(path: Path, ending: str = "tmp") -> Path:

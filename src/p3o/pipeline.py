@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from p3o.config import RunConfig
 from p3o.data.rows import write_row_reports
+from p3o.files import clear_leftovers
 from p3o.report import build_report
 from p3o.report.card import write_model_cards
 from p3o.stages.context import ROWS_FILE, RunContext
@@ -61,6 +62,8 @@ def run(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     chosen = tuple(stages or STAGES)
+    if resume:
+        clear_leftovers(folder.path)
     context = RunContext(config, folder, progress, chosen, resume=resume)
     context.check()
     if set(chosen) - {"report"}:

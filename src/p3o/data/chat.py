@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, cast, runtime_checkable
 
-from jinja2 import TemplateError
-
-from p3o.data.formats import Example, Message, Prompt
+from p3o.data.formats import Example, Message, Prompt, half_surrogate
 from p3o.data.rows import BadRowError
-from p3o.errors import P3OError
+from p3o.errors import P3OError, first_line
 
 _PROBE = "zebra"
 
@@ -112,13 +110,18 @@ class ChatFormat:
             rendered = self.tokenizer.apply_chat_template(
                 plain, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is somebody else's program: it may raise anything
             roles = ", ".join(message.role for message in messages)
             raise BadRowError(
                 "refused by the chat template",
-                f"the tokenizer's chat template refuses the roles {roles}: {error}; "
+                f"the tokenizer's chat template refuses the roles {roles}: {first_line(error)}; "
                 "change the messages as the model's card asks",
             ) from error
+        if half_surrogate(rendered):
+            raise BadRowError(
+                "refused by the chat template",
+                "the tokenizer's chat template writes half of a surrogate pair; correct it",
+            )
         return cast(str, rendered)
 
 

@@ -30,7 +30,8 @@ ANSWERS: Mapping[Kind, tuple[str, ...]] = {
 """The names of an example's answers."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
-_SURROGATE = re.compile("[\ud800-\udfff]")
+half_surrogate = re.compile("[\ud800-\udfff]").search
+"""Finds what no UTF-8 can hold."""
 _EXAMPLE_MESSAGE = '{"role": "user", "content": "…"}'
 
 
@@ -247,7 +248,7 @@ def _text(name: str, value: Any, expected: str) -> str:
         _fail("empty", f"'{name}' is {'empty' if not value else 'only white space'}; fill it in or remove the row")
     if "\0" in value:
         _fail("not text", f"'{name}' holds a null character at position {value.index(chr(0)) + 1}; remove it")
-    if half := _SURROGATE.search(value):
+    if half := half_surrogate(value):
         _fail("not text", f"'{name}' holds half of a surrogate pair at position {half.end()}; it is no text, remove it")
     return value
 

@@ -11,7 +11,7 @@ from p3o.data.jsonl import jsonl_rows
 from p3o.data.rows import RawRow
 from p3o.data.tables import HUB, csv_rows, dataset_rows, parquet_rows
 from p3o.errors import P3OError, did_you_mean
-from p3o.files import path_is_possible
+from p3o.files import path_is_possible, plain_os_errors
 
 _OF_DATASETS = ("name", "data_dir", "split", "revision")
 
@@ -79,7 +79,9 @@ class SourceConfig(BaseModel):
         if not self.path.startswith(HUB) and not path_is_possible(Path(self.path)):
             raise P3OError(f"{self.path!r}: not a possible path; it holds characters that no file name can hold")
         path = Path(self.path)
-        if self.path.startswith(HUB) or path.is_dir():
+        with plain_os_errors(path, "read"):  # asking about a name that is too long is refused as well
+            is_folder, is_file = path.is_dir(), path.is_file()
+        if self.path.startswith(HUB) or is_folder:
             return dataset_rows(
                 self.path,
                 name=self.name,
@@ -88,7 +90,7 @@ class SourceConfig(BaseModel):
                 revision=self.revision,
             )
         given = next((key for key in _OF_DATASETS if getattr(self, key) is not None), None)
-        if given is not None and path.is_file():
+        if given is not None and is_file:
             raise P3OError(f"{self.path}: is a file, and '{given}' is for folders and hub data sets; remove it")
         if path.suffix.lower() in (".csv", ".tsv"):
             return csv_rows(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from p3o.errors import P3OError, did_you_mean, shorten
+from p3o.errors import P3OError, did_you_mean, first_line, shorten
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """One finite reward per response; ``prompts[i]`` is the prompt of ``responses[i]``."""
@@ -109,7 +109,7 @@ def call_function(
     except (Exception, SystemExit) as error:
         where = _culprit(function, columns, row)
         raise P3OError(f"{called} raised {_summary(error)}{where}; mend it and run again") from error
-    values = returned.tolist() if hasattr(returned, "tolist") else returned
+    values = _as_sequence(returned, called)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         hint = " (is a return statement missing?)" if returned is None else ""
         raise P3OError(f"{called} returned {_article(returned)}{hint}; return a list of numbers")
@@ -119,12 +119,20 @@ def call_function(
     return [_finite(number, where, called, value) for number, where in zip(values, wheres, strict=True)]
 
 
+def _as_sequence(returned: Any, called: str) -> Any:
+    """Arrays and tensors as lists, whatever else there is as it is."""
+    try:
+        return returned.tolist() if hasattr(returned, "tolist") else returned
+    except Exception as error:
+        raise P3OError(f"{called} returned {_article(returned)} that becomes no list: {_summary(error)}") from error
+
+
 def _finite(returned: Any, where: str, called: str, value: str) -> float:
     try:
         if isinstance(returned, str | bytes):  # float() would read "1.5", and hide that the function returns texts
             raise TypeError
         number = float(returned)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+    except Exception as error:  # somebody else's __float__
         raise P3OError(f"{called} returned {shorten(returned)} {where}; every {value} must be a number") from error
     if not math.isfinite(number):
         raise P3OError(f"{called} returned {number} {where}; every {value} must be finite")
@@ -163,8 +171,8 @@ def _import(module_name: str, asked_for: str) -> ModuleType:
 
 def _summary(error: BaseException) -> str:
     """An exception in a line: its type, the first line of its message and the place it was raised at."""
-    message = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {message[0]}" if message else type(error).__name__
+    name, message = type(error).__name__, first_line(error)
+    text = name if message == name else f"{name}: {message}"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"

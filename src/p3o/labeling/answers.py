@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from p3o.data.formats import half_surrogate
 from p3o.errors import P3OError, shorten
 from p3o.labeling.tables import CHOICES
 
@@ -53,6 +54,8 @@ class Answer:
             raise P3OError(f"comment: {len(self.comment)} characters; at most {LONGEST_COMMENT} are kept, shorten it")
         if "\0" in self.comment:
             raise P3OError("comment: holds a null character; remove it")
+        if half_surrogate(self.comment):
+            raise P3OError("comment: holds half of a surrogate pair; remove it")
         if self.strength is not None and self.choice not in ("a", "b"):
             object.__setattr__(self, "strength", None)
 

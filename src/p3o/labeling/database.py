@@ -107,6 +107,10 @@ class Database:
                     f"{self.place}: {reason}; is the server running, and the URL right?"
                 ) from error
             raise
+        except UnicodeDecodeError as error:  # from sqlite3, for what is no text in its file or in its own complaint
+            raise DatabaseUnavailableError(
+                f"{self.place}: the file is damaged; restore a copy, or choose another --store"
+            ) from error
 
     def close(self) -> None:
         """Close all connections."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlmodel import select
 
-from p3o.errors import P3OError, shorten
+from p3o.errors import P3OError, first_line, shorten
 from p3o.files import open_for_reading, plain_os_errors, write_jsonl
 from p3o.labeling.answers import Answer
 from p3o.labeling.pairs import Messages, Pair, key_of, parse_pair
@@ -37,6 +37,10 @@ class Exported:
     ties: list[dict[str, Any]]
     skipped: int
     gold: int
+
+
+_LARGEST_PREFERENCE = 1e6
+"""Preferences lie in [-1, 1]; log-odds may be larger, but not without end."""
 
 
 def export_labels(store: Store) -> Exported:
@@ -195,14 +199,14 @@ def _parse_json(path: Path, content: bytes) -> list[Any]:
     try:
         if content.lstrip().startswith(b"["):
             return list(json.loads(content))
-    except ValueError as error:
-        raise P3OError(f"{path}: not a JSON list; {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise P3OError(f"{path}: not a JSON list; {first_line(error)}") from error
     values = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             try:
                 values.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise P3OError(f"{path}:{number}: not a whole JSON object; write one a line") from error
     return values
 
@@ -250,8 +254,15 @@ def _name(place: str, row: Mapping[str, Any]) -> str:
 
 
 def _answer(place: str, row: Mapping[str, Any], choice: str) -> Answer:
+    strength, comment, preference = row.get("strength"), row.get("comment") or "", row.get("preference")
+    if strength is not None and type(strength) is not int:
+        raise P3OError(f"{place}: 'strength': {shorten(strength)} is not 1, 2 or 3")
+    if not isinstance(comment, str):
+        raise P3OError(f"{place}: 'comment': {shorten(comment)} is no text")
+    if preference is not None and not (type(preference) in (int, float) and abs(preference) <= _LARGEST_PREFERENCE):
+        raise P3OError(f"{place}: 'preference': {shorten(preference)} is no number that a judge gives")
     try:
-        return Answer(choice, row.get("strength"), row.get("comment") or "", row.get("preference"))
+        return Answer(choice, strength, comment, None if preference is None else float(preference))
     except P3OError as error:
         raise P3OError(f"{place}: {error}") from error
 
@@ -266,9 +277,11 @@ def parse_time(place: str, value: Any) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError) as error:
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        moment.astimezone(UTC)  # the year 1 or 9999 may have no such moment
+    except (TypeError, ValueError, OverflowError) as error:
         raise P3OError(f"{place}: 'time': {shorten(value)} is no time; write 2026-01-31T12:00:00+00:00") from error
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return moment
 
 
 def unnamed_pair(prompt: str | Messages, first: str, second: str, place: str) -> Pair:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from p3o.errors import P3OError, shorten
+from p3o.errors import P3OError, first_line, shorten
 from p3o.labeling.answers import Answer
 from p3o.labeling.exchange import Incoming, parse_own, parse_time, read_rows, unnamed_pair
 from p3o.labeling.tables import Choice
@@ -105,7 +105,12 @@ def read_labels(path: Path, format: Format | None = None, naming: Naming | None 
         "Callable[[Any, Naming], Iterator[Incoming | None]]",
         {"argilla": _argilla, "label-studio": _label_studio}[format],
     )
-    answers = list(parse(rows, naming))
+    try:
+        answers = list(parse(rows, naming))
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise P3OError(
+            f"{path}: not as {format} exports it ({type(error).__name__}: {first_line(error)}); is --format right?"
+        ) from error
     found = [answer for answer in answers if answer is not None]
     return found, len(answers) - len(found)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from p3o.data.formats import half_surrogate
 from p3o.errors import P3OError
 from p3o.files import open_for_reading, write_jsonl
 
@@ -56,6 +57,14 @@ def key_of(prompt: str | Messages, response_a: str, response_b: str) -> str:
     return hashlib.sha256(json.dumps([prompt, response_a, response_b]).encode()).hexdigest()[:16]
 
 
+def _refuse_what_cannot_be_held(text: str) -> None:
+    """What neither a page nor a database can hold."""
+    if "\0" in text:
+        raise ValueError("holds a null character; remove it")
+    if half_surrogate(text):
+        raise ValueError("holds half of a surrogate pair; remove it")
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant"]
@@ -72,15 +81,20 @@ class _Row(BaseModel):
     id: str | int | None = None
     gold: Gold | None = None
 
+    @field_validator("policy_a", "policy_b", "id")
+    @classmethod
+    def _is_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            _refuse_what_cannot_be_held(value)
+        return value
+
     @field_validator("prompt", "response_a", "response_b")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        """What neither a page nor a database can hold."""
         for text in [value] if isinstance(value, str) else [message.content for message in value]:
             if not text.strip():
                 raise ValueError("is empty; fill it in or remove the row")
-            if "\0" in text:
-                raise ValueError("holds a null character; remove it")
+            _refuse_what_cannot_be_held(text)
         return value
 
     @model_validator(mode="after")
@@ -141,7 +155,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
                 continue
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise P3OError(f"{path}:{number}: not a whole JSON object in UTF-8; write one a line") from error
 
 

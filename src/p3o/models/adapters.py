@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from p3o.errors import P3OError
-from p3o.models.loading import first_line, peft, put_on
+from p3o.errors import P3OError, first_line
+from p3o.models.loading import peft, put_on
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
 """peft's names of a language model, a classifier (its head is trained and saved whole) and a bare body (of a critic)."""

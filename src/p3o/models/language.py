@@ -20,10 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from p3o.errors import P3OError
+from p3o.errors import P3OError, first_line
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.adapters import has_adapter, merged, plain_model
-from p3o.models.loading import ADVICE, adapter_base, first_line, is_adapter, load_pretrained
+from p3o.models.loading import ADVICE, adapter_base, is_adapter, load_pretrained
 from p3o.models.tokens import PromptBatch, ResponseBatch
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from p3o.errors import P3OError, shorten
+from p3o.errors import P3OError, first_line, shorten
 
 ADVICE = "give a folder that save_pretrained wrote, or a hub name"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -169,12 +169,6 @@ def refuse_pickled_weights(path: str, what: str) -> None:
             f"{what}: only pickled weights ({_listed(pickled)}), and reading a pickle can run code; load them where you "
             "trust them and save them again with save_pretrained, which writes safetensors"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message: libraries explain themselves at length."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

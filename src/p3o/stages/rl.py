@@ -36,6 +36,7 @@ def rl(run: RunContext) -> None:
         for name in run.config.rl.runs:
             if (run.folder.path / "rl" / name).is_dir():
                 run.progress.print(f"rl {name}: done already")
+                run.forget(f"rl/{name}")  # it may have been killed between the two
             else:
                 rl_run(run, name)
 

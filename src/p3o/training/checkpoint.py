@@ -182,7 +182,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{path}: is missing")
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path}: is no whole JSON") from error
     if not isinstance(value, dict):
         raise DamagedCheckpointError(f"{path}: holds no JSON object")

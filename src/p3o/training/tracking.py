@@ -38,6 +38,9 @@ from p3o.files import (
 from p3o.training.trackers import Tracker
 
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+"""Of a run, and of an RL run in it: both become folders, and no name may lead out of the one above."""
+
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -96,10 +99,11 @@ class RunFolder:
             "machine": machine(),
             "seconds": {},
         }
-        folder = cls(path, record, new=True)
-        write_text(path / CONFIG_FILE, config)
-        folder._save()
-        return folder
+        # Both files at once: a folder with one of them could neither be resumed nor be overwritten.
+        with atomic_directory(path, replace=True) as temporary:
+            write_text(temporary / CONFIG_FILE, config)
+            write_json(temporary / RUN_FILE, record)
+        return cls(path, record, new=True)
 
     @classmethod
     def open(cls, output: Path, name: str, *, overwrite: bool = False) -> "RunFolder":
@@ -125,7 +129,8 @@ class RunFolder:
         try:
             record = json.loads(text)
             record["seconds"] = dict(record["seconds"])
-        except (ValueError, TypeError, KeyError) as error:
+            record["warnings"] = list(record.get("warnings", []))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise P3OError(f"{path / RUN_FILE}: not written by p3o; choose another --name") from error
         return cls(path, record, overwrite=overwrite)
 
@@ -305,8 +310,8 @@ def _processor() -> str:
 
 def _checked(output: Path, name: str) -> Path:
     """``output/name``, if the name is one plain path part."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise P3OError(f"--name {shorten(name)}: not a run's name; use letters, digits, '.', '-' and '_'")
+    if not re.fullmatch(NAME, name):
+        raise P3OError(f"--name {shorten(name)}: not a run's name; use at most 200 letters, digits, '.', '-' and '_'")
     if not path_is_possible(output):
         raise P3OError(f"--output {str(output)!r}: not a possible path; it holds characters that no name can hold")
     return output / name

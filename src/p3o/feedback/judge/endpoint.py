@@ -143,7 +143,7 @@ class EndpointAsker:
                 ) from None
             retried = status in _SENT_AGAIN or status >= 500
             return Answer(None, error=told), _retry_after(error.response.headers) if retried else None
-        except (APIError, ValueError, AttributeError, TypeError, LookupError) as error:
+        except (APIError, ValueError, AttributeError, TypeError, LookupError, OverflowError, RecursionError) as error:
             # A body that is no chat completion: a proxy's error page, a cut-off JSON.
             return Answer(None, error=self._told("not a chat completion", error)), 0.0
 
@@ -151,15 +151,15 @@ class EndpointAsker:
         """The answer in a completion, whatever its server left out.
 
         Raises:
-            AttributeError, TypeError, LookupError: if it is none.
+            AttributeError, TypeError, LookupError, ValueError, OverflowError: if it is none.
         """
         text = self._without_key(str(completion.choices[0].message.content or ""))
         usage = getattr(completion, "usage", None)
         return Answer(
             read_choice(text),
             text,
-            input_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
-            output_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
+            input_tokens=_count(getattr(usage, "prompt_tokens", 0)),
+            output_tokens=_count(getattr(usage, "completion_tokens", 0)),
             served_by=self._without_key(str(getattr(completion, "model", "") or "")),
         )
 
@@ -168,6 +168,8 @@ class EndpointAsker:
         return f"{what}: {shorten(self._without_key(message), 200)}"
 
     def _without_key(self, text: str) -> str:
+        """Also without halves of surrogate pairs, which no file can hold."""
+        text = text.encode(errors="backslashreplace").decode()
         return text.replace(self._key, "***") if self._key else text
 
 
@@ -212,10 +214,23 @@ def _named(config: JudgeConfig) -> str:
     return f"the environment variable {config.api_key_env}"
 
 
+def _count(tokens: Any) -> int:
+    """A number of tokens that a server reports; 0 if it reports none.
+
+    Raises:
+        ValueError, TypeError, OverflowError: if that cannot be one.
+    """
+    count = int(tokens or 0)
+    if not 0 <= count < 2**53:
+        raise ValueError(f"{shorten(tokens)} tokens")
+    return count
+
+
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds; 0 if the server names none (or a date, which needs its clock to be ours)."""
     try:
-        return max(0.0, float(headers.get("retry-after", "0")))
+        seconds = float(headers.get("retry-after", "0"))
+        return seconds if seconds > 0 else 0.0  # also for NaN
     except ValueError:
         return 0.0
 

@@ -8,10 +8,10 @@ it runs in jinja's sandbox, and the texts it shows are values, never templates.
 import re
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from p3o.errors import P3OError
+from p3o.errors import P3OError, first_line
 from p3o.feedback.judge.verdicts import Choice
 from p3o.files import open_for_reading
 
@@ -105,8 +105,8 @@ class Question:
         """
         try:
             return self._template.render(prompt=prompt.strip(), response_a=first.strip(), response_b=second.strip())
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise P3OError(f"{self.name}: the template cannot be filled: {error}") from error
+        except Exception as error:  # a template is the user's program: it may raise anything
+            raise P3OError(f"{self.name}: the template cannot be filled: {first_line(error)}") from error
 
 
 def read_choice(text: str) -> Choice | None:
@@ -143,9 +143,11 @@ def _compile(name: str, text: str) -> Template:
         template = environment.from_string(text)
         marks = {slot: f"⟦{slot}⟧" for slot in _SLOTS}
         shown = template.render(**marks)
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # as above
         line = getattr(error, "lineno", None)
-        raise P3OError(f"{name}{f':{line}' if line else ''}: not a template that can be filled: {error}") from error
+        raise P3OError(
+            f"{name}{f':{line}' if line else ''}: not a template that can be filled: {first_line(error)}"
+        ) from error
     missing = [slot for slot in _SLOTS if marks[slot] not in shown]
     if missing:
         raise P3OError(f"{name}: the template never shows {missing[0]}; add {{{{ {missing[0]} }}}}")
