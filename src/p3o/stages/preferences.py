@@ -16,7 +16,9 @@ from p3o.stages.labelling import label
 
 def sample(run: RunContext) -> None:
     """Pairs of responses of the SFT model: labelled ones of the embedded task; of own prompts, as ``sampling`` says."""
-    if run.config.embedded is not None:
+    if run.config.embedded is not None and not run.config.reward.is_trained:
+        run.progress.print(f"sample: skipped, no reward model is trained ({run.config.reward.source})")
+    elif run.config.embedded is not None:
         with run.folder.stage("sample"):
             _sample_embedded(run, run.config.embedded)
     elif run.config.sampling is not None:
