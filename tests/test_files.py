@@ -12,7 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from p3o.errors import P3OError
-from p3o.files import append_jsonl, atomic_directory, plain_os_errors, read_jsonl, write_json, write_jsonl, write_text
+from p3o.files import (
+    append_jsonl,
+    atomic_directory,
+    clear_leftovers,
+    plain_os_errors,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 
 @contextmanager
@@ -136,3 +145,17 @@ def test_weights_on_a_full_disk_leave_nothing(tmp_path: Path) -> None:
     ):
         save_file({"weight": torch.zeros(1000)}, folder / "model.safetensors")
     assert names(tmp_path) == []
+
+
+def test_what_a_killed_write_left_is_put_right(tmp_path: Path) -> None:
+    for name in (".new.12.tmp", ".aside.12.old", ".replaced.12.old", "replaced", "inner/.deep.3.tmp", ".own"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    clear_leftovers(tmp_path)
+    found = {str(path.parent.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("file")}
+    assert found == {"aside": ".aside.12.old", "replaced": "replaced", ".own": ".own"}
+
+
+def test_half_of_a_surrogate_pair_comes_back_as_it_was(tmp_path: Path) -> None:
+    append_jsonl(tmp_path / "rows.jsonl", {"text": "a\ud800ü"})
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"text": "a\ud800ü"}]

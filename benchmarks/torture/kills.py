@@ -287,7 +287,11 @@ def main() -> None:
                 torture = run(output, given, disk)
         else:
             torture = run(output, given, None)
-    keep("kills", given, torture.counts.record() | {"whole_run_seconds": round(torture.whole_seconds, 1)})
+    keep(
+        f"kills seed {given.seed}",
+        given,
+        torture.counts.record() | {"whole_run_seconds": round(torture.whole_seconds, 1)},
+    )
 
 
 def run(output: Path, given: argparse.Namespace, disk: Disk | None) -> Torture:

@@ -1,4 +1,4 @@
-"""What the number of threads changes: the quick demo with one thread twice, and with two.
+"""What the number of threads changes: the quick demo (or another run) with one thread twice, and with two.
 
     python -m benchmarks.torture.threads
 
@@ -17,13 +17,11 @@ from benchmarks.torture.record import keep
 
 from p3o.files import read_jsonl
 
-CONFIG = "demo_quick"
 
-
-def rows_with(threads: int, output: Path, name: str, seed: int) -> list[dict[str, Any]]:
+def rows_with(threads: int, output: Path, name: str, config: str, seed: int) -> list[dict[str, Any]]:
     """The metrics of a run with so many threads."""
     settings = ["--set", f"threads={threads}", "--set", f"seed={seed}"]
-    life = begin(["run", "--config", CONFIG, "--name", name, "--output", str(output), *settings], output / "stderr.txt")
+    life = begin(["run", "--config", config, "--name", name, "--output", str(output), *settings], output / "stderr.txt")
     if life.wait(seconds=3600) or life.code != 0:
         raise RuntimeError(f"ended with {life.code}:\n{life.told()}")
     return read_jsonl(output / name / "metrics.jsonl")
@@ -55,16 +53,17 @@ def differences(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="demo_quick", help="as of p3o run")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     import_everything()
     with tempfile.TemporaryDirectory(prefix="p3o-threads-") as name:
         output = Path(name)
-        once, again = (rows_with(1, output, f"one-{i}", given.seed) for i in range(2))
-        two = rows_with(2, output, "two", given.seed)
+        once, again = (rows_with(1, output, f"one-{i}", given.config, given.seed) for i in range(2))
+        two = rows_with(2, output, "two", given.config, given.seed)
     figures = {"one_and_one_thread": differences(once, again), "one_and_two_threads": differences(once, two)}
     assert all(math.isfinite(gap) for gap in figures["one_and_two_threads"]["largest_relative_difference"].values())
-    keep("threads", given, {"config": CONFIG, "rows": len(once), **figures})
+    keep("threads", given, {"rows": len(once), **figures})
 
 
 if __name__ == "__main__":

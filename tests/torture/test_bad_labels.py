@@ -129,6 +129,7 @@ def test_pairs(tmp_path: Path, content: bytes) -> None:
         ]
     )
 )
+@example(lines([{"prompt": "p", "chosen": [None], "rejected": "r"}]))
 def test_imports(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(content)

@@ -117,6 +117,7 @@ PARQUET = as_parquet([{"prompt": "Who?", "completion": "I."}, {"prompt": "What?"
 @FUZZ
 @given(damaged(PARQUET) | st.binary(max_size=200), kinds)
 @example(b"PAR1", "prompts")
+@example(PARQUET.replace(b"completion", b"\xffompletion"), "prompts")
 @example(b"", "prompts")
 def test_damaged_parquet(tmp_path: Path, content: bytes, kind: Any) -> None:
     path = tmp_path / "rows.parquet"

@@ -76,7 +76,7 @@ def parquet_rows(path: Path) -> Iterator[RawRow]:
                 for columns in batch.to_pylist():
                     number += 1
                     yield RawRow(f"{path}:row {number}", columns)
-        except (ArrowException, OSError) as error:
+        except (ArrowException, OSError, ValueError) as error:  # the last for names and texts that are no UTF-8
             raise P3OError(f"{path}: cannot be read as parquet: {_first_line(error)}") from error
 
 

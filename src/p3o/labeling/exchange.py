@@ -184,8 +184,8 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             with open_for_reading(path) as file:
                 values = parquet.read_table(file).to_pylist()
-        except pyarrow.ArrowInvalid as error:
-            raise P3OError(f"{path}: is no parquet file; {str(error).splitlines()[0]}") from error
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise P3OError(f"{path}: is no parquet file; {first_line(error)}") from error
     else:
         with open_for_reading(path) as file:
             values = _parse_json(path, file.read())
@@ -243,7 +243,9 @@ def _own(place: str, row: Mapping[str, Any]) -> Incoming:
 
 def _as_text(value: Any) -> Any:
     """A response that is one message, as its text."""
-    return value[0].get("content") if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        return value[0].get("content")
+    return value
 
 
 def _name(place: str, row: Mapping[str, Any]) -> str:
