@@ -92,9 +92,16 @@ def test_the_page_is_served_with_links_that_work_once_printed(here: Path) -> Non
     assert len({*first.values(), *renewed.values()}) == 6
 
 
+def interruptible() -> None:
+    """In a job of a shell's background SIGINT is ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def serve(command: list[str]) -> dict[str, str]:
     """Start, look at every link, stop by Ctrl-C; the links by name."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
     assert process.stdout is not None
     links = {}
     for line in process.stdout:
