@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow torture audit check format setup gate clean
+.PHONY: demo test test-slow torture audit check format release-check setup gate clean
 
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
@@ -31,6 +31,9 @@ check: $(VENV)/.installed-dev ## format, lint, types, layers
 	$(BIN)/ruff check src tests examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+release-check: $(VENV)/.installed-dev ## wheel and sdist; the wheel in an empty environment does what the README shows
+	$(BIN)/python tests/release/check_wheel.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format src tests examples
