@@ -41,6 +41,7 @@ _CURVES = (
     ("length", "Length", "tokens per response", ""),
     ("ended", "Share ended", "share of responses", "~%"),
     ("clip_fraction", "Clip fraction", "share of loss terms", "~%"),
+    ("effective_sample_share", "Effective sample size", "share of the responses", "~%"),
     ("ratio_max", "Largest importance ratio", "π / π_old of a response", ""),
     ("tie_fraction", "Ties", "share of pairs", "~%"),
     ("reward_gap", "Reward gap", "mean |difference| on a prompt", ""),
