@@ -66,7 +66,9 @@ def test_loss_is_a_scalar_with_a_gradient_and_metrics_are_detached(name: str, re
     for metric in output.metrics.values():
         assert metric.shape == ()
         assert not metric.requires_grad
-    assert {"ratio_mean", "ratio_mean_square", "ratio_max", "half_squared_log_ratio", "log_ratio_clamped"} <= set(output.metrics)
+    assert {"ratio_mean", "ratio_mean_square", "ratio_max", "half_squared_log_ratio", "log_ratio_clamped"} <= set(
+        output.metrics
+    )
 
 
 def moved_and(experience: Experience) -> tuple[Tensor, Experience, Tensor]:

@@ -66,7 +66,9 @@ def _function(config: JudgeConfig) -> Judge:
     spec = config.function or ""
     if config.kind == "function":
         return FunctionJudge(
-            load_function(spec, kind="judge", parameters=("prompts", "responses_a", "responses_b")), name=spec
+            load_function(spec, kind="judge", parameters=("prompts", "responses_a", "responses_b")),
+            name=spec,
+            contradictions=config.contradictions,
         )
     function = load_reward_function(spec)
     return ScoreJudge(lambda p, r: call_reward_function(function, p, r, name=spec), name=spec, log_odds=False)

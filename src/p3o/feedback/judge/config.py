@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from p3o.feedback.orders import Contradictions
+
 Kind = Literal["openai", "transformers", "reward_model", "reward_function", "function"]
 _NEEDS = {
     "openai": ("model", "the model's name at the endpoint"),
@@ -27,6 +29,9 @@ class JudgeConfig(BaseModel):
     template: str = Field("helpfulness", description="tldr, helpfulness, or a file of your own (jinja).")
     base_url: str | None = Field(None, description="Of the endpoint, such as http://localhost:8000/v1; null: OpenAI's.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the key.")
+    contradictions: Contradictions = Field(
+        "tie", description="Of two orders that name different responses: tie, or the average of what they say."
+    )
     temperature: float | None = Field(0.0, ge=0, description="Null: not sent, for models that take none.")
     max_tokens: int = Field(256, gt=0, description="Limit of an answer.")
     seed: int | None = Field(None, description="Sent to endpoints that know it.")
