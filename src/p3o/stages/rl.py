@@ -65,6 +65,7 @@ def rl_run(run: RunContext, name: str) -> None:
         seed=run.seed("rl"),
         critic=critic,
     )
+    trainer.rollouts.notice = lambda text: run.warn(f"rl {name}, {text}")
     run.progress.print(f"rl {name}: {trainer.verdict}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
