@@ -32,9 +32,7 @@ def plain(name: str) -> str:
 
 
 def test_every_pinned_version_was_reviewed() -> None:
-    missing = {
-        name: version for name, version in pins().items() if reviewed().get(name, ("no version",))[0] != version
-    }
+    missing = {name: version for name, version in pins().items() if reviewed().get(name, ("no version",))[0] != version}
     assert not missing, f"read what changed in {missing}, then renew their lines and the date in security/reviewed.txt"
 
 
@@ -52,6 +50,9 @@ def test_every_line_says_what_the_package_may_do() -> None:
 
 def test_what_the_package_asks_for_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    wanted = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
     names = {plain(match.group()) for line in wanted if (match := re.match(r"[A-Za-z0-9._-]+", line))}
     assert names - {"p3o"} - NOT_PINNED <= set(map(plain, pins()))

@@ -44,7 +44,7 @@ _CURVES = (
     ("effective_sample_share", "Effective sample size", "share of the responses", "~%"),
     ("ratio_max", "Largest importance ratio", "π / π_old of a response", ""),
     ("tie_fraction", "Ties", "share of pairs", "~%"),
-    ("reward_gap", "Reward gap", "mean |difference| on a prompt", ""),
+    ("reward_gap", "Reward gap", "mean |difference|", ""),
     ("half_squared_log_ratio", "Distance from the sampling policy", "½ (log-ratio)², nats²", ""),
     ("updates", "Updates done", "per step", ""),
     ("loss", "Loss, each algorithm's own", "per batch", ""),

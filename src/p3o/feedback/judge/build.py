@@ -20,7 +20,7 @@ def open_judge(config: JudgeConfig, *, cache: Path | None = None) -> Judge:
         P3OError: if its model, function, template, key or cache cannot be used.
     """
     if config.kind in ("openai", "transformers"):
-        question = Question(config.template)
+        question = Question(config.template, config.answer if config.kind == "openai" else "sentence")
         return SideBySideJudge(_asker(config), question, AnswerCache(cache), config)
     if config.kind == "reward_model":
         return _reward_model(config)
