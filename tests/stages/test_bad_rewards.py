@@ -1,4 +1,4 @@
-"""A user's reward function that goes wrong in the middle of a run, through the whole command: stopped or left out, told, counted."""
+"""A user's reward function that goes wrong in the middle of a run, through the whole command: stopped, or left out and told."""
 
 import json
 from pathlib import Path

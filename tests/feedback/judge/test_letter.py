@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.feedback.judge.server import Fault, completion, prefer_longer, server
-from tests.feedback.judge.test_endpoint import A, B, PROMPTS, WANTED, config, judged, preferences
+from tests.feedback.judge.test_endpoint import PROMPTS, WANTED, A, B, config, judged, preferences
 
 from p3o.feedback.judge import Answer, open_judge, verdict_rates
 from p3o.feedback.judge.cache import AnswerCache, key_of
