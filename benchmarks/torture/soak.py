@@ -107,7 +107,7 @@ def soak(output: Path, *, steps: int, seed: int, every: float) -> list[Glance]:
 
 def figures(seen: Sequence[Glance], steps: int) -> dict[str, Any]:
     """What the table tells. Slopes are Theil and Sen's, which a few disturbed moments do not move."""
-    late = [one for one in seen if one.step >= WARM_UP * steps]
+    late = [one for one in seen if WARM_UP * steps <= one.step < steps]
     at = np.array([one.step for one in late], dtype=float)
     resident = np.array([one.resident for one in late]) / 2**20
     slope = theilslopes(resident, at)
@@ -119,6 +119,8 @@ def figures(seen: Sequence[Glance], steps: int) -> dict[str, Any]:
         "steps": steps,
         "minutes": round(seen[-1].seconds / 60, 1),
         "resident_mib_first_and_last": [round(float(resident[0]), 1), round(float(resident[-1]), 1)],
+        # Model cards are written at the end, from the whole of metrics.jsonl.
+        "resident_mib_after_the_last_step": round(max(one.resident for one in seen) / 2**20, 1),
         "resident_mib_at_tenths": [round(float(mib), 1) for mib in tenths],
         "resident_mib_per_1000_steps": round(float(slope[0]) * 1000, 3),
         "resident_mib_per_1000_steps_95": [round(float(bound) * 1000, 3) for bound in slope[2:]],
