@@ -118,7 +118,12 @@ class SideBySideJudge:
         if missing:
             self.asker.ask([self._text(question) for question in missing], keep)
         return [
-            _verdict(a, b, *(answers.get(self._key(prompt, *p)) for p in ((a, b), (b, a))), self.config.contradictions)
+            _verdict(
+                a,
+                b,
+                *(answers.get(self._key(prompt, *pair)) for pair in ((a, b), (b, a))),
+                contradictions=self.config.contradictions,
+            )
             for prompt, a, b in zip(prompts, responses_a, responses_b, strict=True)
         ]
 
@@ -175,7 +180,7 @@ class SideBySideJudge:
 
 
 def _verdict(
-    a: str, b: str, forward: Answer | None, backward: Answer | None, contradictions: Contradictions
+    a: str, b: str, forward: Answer | None, backward: Answer | None, *, contradictions: Contradictions
 ) -> Verdict:
     """Both orders made into one. ``forward`` showed A first, ``backward`` B."""
     if a == b:
