@@ -34,7 +34,8 @@ class JudgeConfig(BaseModel):
     base_url: str | None = Field(None, description="Of the endpoint, such as http://localhost:8000/v1; null: OpenAI's.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the key.")
     answer: AnswerForm = Field(
-        "sentence", description="What is asked for: a sentence and the letter, or the letter alone, by its log-probs."
+        "sentence",
+        description="Of an endpoint: a sentence and the letter, or the letter alone, read from its log-probs.",
     )
     contradictions: Contradictions = Field(
         "tie", description="Of two orders that name different responses: tie, or the average of what they say."
