@@ -92,6 +92,6 @@ def compare(final: Mapping[str, PolicyEvaluation]) -> list[dict[str, Any]]:
                 if left is not None and right is not None:
                     both = [pair for pair in zip(left, right, strict=True) if all(map(isfinite, pair))]
                     if both:
-                        result = head_to_head(*zip(*both, strict=True))
+                        result = head_to_head([x for x, _ in both], [y for _, y in both])
                         rows.append({"a": a, "b": b, "by": by, **vars(result)})
     return rows
