@@ -1,6 +1,10 @@
 """The examples run, and what they train gets better at what they reward."""
 
 import importlib.util
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(Path(name).name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -73,3 +77,66 @@ def test_custom_algorithm_is_ppg_on_signs() -> None:
     ]
     assert torch.allclose(*gradients, rtol=1e-12)
     assert gradients[0].abs().max() > 0.1
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its cells are plain Python, so it needs no Jupyter to be run; its own assertions say what must come out."""
+    notebook = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"), "committed without"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(cells)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^(p3o_v2|ppo) +(honest|shifted) +gold", done.stdout, re.MULTILINE)) == 4
+
+
+RECIPES = {
+    "tldr": ("tiny-tldr", ("posts", "comparisons")),
+    "hh": ("tiny-hh", ("train",)),
+    "sentiment": ("tiny-reviews", ("demonstrations",)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_as_its_first_lines_say(name: str, tmp_path: Path) -> None:
+    """Data, model and run, with fewer steps."""
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    model, texts = RECIPES[name]
+    config = EXAMPLES / name / "small.yaml"
+    wanted = [
+        ["python", f"examples/{name}/write_data.py", f"data/{name}"],
+        ["python", "examples/tiny_model.py", f"models/{model}", *(f"data/{name}/{text}.jsonl" for text in texts)],
+        ["p3o", "run", "--config", f"examples/{name}/small.yaml"],
+    ]
+    said = [line[2:].split() for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("#   ")]
+    assert said == wanted
+    sizes = ["sft.steps=3", "rl.training.steps=2", "evaluation.every=2", "evaluation.prompts=4"]
+    if "preferences:" in config.read_text(encoding="utf-8"):
+        sizes.append("reward.train.steps=3")
+    wanted[-1] += [argument for size in sizes for argument in ("--set", size)]
+    for program, *arguments in wanted:
+        command = [sys.executable, *(["-m", "p3o"] if program == "p3o" else []), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / f"{name}-small" / "report.html").is_file()
+
+
+def test_the_small_tldr_data_has_good_and_bad_summaries(tmp_path: Path) -> None:
+    """Half of the posts have the good summary; every comparison prefers it."""
+    load("tldr/write_data").write(tmp_path, posts=400, comparisons=400)
+    posts = [json.loads(line) for line in (tmp_path / "posts.jsonl").read_text(encoding="utf-8").splitlines()]
+    good = sum(row["summary"].startswith(row["title"]) for row in posts) / 400
+    assert 0.4 < good < 0.6, "0.5 with a standard error of 0.025"
+    for line in (tmp_path / "comparisons.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        preferred, other = (row["summaries"][i]["text"].strip() for i in (row["choice"], 1 - row["choice"]))
+        assert preferred.startswith(row["info"]["title"])
+        assert not other.startswith(row["info"]["title"])
+
+
+def test_sentiment_counts_opinions() -> None:
+    sentiment = load("sentiment/rewards").sentiment
+    assert sentiment(["p"] * 3, ["a joy, not dull", "Boring.", "the story"]) == [0.0, -1.0, 0.0]
