@@ -97,6 +97,7 @@ class RunContext:
             trained=lambda: self.required("reward_model", "p3o reward"),
             conversations=self.inputs.conversations,
             references=lambda: self.reference_responses,
+            warn=self.warn,
         )
 
     @cached_property

@@ -1,13 +1,15 @@
 """Where a run's feedback comes from: its own reward model, given rewards and their sum, or comparisons alone."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from p3o.config import RewardConfig, RewardPart
 from p3o.data.formats import Message
 from p3o.feedback.combined import CombinedReward, WeightedReward
 from p3o.feedback.comparison import Comparator, FunctionComparator, load_comparison_function
 from p3o.feedback.functions import call_reward_function, load_reward_function
-from p3o.feedback.reward_model import RewardModel
+from p3o.feedback.remote import RewardServiceConfig
+from p3o.feedback.reward_model import RewardModel, encode_for_reward
 from p3o.inputs import Scorer
 from p3o.models.language import load_tokenizer
 from p3o.stages.models import Models
@@ -24,6 +26,7 @@ class Feedback:
         trained: finds the folder of the reward model that this run trains.
         conversations: the messages behind rendered prompts, for given reward models with a template of their own.
         references: one response of the SFT model for each held-out prompt, to compare with where there is no reward.
+        warn: told, in a line, when rewards that may be missing are.
     """
 
     def __init__(
@@ -34,9 +37,10 @@ class Feedback:
         trained: Callable[[], str],
         conversations: Conversations,
         references: Callable[[], Mapping[str, str]],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.config, self.models, self.conversations = config, models, conversations
-        self._trained, self._references = trained, references
+        self._trained, self._references, self._warn = trained, references, warn
 
     def comparator(self) -> Comparator | None:
         """The user's comparison function, asked in both orders; None if the feedback is a reward."""
@@ -57,13 +61,16 @@ class Feedback:
         return self._part(self.config)
 
     def functions(self) -> list[Scorer]:
-        """The user's Python functions, to be tried before the run starts."""
-        specs = [self.config.function, *(part.function for part in self.config.parts.values())]
-        return [self._function(spec) for spec in specs if spec is not None]
+        """The user's Python functions and reward services, to be tried before the run starts."""
+        sources: list[RewardConfig | RewardPart] = [self.config, *self.config.parts.values()]
+        functions = [self._function(source.function) for source in sources if source.function is not None]
+        return [*functions, *(self._service(source.service) for source in sources if source.service is not None)]
 
     def _part(self, part: RewardConfig | RewardPart) -> Scorer:
         if part.function is not None:
             return self._function(part.function)
+        if part.service is not None:
+            return self._service(part.service)
         path = part.model or self._trained()
         # The run's own reward model learned from texts rendered by the policy's template, and goes on reading these.
         conversations = self.conversations if part.model is not None else None
@@ -76,6 +83,16 @@ class Feedback:
     def _function(self, spec: str) -> Scorer:
         function = load_reward_function(spec)
         return lambda prompts, responses: call_reward_function(function, prompts, responses, name=spec)
+
+    def _service(self, config: RewardServiceConfig) -> Scorer:
+        from p3o.feedback.remote.client import RemoteReward
+
+        encode = None
+        if config.tokenizer is not None:
+            trusted = self.models.config.trust_remote_code
+            tokenizer = load_tokenizer(config.tokenizer, trust_remote_code=trusted)
+            encode = partial(encode_for_reward, tokenizer, conversations=self.conversations)
+        return RemoteReward(config, conversations=self.conversations, encode=encode, tell=self._warn)
 
     def _preference_over_references(self, comparator: Comparator) -> Scorer:
         def score(prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from p3o.errors import shorten
 from p3o.feedback.comparison import Comparator, preference_matrix
+from p3o.feedback.missing import rewards_may_be_missing
 from p3o.functional.advantages import reward_gaps
 from p3o.training.faults import NumericalError
 
@@ -53,7 +54,9 @@ class RewardFeedback:
         """
         repeated = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
         flat = list(chain.from_iterable(responses))
-        rewards = torch.tensor(list(self.scorer(repeated, flat)), dtype=torch.float64).view(ended.shape)
+        with rewards_may_be_missing(self.drop):
+            scored = list(self.scorer(repeated, flat))
+        rewards = torch.tensor(scored, dtype=torch.float64).view(ended.shape)
         rewards = rewards - self.penalty * (~ended).double().cpu()
         kept = _finite_groups(rewards, prompts, responses, drop=self.drop, what="reward")
         return Worth(rewards[kept], reward_gaps(rewards[kept]), kept)
