@@ -127,7 +127,7 @@ def test_where_rewards_may_be_missing_only_those_are_and_the_reason_is_told() ->
         rewards = RemoteReward(config(url, attempts=2), tell=said.append)(PROMPTS, RESPONSES)
     assert [math.isnan(reward) for reward in rewards] == [False] * 3 + [True] * 3 + [False] * 4
     assert [reward for reward in rewards if reward == reward] == WANTED[:3] + WANTED[6:]
-    assert said == [f"{url}/rewards: 3 of 10 rewards are missing; {url}/rewards: HTTP 500: 'status 500', 2 times"]
+    assert said == [f"{url}/rewards: 3 of 10 rewards are missing; HTTP 500: 'status 500', 2 times"]
 
 
 def test_a_request_that_is_refused_for_what_it_holds_loses_only_the_row_that_is_to_blame() -> None:

@@ -65,7 +65,7 @@ class RemoteReward:
         Raises:
             P3OError: if a reward could not be had, is not finite, or the server refuses every request.
         """
-        work = _Work(self._rows(prompts, responses), lenient=may_be_missing())
+        work = _Work(self.url, self._rows(prompts, responses), lenient=may_be_missing())
         work.pending.extend(self._batches(work.rows))
         if work.pending:
             run_to_the_end(self._work_off(work))
@@ -132,13 +132,13 @@ class RemoteReward:
             for i, reward in zip(chosen, reply.rewards, strict=True):
                 work.rewards[i] = reward
                 if not math.isfinite(reward):
-                    work.fail(f"{self.url}: the reward of a response is {reward}", i)
+                    work.fail(f"the reward of a response is {reward}", i)
         elif work.lenient and not reply.again and len(chosen) > 1:
             half = len(chosen) // 2
             work.pending.extend((chosen[:half], chosen[half:]))
         else:
             times = f", {config.attempts} times" if reply.again and config.attempts > 1 else ""
-            work.fail(f"{self.url}: {reply.error}{times}", chosen[0])
+            work.fail(f"{reply.error}{times}", chosen[0])
 
     async def _attempt(self, client: "httpx.AsyncClient", content: bytes, count: int) -> "_Reply":
         """Send a request once.
@@ -195,6 +195,7 @@ class _Reply:
 class _Work:
     """What the workers of one call share; they take turns, so nothing needs a lock."""
 
+    url: str
     rows: list[Row]
     lenient: bool
     pending: deque[list[int]] = field(default_factory=deque)
@@ -213,7 +214,7 @@ class _Work:
         """
         if not self.lenient:
             raise P3OError(
-                f"{reason} (prompt {shorten(self.rows[row].prompt)}); mend the server and go on with --resume, or choose "
+                f"{self.url}: {reason} (prompt {shorten(self.rows[row].prompt)}); mend the server and go on with --resume, or choose "
                 "on_fault: skip, which drops such groups and counts them"
             )
         self.reasons.append(reason)
