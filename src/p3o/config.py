@@ -115,6 +115,9 @@ class RewardConfig(Section):
         None,
         description="module:function of (prompts, responses_a, responses_b); only relative algorithms learn from it.",
     )
+    judge: JudgeConfig | None = Field(
+        None, description="A judge that compares two responses; only relative algorithms learn from it."
+    )
     comparison_scale: Literal["preference", "log_odds"] = Field(
         "preference", description="What the comparison returns: a preference in [-1, 1] or log-odds."
     )
@@ -123,7 +126,7 @@ class RewardConfig(Section):
     @model_validator(mode="after")
     def one_source(self) -> "RewardConfig":
         """The sources exclude each other."""
-        given = [name for name in (*GIVEN_REWARDS, "parts", "comparison") if getattr(self, name)]
+        given = [name for name in (*GIVEN_REWARDS, "parts", "comparison", "judge") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give either {given[0]} or {given[1]}, not both")
         return self
@@ -133,14 +136,20 @@ class RewardConfig(Section):
         """Whether the run trains a reward model of its own."""
         if self.parts:
             return any(part.is_trained for part in self.parts.values())
-        return self.comparison is None and all(getattr(self, name) is None for name in GIVEN_REWARDS)
+        return not self.is_relative and all(getattr(self, name) is None for name in GIVEN_REWARDS)
 
     @property
     def source(self) -> str:
         """What it is, in words for a log."""
         served = None if self.service is None else self.service.url
-        given = self.model or self.function or served or self.comparison or " + ".join(self.parts)
+        judge = None if self.judge is None else f"judge {self.judge.model or self.judge.function}"
+        given = self.model or self.function or served or self.comparison or judge or " + ".join(self.parts)
         return given or "trained on the preferences"
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether there are only comparisons."""
+        return self.comparison is not None or self.judge is not None
 
 
 class LabellerConfig(Section):

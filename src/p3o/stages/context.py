@@ -32,6 +32,7 @@ SFT_POLICY = "sft"
 STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 PAIRS_FILE, ROWS_FILE = "pairs.jsonl", "data.json"
+ANSWERS_FILE = "judge_answers.sqlite"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
 
@@ -98,6 +99,7 @@ class RunContext:
             conversations=self.inputs.conversations,
             references=lambda: self.reference_responses,
             warn=self.warn,
+            answers=self.folder.path / ANSWERS_FILE if self.folder.path.is_dir() else None,
         )
 
     @cached_property

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from p3o.config import RewardConfig, RewardPart
 from p3o.data.formats import Message
 from p3o.feedback.combined import CombinedReward, WeightedReward
 from p3o.feedback.comparison import Comparator, FunctionComparator, load_comparison_function
 from p3o.feedback.functions import call_reward_function, load_reward_function
+from p3o.feedback.judge import open_judge
+from p3o.feedback.judge.comparator import JudgeComparator
 from p3o.feedback.remote import RewardServiceConfig
 from p3o.feedback.reward_model import RewardModel, encode_for_reward
 from p3o.inputs import Scorer
@@ -27,6 +30,7 @@ class Feedback:
         conversations: the messages behind rendered prompts, for given reward models with a template of their own.
         references: one response of the SFT model for each held-out prompt, to compare with where there is no reward.
         warn: told, in a line, when rewards that may be missing are.
+        answers: file of a judge's answers, for a judge that is asked in words; None keeps nothing.
     """
 
     def __init__(
@@ -38,12 +42,16 @@ class Feedback:
         conversations: Conversations,
         references: Callable[[], Mapping[str, str]],
         warn: Callable[[str], None] = lambda _: None,
+        answers: Path | None = None,
     ) -> None:
         self.config, self.models, self.conversations = config, models, conversations
         self._trained, self._references, self._warn = trained, references, warn
+        self._answers = answers
 
     def comparator(self) -> Comparator | None:
-        """The user's comparison function, asked in both orders; None if the feedback is a reward."""
+        """The user's judge or comparison function, asked in both orders; None if the feedback is a reward."""
+        if self.config.judge is not None:
+            return JudgeComparator(open_judge(self.config.judge, cache=self._answers), tell=self._warn)
         spec = self.config.comparison
         if spec is None:
             return None

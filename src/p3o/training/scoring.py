@@ -80,7 +80,8 @@ class ComparisonFeedback:
         Raises:
             NumericalError: if a preference is not finite and bad groups are not to be dropped.
         """
-        gaps = preference_matrix(self.comparator, prompts, responses)
+        with rewards_may_be_missing(self.drop):
+            gaps = preference_matrix(self.comparator, prompts, responses)
         gaps = gaps - reward_gaps(self.penalty * (~ended).double().cpu())
         kept = _finite_groups(gaps.flatten(1), prompts, responses, drop=self.drop, what="preference")
         return Worth(None, gaps[kept], kept)

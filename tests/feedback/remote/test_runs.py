@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.feedback.judge.server import Fault as JudgeFault
+from tests.feedback.judge.server import prefer_longer, server
 from tests.feedback.remote.service import Fault, running, service
 
 from p3o.cli import main
@@ -48,7 +50,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rl(model: Path, name: str, *more: str) -> int:
-    settings = [*RUN, "--set", "evaluation={prompts: 4, every: 2}"]
+    settings = [*RUN, "--set", "evaluation={prompts: 4, every: 2, followed_prompts: 4}"]
     return main(["rl", "--model", str(model), "--prompts", "prompts.jsonl", "--name", name, *settings, *more])
 
 
@@ -150,3 +152,37 @@ def test_the_command_says_what_it_lacks(
 ) -> None:
     assert main(["serve-reward", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_served_judge_is_what_a_run_learns_from(model: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same run as with a comparing function of the same taste; an unanswered question drops its group."""
+    (work / "run_taste.py").write_text(
+        "def longer(prompts, a, b):\n"
+        "    sizes = [(len(x.strip()), len(y.strip())) for x, y in zip(a, b, strict=True)]\n"
+        "    return [(x > y) - (x < y) for x, y in sizes]\n"
+    )
+
+    def judge(url: str) -> list[str]:
+        settings = {"kind": "openai", "model": "judge", "base_url": url, "backoff": 0.001}
+        return ["--set", f"reward.judge={json.dumps(settings)}"]
+
+    assert rl(model, "function", "--set", "reward.comparison=run_taste:longer") == 0
+    with server(lambda question, _: prefer_longer(question)) as (url, log):
+        assert rl(model, "judged", *judge(url)) == 0
+        assert rl(model, "ppo", "--algorithm", "ppo", *judge(url)) == 2
+    assert metrics(work, "judged") == metrics(work, "function")
+    assert "ppo needs a reward for every response" in capsys.readouterr().err
+    heldout = {row["prompt"] for row in read_jsonl(work / "runs" / "judged" / "samples.jsonl")}
+    asked = "".join(question for question in log.requests if "Another response." not in question)
+    prompts = [row["prompt"] for row in read_jsonl(work / "prompts.jsonl")]
+    unanswered = next(prompt for prompt in prompts if prompt in asked and prompt not in heldout)
+
+    def failing(question: str, _: int) -> "str | JudgeFault":
+        lost = unanswered in question and "Another response." not in question
+        return JudgeFault(400) if lost else prefer_longer(question)
+
+    with server(failing) as (url, _):
+        assert rl(model, "stops", *judge(url)) == 2
+        assert re.search(r"judge .* no answer \(HTTP 400.*on_fault: skip", capsys.readouterr().err)
+        assert rl(model, "skips", *judge(url), "--set", "rl.training.on_fault=skip") == 0
+    assert sum(row.get("dropped_groups", 0) for row in metrics(work, "skips")) == 1
