@@ -181,9 +181,8 @@ def calibrated(assumed: Assumptions, path: Path) -> tuple[Assumptions, str]:
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """Plans of P3O by model and GPUs; P3O beside PPO; memory of a rank."""
-    plans = Table(
-        "model", "GPUs", "turns", "learn", "sample", "s/step", "tokens/s", "sampling s", "learning s", "push s", "MFU"
-    )
+    heads = ("learn", "sample", "s/step", "tokens/s", "sampling s", "learning s", "push s", "MFU")
+    plans = Table("model", "GPUs", "turns", *heads, caption="–: does not fit")
     for row in results["plans"]:
         if row["method"] == "p3o" and row["gpus"] in (8, 64, 512):
             figures = plan_cells(row) if row["fits"] else ["does not fit", *[""] * 7]

@@ -17,31 +17,31 @@ class Assumptions:
     The shares are assumptions: what good engines are known to reach, not what p3o was measured to reach.
     """
 
-    peak: float = 989e12
+    peak: int | float = 989e12
     """Dense bfloat16 operations per second."""
-    memory: float = 80e9
+    memory: int | float = 80e9
     """Bytes."""
-    bandwidth: float = 3.35e12
+    bandwidth: int | float = 3.35e12
     """Bytes of memory per second."""
-    node_link: float = 450e9
+    node_link: int | float = 450e9
     """Bytes per second of a GPU to others of its node (NVLink)."""
-    network: float = 50e9
+    network: int | float = 50e9
     """Bytes per second of a GPU's own network card (400 Gbit/s)."""
     per_node: int = 8
     """GPUs."""
-    training_share: float = 0.40
+    training_share: int | float = 0.40
     """Of the peak, in passes of the learner."""
-    prefill_share: float = 0.50
+    prefill_share: int | float = 0.50
     """Of the peak, in prefills and in large decoding batches."""
-    bandwidth_share: float = 0.60
+    bandwidth_share: int | float = 0.60
     """Of the memory's bandwidth, in decoding."""
-    link_share: float = 0.70
+    link_share: int | float = 0.70
     """Of a link, in collectives."""
-    usable: float = 0.90
+    usable: int | float = 0.90
     """Of a GPU's memory."""
-    decode_overhead: float = 3e-3
+    decode_overhead: int | float = 3e-3
     """Seconds of a decoding step that no rate explains: launches, scheduling, sampling."""
-    runtime: float = 4e9
+    runtime: int | float = 4e9
     """Bytes that a process takes before any tensor: CUDA, NCCL, fragmentation."""
     head_tokens: int = 2048
     """Positions whose logits are there at a time."""
@@ -84,15 +84,15 @@ METHODS: dict[str, Method] = {
 class Memory:
     """Bytes of one learner's rank by what they are for."""
 
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, int | float] = field(default_factory=dict)
 
     @property
-    def total(self) -> float:
+    def total(self) -> int | float:
         """All of it."""
         return sum(self.parts.values())
 
     @property
-    def lasting(self) -> float:
+    def lasting(self) -> int | float:
         """What is there between steps as well."""
         passing = ("gathered layers", "activations", "logits", "gradients")
         return sum(size for name, size in self.parts.items() if name not in passing)
@@ -123,13 +123,13 @@ def learner_memory(shape: Shape, work: Work, method: Method, ranks: int, assumed
     return Memory({name: value for name, value in parts.items() if value})
 
 
-def groups_per_rank(work: Work, method: Method, ranks: int) -> float:
+def groups_per_rank(work: Work, method: Method, ranks: int) -> int | float:
     """Of the busiest rank, in parts of a group where responses go anywhere."""
     parts = 1 if method.whole_groups else work.responses
     return math.ceil(work.prompts * parts / ranks) / parts
 
 
-def pass_groups(work: Work, method: Method, ranks: int, assumed: Assumptions) -> float:
+def pass_groups(work: Work, method: Method, ranks: int, assumed: Assumptions) -> int | float:
     """Groups of one micro-batch, at least one (or one response)."""
     parts = 1 if method.whole_groups else work.responses
     one = rows_of(work, 1, shared=method.shared).tokens / parts
@@ -137,7 +137,7 @@ def pass_groups(work: Work, method: Method, ranks: int, assumed: Assumptions) ->
     return min(groups_per_rank(work, method, ranks), most)
 
 
-def pass_tokens(work: Work, method: Method, ranks: int, assumed: Assumptions) -> float:
+def pass_tokens(work: Work, method: Method, ranks: int, assumed: Assumptions) -> int | float:
     """Tokens of one micro-batch."""
     return rows_of(work, pass_groups(work, method, ranks, assumed), shared=method.shared).tokens
 
@@ -153,12 +153,12 @@ class LearnerCost:
         gathered, scattered: bytes that each rank receives in all-gathers, and sends in reduce-scatters.
     """
 
-    operations: float
-    seconds: float
-    computing: float
-    communicating: float
-    gathered: float
-    scattered: float
+    operations: int | float
+    seconds: int | float
+    computing: int | float
+    communicating: int | float
+    gathered: int | float
+    scattered: int | float
 
 
 def learner_cost(shape: Shape, work: Work, method: Method, ranks: int, assumed: Assumptions) -> LearnerCost:
@@ -194,7 +194,7 @@ def learner_cost(shape: Shape, work: Work, method: Method, ranks: int, assumed: 
     )
 
 
-def collective_rate(ranks: int, assumed: Assumptions) -> float:
+def collective_rate(ranks: int, assumed: Assumptions) -> int | float:
     """Bytes per second at which every rank receives in a ring collective.
 
     Within a node NVLink limits. Across nodes a ring enters each node once, and as many rings as it has cards run side by side.
@@ -220,13 +220,13 @@ class RolloutCost:
         cache: bytes of keys and values on each GPU.
     """
 
-    seconds: float
-    busy: float
+    seconds: int | float
+    busy: int | float
     at_once: int
-    cache: float
+    cache: int | float
 
 
-def rollout_cost(shape: Shape, work: Work, gpus: int, assumed: Assumptions, *, taken: float = 0.0) -> RolloutCost:
+def rollout_cost(shape: Shape, work: Work, gpus: int, assumed: Assumptions, *, taken: int | float = 0.0) -> RolloutCost:
     """Servers share the responses evenly; each prefills a prompt once and decodes its K responses from the shared cache.
 
     Args:
@@ -257,7 +257,7 @@ def rollout_cost(shape: Shape, work: Work, gpus: int, assumed: Assumptions, *, t
     return RolloutCost(busy + straggling, busy, at_once, at_once * each / width)
 
 
-def decode_step(shape: Shape, work: Work, rows: float, assumed: Assumptions) -> float:
+def decode_step(shape: Shape, work: Work, rows: int | float, assumed: Assumptions) -> int | float:
     """Seconds in which one server writes one token of so many responses: reading weights and caches, or arithmetic."""
     width = server_gpus(shape, assumed)
     context = work.prompt_tokens + work.response_tokens / 2
@@ -268,12 +268,12 @@ def decode_step(shape: Shape, work: Work, rows: float, assumed: Assumptions) -> 
     return max(reading, computing) + assumed.decode_overhead
 
 
-def push_seconds(shape: Shape, learners: int, rollouts: int, assumed: Assumptions) -> float:
+def push_seconds(shape: Shape, learners: int, rollouts: int, assumed: Assumptions) -> int | float:
     """Seconds of a broadcast of the bfloat16 weights to all servers, as fast as one card sends; NVLink inside one node."""
     rate = assumed.node_link if learners + rollouts <= assumed.per_node else assumed.network
     return shape.parameters * BF16 / (rate * assumed.link_share)
 
 
-def push_bytes(shape: Shape, rollouts: int, assumed: Assumptions) -> float:
+def push_bytes(shape: Shape, rollouts: int, assumed: Assumptions) -> int | float:
     """Bytes that arrive at all servers together: each gets the weights once."""
     return float(shape.parameters * BF16 * (rollouts // server_gpus(shape, assumed)))

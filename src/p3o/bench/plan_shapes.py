@@ -70,7 +70,7 @@ class Shape:
         """
         return 4 * self.hidden + 2 * self.query_width + 2 * self.key_value_width + 4 * self.intermediate
 
-    def forward_operations(self, tokens: float, scored: float, pairs: float) -> float:
+    def forward_operations(self, tokens: int | float, scored: int | float, pairs: int | float) -> int | float:
         """Operations of a forward pass.
 
         Args:
@@ -113,7 +113,7 @@ class Work:
     responses: int = 4
     prompt_tokens: int = 512
     response_tokens: int = 512
-    tail: float = 2.0
+    tail: int | float = 2.0
     passes: int = 1
     updates: int = 1
 
@@ -127,12 +127,12 @@ class Work:
 class Rows:
     """Tokens, scored positions and attended pairs of some groups in one layout."""
 
-    tokens: float
-    scored: float
-    pairs: float
+    tokens: int | float
+    scored: int | float
+    pairs: int | float
 
 
-def rows_of(work: Work, groups: float, *, shared: bool) -> Rows:
+def rows_of(work: Work, groups: int | float, *, shared: bool) -> Rows:
     """Those of so many groups: ``shared`` has the prompt once for its K responses, otherwise each has its own copy."""
     p, length, k = work.prompt_tokens, work.response_tokens, work.responses
     copies = 1 if shared else k

@@ -45,17 +45,17 @@ class Plan:
     turns: Turns
     learners: int
     rollouts: int
-    seconds: float
-    tokens_per_second: float
-    utilisation: float
-    push: float
-    push_bytes: float
+    seconds: int | float
+    tokens_per_second: int | float
+    utilisation: int | float
+    push: int | float
+    push_bytes: int | float
     learner: LearnerCost
     rollout: RolloutCost
     memory: Memory
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> int | float:
         """GPUs that sample for each that learns."""
         return self.rollouts / self.learners
 
@@ -121,7 +121,7 @@ def _plan(
 
 
 def fitting_passes(
-    shape: Shape, work: Work, method: Method, ranks: int, assumed: Assumptions, *, beside: float = 0.0
+    shape: Shape, work: Work, method: Method, ranks: int, assumed: Assumptions, *, beside: int | float = 0.0
 ) -> Assumptions | None:
     """The same with the largest micro-batch that fits, halved as often as needed; None if not even the smallest does.
 
