@@ -17,7 +17,7 @@ from p3o.scale import verl as plugin
 
 needs_verl = pytest.mark.skipif(
     plugin.installed_version() != plugin.VERSION or find_spec("ray") is None,
-    reason=f"verl {plugin.VERSION} is not installed here (docs/scaling_plan.md says how)",
+    reason=f"verl {plugin.VERSION} is not installed here (docs/verl.md says how)",
 )
 BETA = 0.3
 

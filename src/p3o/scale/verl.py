@@ -15,6 +15,8 @@ makes it something else than P3O.
 The several-update form is not here. It needs ρ_1·ρ_2 of a pair inside the loss, that is both responses of a pair in one
 micro-batch with their rewards, and verl's engines hand over neither. p3o's own learner keeps groups whole.
 
+docs/verl.md says how it is used.
+
     VERL_USE_EXTERNAL_MODULES=p3o.scale.verl_plugin python -m verl.trainer.main_ppo algorithm.adv_estimator=p3o …
 """
 
