@@ -312,8 +312,8 @@ class RunConfig(Section):
         labels = data.preferences is not None or (self.sampling is not None and self.sampling.labeller is not None)
         if reward.is_trained and not labels and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
             raise P3OError(
-                "reward: give model, function or service, or data.preferences to train a reward model on, or a "
-                "sampling.labeller"
+                "reward: give model or function, or data.preferences to train a reward model on, or a sampling.labeller, or a "
+                "service"
             )
 
     @model_validator(mode="after")

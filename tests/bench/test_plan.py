@@ -148,6 +148,8 @@ def test_memory_of_a_rank_by_hand() -> None:
     assert lora["weights"] == size * 2 / 8 + adapter * 4 / 8
     assert lora["Adam's moments"] == adapter
     assert "reference" not in lora, "the adapter is switched off instead"
+    judged = learner_memory(SHAPE, WORK, replace(P3O, reward_model=True), 8, ASSUMED)
+    assert judged.parts["reward model"] == size * 2 / 8
 
 
 def test_recomputation_and_ranks_take_less_memory_and_nothing_takes_more_than_all() -> None:
@@ -188,6 +190,8 @@ def test_arithmetic_of_a_step_by_hand() -> None:
     assert critic.operations / cost.operations == pytest.approx(2, rel=0.1)
     lora = learner_cost(SHAPE, work, LORA, 8, ASSUMED)
     assert lora.operations / cost.operations == pytest.approx(6 / 8), "no gradients of frozen weights"
+    judged = learner_cost(SHAPE, work, replace(P3O, reward_model=True), 8, ASSUMED)
+    assert judged.operations / cost.operations == pytest.approx(10 / 8, rel=0.05), "one pass more, without the head"
     assert learner_cost(SHAPE, work, P3O, 4, ASSUMED).operations == cost.operations, "whoever does it"
 
 

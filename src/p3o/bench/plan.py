@@ -16,9 +16,9 @@ from rich.table import Table
 from p3o.bench.plan_cost import METHODS, Assumptions, learner_cost, learner_memory
 from p3o.bench.plan_shapes import SHAPES, Work
 from p3o.bench.plan_split import TURNS, Plan, best_plan
-from p3o.bench.results import check_writable
+from p3o.bench.results import check_writable, write_json
 from p3o.errors import P3OError, shorten
-from p3o.files import make_folder, open_for_reading, write_json
+from p3o.files import make_folder, open_for_reading
 
 GPUS = (8, 16, 32, 64, 128, 256, 512)
 GEMM_SHARE = 0.70
@@ -47,7 +47,7 @@ def main(json_path: Path | None, output: Path | None, *, calibrate: Path | None,
     assumed, told = (Assumptions(), "assumed") if calibrate is None else calibrated(Assumptions(), calibrate)
     results = reckon(work, assumed) | {"efficiency": told}
     if json_path is not None:
-        write_json(json_path, results)
+        write_json(results, json_path)
     if output is not None:
         from p3o.bench.plan_chart import write_charts
 
