@@ -100,7 +100,14 @@ class RunContext:
             references=lambda: self.reference_responses,
             warn=self.warn,
             answers=self.folder.path / ANSWERS_FILE if self.folder.path.is_dir() else None,
+            finite=not self.tolerates_faults,
         )
+
+    @property
+    def tolerates_faults(self) -> bool:
+        """Whether any RL run does something else than stop at a reward that is not finite."""
+        training = self.config.rl.training_of
+        return any(training(name).on_fault != "stop" for name in self.config.rl.runs)
 
     @cached_property
     def scorer(self) -> Scorer:

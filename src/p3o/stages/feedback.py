@@ -31,6 +31,7 @@ class Feedback:
         references: one response of the SFT model for each held-out prompt, to compare with where there is no reward.
         warn: told, in a line, when rewards that may be missing are.
         answers: file of a judge's answers, for a judge that is asked in words; None keeps nothing.
+        finite: whether a function that returns NaN or an infinity is an error here; False leaves that to who asked.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Feedback:
         references: Callable[[], Mapping[str, str]],
         warn: Callable[[str], None] = lambda _: None,
         answers: Path | None = None,
+        finite: bool = True,
     ) -> None:
-        self.config, self.models, self.conversations = config, models, conversations
+        self.config, self.models, self.conversations, self.finite = config, models, conversations, finite
         self._trained, self._references, self._warn = trained, references, warn
         self._answers = answers
 
@@ -55,7 +57,7 @@ class Feedback:
         spec = self.config.comparison
         if spec is None:
             return None
-        return FunctionComparator(load_comparison_function(spec), spec, self.config.comparison_scale)
+        return FunctionComparator(load_comparison_function(spec), spec, self.config.comparison_scale, self.finite)
 
     def scorer(self) -> Scorer:
         """A number for each response. Where there are only comparisons: how much it is preferred to the SFT model's own."""
@@ -90,7 +92,9 @@ class Feedback:
 
     def _function(self, spec: str) -> Scorer:
         function = load_reward_function(spec)
-        return lambda prompts, responses: call_reward_function(function, prompts, responses, name=spec)
+        return lambda prompts, responses: call_reward_function(
+            function, prompts, responses, name=spec, finite=self.finite
+        )
 
     def _service(self, config: RewardServiceConfig) -> Scorer:
         from p3o.feedback.remote.client import RemoteReward

@@ -6,6 +6,7 @@ that fail, so that a dead server does not hold a run for hours.
 """
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ from p3o.feedback.judge.verdicts import Answer
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+SURE = 50.0
+"""Log-odds of a letter beyond which nothing changes; a server may call the other letter impossible."""
+
+CANDIDATES = 20
+"""Likeliest tokens that are asked for at each place: as many as OpenAI and vLLM give."""
+
 
 class EndpointAsker:
     """An asker of ``p3o.feedback.judge.sidebyside``.
@@ -50,10 +57,10 @@ class EndpointAsker:
         self.identity = f"{config.model} at {config.base_url or 'api.openai.com'}"
         self.parameters: Mapping[str, Any] = {
             "temperature": config.temperature,
-            "max_tokens": config.max_tokens,
+            "max_tokens": config.answer_tokens,
             "seed": config.seed,
             "extra_body": config.extra_body,
-        }
+        } | ({"answer": "letter"} if config.answer == "letter" else {})
 
     def ask(self, questions: Sequence[str], keep: Keep) -> None:
         """As ``Asker.ask``."""
@@ -117,7 +124,9 @@ class EndpointAsker:
         optional = {"temperature": config.temperature, "seed": config.seed}
         # OpenAI's own models know only the newer name of the limit, many servers only the older one.
         limit = "max_completion_tokens" if config.base_url is None else "max_tokens"
-        body = {limit: config.max_tokens} | {name: value for name, value in optional.items() if value is not None}
+        body = {limit: config.answer_tokens} | {name: value for name, value in optional.items() if value is not None}
+        if config.answer == "letter":
+            body |= {"logprobs": True, "top_logprobs": CANDIDATES}
         try:
             completion = await client.chat.completions.create(
                 model=config.model or "",
@@ -150,14 +159,51 @@ class EndpointAsker:
             AttributeError, TypeError, LookupError, ValueError, OverflowError: if it is none.
         """
         text = without_key(str(completion.choices[0].message.content or ""), self._key)
+        choice, lean = read_choice(text), None
+        if self.config.answer == "letter":
+            lean = letter_log_odds(getattr(completion.choices[0], "logprobs", None))
+            # A server that sends no log-probs has at least written a letter, or not.
+            choice = choice if lean is None else "first" if lean >= 0 else "second"
         usage = getattr(completion, "usage", None)
         return Answer(
-            read_choice(text),
+            choice,
             text,
+            lean=lean,
             input_tokens=_count(getattr(usage, "prompt_tokens", 0)),
             output_tokens=_count(getattr(usage, "completion_tokens", 0)),
             served_by=without_key(str(getattr(completion, "model", "") or ""), self._key),
         )
+
+
+def letter_log_odds(logprobs: Any) -> float | None:
+    """log p(A) − log p(B) at the first token whose likeliest candidates include one of the letters, None if there is none.
+
+    A candidate counts for a letter whatever space or mark is around it ("A", " A", "**A"). A letter that is not among the
+    candidates is given the probability of the least likely of them: it has no more.
+
+    Raises:
+        AttributeError, TypeError, ValueError: if the log-probs are not of the chat completions' form.
+    """
+    for position in getattr(logprobs, "content", None) or []:
+        found: dict[str, list[float]] = {"A": [], "B": []}
+        candidates = [(str(one.token), float(one.logprob)) for one in position.top_logprobs]
+        for token, logprob in candidates:
+            if (letter := token.strip(" \t\n*\"'`([{.:)]}▁Ġ")) in found:
+                found[letter].append(logprob)
+        if found["A"] or found["B"]:
+            least = min(logprob for _, logprob in candidates)
+            a, b = (_log_sum(found[letter]) if found[letter] else least for letter in "AB")
+            if math.isnan(a - b):
+                raise ValueError(f"log-probs {a} and {b}")
+            return min(max(a - b, -SURE), SURE)
+    return None
+
+
+def _log_sum(logprobs: Sequence[float]) -> float:
+    highest = max(logprobs)
+    if highest == -math.inf:
+        return highest
+    return highest + math.log(sum(math.exp(one - highest) for one in logprobs))
 
 
 @dataclass
