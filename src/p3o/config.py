@@ -15,6 +15,7 @@ from p3o.data.sources import SourceConfig
 from p3o.errors import P3OError, shorten
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.feedback.judge import JudgeConfig
+from p3o.feedback.remote import RewardServiceConfig
 from p3o.models.adapters import LoraSettings
 from p3o.models.precision import DtypeName
 from p3o.training.loop import CheckpointConfig
@@ -30,6 +31,9 @@ DATA_READ_BY: dict[str, frozenset[str]] = {
     "preferences": frozenset({"reward"}),
 }
 """Which stages read which of the user's files: a stage asks for its own and does not open the others."""
+
+GIVEN_REWARDS = ("model", "function", "service")
+"""Rewards that a run does not train."""
 
 
 class Section(BaseModel):
@@ -77,18 +81,25 @@ class EmbeddedTaskConfig(Section):
 
 
 class RewardPart(Section):
-    """One reward of a weighted sum; without a model and a function it is the one that this run trains."""
+    """One reward of a weighted sum; without a model, a function and a service it is the one that this run trains."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
+    service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
     weight: int | float = Field(1.0, description="Weight in the sum; negative for a cost.")
 
     @model_validator(mode="after")
     def one_source(self) -> "RewardPart":
-        """A model and a function exclude each other."""
-        if self.model is not None and self.function is not None:
-            raise ValueError("give either model or function, not both")
+        """The sources exclude each other."""
+        given = [name for name in GIVEN_REWARDS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give either {given[0]} or {given[1]}, not both")
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is the one that this run trains."""
+        return all(getattr(self, name) is None for name in GIVEN_REWARDS)
 
 
 class RewardConfig(Section):
@@ -96,12 +107,16 @@ class RewardConfig(Section):
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
+    service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
     parts: dict[str, RewardPart] = Field(
         default_factory=dict, description="Several rewards by name, added up with their weights."
     )
     comparison: str | None = Field(
         None,
         description="module:function of (prompts, responses_a, responses_b); only relative algorithms learn from it.",
+    )
+    judge: JudgeConfig | None = Field(
+        None, description="A judge that compares two responses; only relative algorithms learn from it."
     )
     comparison_scale: Literal["preference", "log_odds"] = Field(
         "preference", description="What the comparison returns: a preference in [-1, 1] or log-odds."
@@ -111,7 +126,7 @@ class RewardConfig(Section):
     @model_validator(mode="after")
     def one_source(self) -> "RewardConfig":
         """The sources exclude each other."""
-        given = [name for name in ("model", "function", "parts", "comparison") if getattr(self, name)]
+        given = [name for name in (*GIVEN_REWARDS, "parts", "comparison", "judge") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give either {given[0]} or {given[1]}, not both")
         return self
@@ -120,15 +135,21 @@ class RewardConfig(Section):
     def is_trained(self) -> bool:
         """Whether the run trains a reward model of its own."""
         if self.parts:
-            return any(part.model is None and part.function is None for part in self.parts.values())
-        return self.model is None and self.function is None and self.comparison is None
+            return any(part.is_trained for part in self.parts.values())
+        return not self.is_relative and all(getattr(self, name) is None for name in GIVEN_REWARDS)
 
     @property
     def source(self) -> str:
         """What it is, in words for a log."""
-        return str(
-            self.model or self.function or self.comparison or " + ".join(self.parts) or "trained on the preferences"
-        )
+        served = None if self.service is None else self.service.url
+        judge = None if self.judge is None else f"judge {self.judge.model or self.judge.function}"
+        given = self.model or self.function or served or self.comparison or judge or " + ".join(self.parts)
+        return given or "trained on the preferences"
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether there are only comparisons."""
+        return self.comparison is not None or self.judge is not None
 
 
 class LabellerConfig(Section):
@@ -291,7 +312,8 @@ class RunConfig(Section):
         labels = data.preferences is not None or (self.sampling is not None and self.sampling.labeller is not None)
         if reward.is_trained and not labels and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
             raise P3OError(
-                "reward: give model or function, or data.preferences to train a reward model on, or a sampling.labeller"
+                "reward: give model or function, or data.preferences to train a reward model on, or a sampling.labeller, or a "
+                "service"
             )
 
     @model_validator(mode="after")

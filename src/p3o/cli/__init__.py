@@ -10,6 +10,7 @@ from p3o.cli import judge as _judge
 from p3o.cli import label as _label
 from p3o.cli import records as _records
 from p3o.cli import report as _report
+from p3o.cli import serve as _serve
 from p3o.cli import stages as _stages
 from p3o.cli import start as _start
 from p3o.cli.entry import main
@@ -17,4 +18,4 @@ from p3o.cli.entry import main
 __all__ = ["main"]
 
 # Importing a file of commands registers them.
-_COMMANDS = (_start, _data, _stages, _report, _judge, _label, _records, _checks)
+_COMMANDS = (_start, _data, _stages, _report, _judge, _label, _serve, _records, _checks)

@@ -58,3 +58,31 @@ def speed(
     from p3o.bench import speed as benchmark
 
     benchmark.main(json_file, quick=quick, model=model)
+
+
+@bench.command()
+def plan(
+    json_file: JsonFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Also write the charts to this folder.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate", metavar="FILE", help="Of p3o bench speed --json: its efficiency, not an assumed one."
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts of a step.")] = 512,
+    responses: Annotated[int, typer.Option(min=2, metavar="K", help="Responses to each.")] = 4,
+    prompt_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Mean length of a prompt.")] = 512,
+    response_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Mean length of a response.")] = 512,
+    tail: Annotated[float, typer.Option(min=1, metavar="X", help="The longest response over the mean one.")] = 2.0,
+    passes: Annotated[int, typer.Option(min=1, metavar="N", help="Training passes over every sample.")] = 1,
+    updates: Annotated[int, typer.Option(min=1, metavar="N", help="Optimiser steps.")] = 1,
+) -> None:
+    """Reckon memory, traffic and time of P3O and PPO on 8 to 512 GPUs for models of 1B, 8B and 70B. Runs nothing."""
+    from p3o.bench import plan as benchmark
+    from p3o.bench.plan_shapes import Work
+
+    work = Work(prompts, responses, prompt_tokens, response_tokens, tail, passes, max(passes, updates))
+    benchmark.main(json_file, output, calibrate=calibrate, work=work)

@@ -26,7 +26,9 @@ USES = {
     "trackio": "tracking: [trackio]",
     "openai": "a language model as judge",
     "evalica": "rankings from comparisons",
-    "fastapi": "the labelling page",
+    "fastapi": "the labelling page, serve-reward",
+    "httpx": "rewards that are served elsewhere",
+    "verl": "P3O as an advantage estimator of verl",
     "gguf": "models in GGUF format",
 }
 """What an optional package is for."""
@@ -106,7 +108,8 @@ def _packages(found: Findings) -> None:
         try:
             found.facts[package] = version(package)
         except PackageNotFoundError:
-            found.missing[package] = f"{USES.get(package, extra)} (pip install 'p3o[{extra}]')"
+            # Of several extras with this package, the first.
+            found.missing.setdefault(package, f"{USES.get(package, extra)} (pip install 'p3o[{extra}]')")
 
 
 def optional_packages() -> list[tuple[str, str]]:

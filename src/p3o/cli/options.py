@@ -53,6 +53,9 @@ REWARD_MODEL = SettingOption(
 REWARD_FUNCTION = SettingOption(
     "reward-function", "reward.function", str, "A Python function of (prompts, responses).", metavar="MODULE:NAME"
 )
+REWARD_URL = SettingOption(
+    "reward-url", "reward.service.url", str, "Address of a reward service (p3o serve-reward).", metavar="URL"
+)
 ALGORITHM = SettingOption("algorithm", "", str, "Train with this one alone: p3o_v2, p3o_v1, ppo, …", "p3o_v2", "NAME")
 BETA = SettingOption("beta", "", float, "β, weight of the KL to the starting model.", "0.1", "X")
 EPSILON = SettingOption("epsilon", "", float, "Clip range.", "0.2", "X")
@@ -96,6 +99,7 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         HELDOUT,
         REWARD_MODEL,
         REWARD_FUNCTION,
+        REWARD_URL,
         ALGORITHM,
         BETA,
         EPSILON,
@@ -117,6 +121,7 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         HELDOUT,
         REWARD_MODEL,
         REWARD_FUNCTION,
+        REWARD_URL,
         SettingOption("count", "evaluation.prompts", int, "Held-out prompts to judge on.", "512", "N"),
         SettingOption("batch-size", "evaluation.batch_size", int, "Prompts per forward pass.", "128", "N"),
         MAX_NEW_TOKENS,
@@ -133,6 +138,7 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         PREFERENCES,
         REWARD_MODEL,
         REWARD_FUNCTION,
+        REWARD_URL,
         ALGORITHM,
         BETA,
         EPSILON,

@@ -33,7 +33,7 @@ _TO_FILL = {
     "model": "a folder or a hub name",
     "data.prompts": "a JSONL file",
     "data.demonstrations": "a JSONL file; or remove this line and the section sft",
-    "data.preferences": "a JSONL file; or remove this line and give reward.model or reward.function",
+    "data.preferences": "a JSONL file; or remove this line and give reward.model, .function or .service",
 }
 
 

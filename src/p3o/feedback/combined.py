@@ -1,5 +1,6 @@
 """Several rewards as one: a weighted sum, with each part's mean kept for the log."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class CombinedReward:
             raise P3OError("reward: a weighted sum needs at least one reward with a weight other than 0")
         self.parts = dict(parts)
         self._sums = dict.fromkeys(self.parts, 0.0)
-        self._scored = 0
+        self._scored = dict.fromkeys(self.parts, 0)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """One reward per response.
@@ -43,15 +44,16 @@ class CombinedReward:
             rewards = [float(reward) for reward in part.reward(prompts, responses)]
             if len(rewards) != len(responses):
                 raise P3OError(f"reward {name!r}: {len(rewards)} rewards for {len(responses)} responses")
-            self._sums[name] += sum(rewards)
+            had = [reward for reward in rewards if math.isfinite(reward)]
+            self._sums[name] += sum(had)
+            self._scored[name] += len(had)
             totals = [total + part.weight * reward for total, reward in zip(totals, rewards, strict=True)]
-        self._scored += len(responses)
         return totals
 
     def take_means(self) -> dict[str, float]:
-        """The mean of each part, before its weight, over all responses since the last time this was asked; {} if none."""
-        if not self._scored:
-            return {}
-        means = {f"reward_{name}": total / self._scored for name, total in self._sums.items()}
-        self._sums, self._scored = dict.fromkeys(self.parts, 0.0), 0
+        """The mean of each part, before its weight, over all responses since the last time this was asked for which it was
+        had and finite; {} if none."""
+        scored = self._scored
+        means = {f"reward_{name}": total / scored[name] for name, total in self._sums.items() if scored[name]}
+        self._sums, self._scored = dict.fromkeys(self.parts, 0.0), dict.fromkeys(self.parts, 0)
         return means

@@ -93,23 +93,7 @@ class RewardModel:
         Raises:
             P3OError: if the chat template refuses a conversation.
         """
-        talks = [self.conversations.get(prompt) if self.tokenizer.chat_template else None for prompt in prompts]
-        rendered = [
-            render_conversation(messages, response, self.tokenizer)
-            for messages, response in zip(talks, responses, strict=True)
-            if messages is not None
-        ]
-        plain = [i for i, messages in enumerate(talks) if messages is None]
-        conversations = iter(self.tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
-        texts = iter(self._texts([prompts[i] for i in plain], [responses[i] for i in plain]))
-        return [next(texts) if messages is None else next(conversations) for messages in talks]
-
-    def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
-        if self.form == "pair" and prompts:
-            pairs: list[list[int]] = self.tokenizer(list(prompts), list(responses))["input_ids"]
-            return pairs
-        whole = zip(encode_prompts(self.tokenizer, prompts), encode_responses(self.tokenizer, responses), strict=True)
-        return [prompt + response for prompt, response in whole]
+        return encode_for_reward(self.tokenizer, prompts, responses, conversations=self.conversations, form=self.form)
 
     def forward(self, rows: Sequence[list[int]]) -> Float[Tensor, " row"]:
         """Scores of encoded rows, with their graph.
@@ -143,6 +127,37 @@ class RewardModel:
             for i, score in zip(chosen, self.forward([rows[i] for i in chosen]).tolist(), strict=True):
                 scores[i] = score
         return scores
+
+
+def encode_for_reward(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    conversations: Conversations,
+    form: Form = "text",
+) -> list[list[int]]:
+    """The ids that stand for each prompt with its finished response, as of ``RewardModel.encode``."""
+    talks = [conversations.get(prompt) if tokenizer.chat_template else None for prompt in prompts]
+    rendered = [
+        render_conversation(messages, response, tokenizer)
+        for messages, response in zip(talks, responses, strict=True)
+        if messages is not None
+    ]
+    plain = [i for i, messages in enumerate(talks) if messages is None]
+    spoken = iter(tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
+    texts = iter(_encode_texts(tokenizer, [prompts[i] for i in plain], [responses[i] for i in plain], form))
+    return [next(texts) if messages is None else next(spoken) for messages in talks]
+
+
+def _encode_texts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], form: Form
+) -> list[list[int]]:
+    if form == "pair" and prompts:
+        pairs: list[list[int]] = tokenizer(list(prompts), list(responses))["input_ids"]
+        return pairs
+    whole = zip(encode_prompts(tokenizer, prompts), encode_responses(tokenizer, responses), strict=True)
+    return [prompt + response for prompt, response in whole]
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:

@@ -32,6 +32,7 @@ SFT_POLICY = "sft"
 STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 PAIRS_FILE, ROWS_FILE = "pairs.jsonl", "data.json"
+ANSWERS_FILE = "judge_answers.sqlite"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
 
@@ -97,6 +98,8 @@ class RunContext:
             trained=lambda: self.required("reward_model", "p3o reward"),
             conversations=self.inputs.conversations,
             references=lambda: self.reference_responses,
+            warn=self.warn,
+            answers=self.folder.path / ANSWERS_FILE if self.folder.path.is_dir() else None,
             finite=not self.tolerates_faults,
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from p3o.errors import shorten
 from p3o.feedback.comparison import Comparator, preference_matrix
+from p3o.feedback.missing import rewards_may_be_missing
 from p3o.functional.advantages import reward_gaps
 from p3o.training.faults import NumericalError
 from p3o.training.online_config import OnlineConfig
@@ -56,7 +57,9 @@ class RewardFeedback:
         """
         repeated = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
         flat = list(chain.from_iterable(responses))
-        rewards = torch.tensor(list(self.scorer(repeated, flat)), dtype=torch.float64).view(ended.shape)
+        with rewards_may_be_missing(self.drop):
+            scored = list(self.scorer(repeated, flat))
+        rewards = torch.tensor(scored, dtype=torch.float64).view(ended.shape)
         rewards = rewards - self.penalty * (~ended).double().cpu()
         kept, faults = _finite_groups(rewards, prompts, responses, drop=self.drop, what="reward")
         return Worth(rewards[kept], reward_gaps(rewards[kept]), kept, faults)
@@ -80,7 +83,8 @@ class ComparisonFeedback:
         Raises:
             NumericalError: if a preference is not finite and bad groups are not to be dropped.
         """
-        gaps = preference_matrix(self.comparator, prompts, responses)
+        with rewards_may_be_missing(self.drop):
+            gaps = preference_matrix(self.comparator, prompts, responses)
         gaps = gaps - reward_gaps(self.penalty * (~ended).double().cpu())
         kept, faults = _finite_groups(gaps.flatten(1), prompts, responses, drop=self.drop, what="preference")
         return Worth(None, gaps[kept], kept, faults)

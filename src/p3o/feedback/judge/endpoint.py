@@ -1,26 +1,28 @@
 """Asks an OpenAI-compatible endpoint: so many requests at a time, each sent again a bounded number of times.
 
-Sent again, after a pause that doubles: time-outs, cut connections, 408, 409, 429, 5xx, and bodies that are no chat completion.
-A pause that the server asks for (Retry-After) is kept, up to a minute. A request that is refused for what it asks (400, 413,
-422) fails at once and alone; a refusal of the key or the model (401, 403, 404) ends the run, as every other question would
-be refused too. So do ``give_up_after`` questions in a row that fail, so that a dead server does not hold a run for hours.
-
-The key is read from the environment and goes into the request's header and nowhere else: whatever a server writes back is
-searched for it before it is shown or kept.
+``p3o.feedback.http`` says what is sent again. A request that is refused for what it asks fails at once and alone; a refusal of
+the key or the model ends the run, as every other question would be refused too. So do ``give_up_after`` questions in a row
+that fail, so that a dead server does not hold a run for hours.
 """
 
 import asyncio
 import math
-import os
-import random
-import re
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from p3o.errors import P3OError, shorten
+from p3o.feedback.http import (
+    REFUSED,
+    check_address,
+    is_sent_again,
+    pause_before_next,
+    read_key,
+    retry_after,
+    run_to_the_end,
+    told,
+    without_key,
+)
 from p3o.feedback.judge.config import JudgeConfig
 from p3o.feedback.judge.prompts import read_choice
 from p3o.feedback.judge.sidebyside import Keep
@@ -29,17 +31,11 @@ from p3o.feedback.judge.verdicts import Answer
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-LONGEST_PAUSE = 60.0
-"""Seconds."""
-
 SURE = 50.0
 """Log-odds of a letter beyond which nothing changes; a server may call the other letter impossible."""
 
 CANDIDATES = 20
 """Likeliest tokens that are asked for at each place: as many as OpenAI and vLLM give."""
-
-_REFUSED = {401: "the key was refused", 403: "access was refused", 404: "there is no such model or path"}
-_SENT_AGAIN = {408, 409, 425, 429}
 
 
 class EndpointAsker:
@@ -55,7 +51,8 @@ class EndpointAsker:
         except ImportError as error:
             raise P3OError("kind openai needs the openai client; install it with: pip install 'p3o[judge]'") from error
         self.config = config
-        _check_address(config.base_url)
+        if config.base_url is not None:
+            check_address(config.base_url, key="base_url", example="http://localhost:8000/v1")
         self._key = _key(config)
         self.identity = f"{config.model} at {config.base_url or 'api.openai.com'}"
         self.parameters: Mapping[str, Any] = {
@@ -67,7 +64,7 @@ class EndpointAsker:
 
     def ask(self, questions: Sequence[str], keep: Keep) -> None:
         """As ``Asker.ask``."""
-        _run(self._ask_all(questions, keep))
+        run_to_the_end(self._ask_all(questions, keep))
 
     async def _ask_all(self, questions: Sequence[str], keep: Keep) -> None:
         from openai import AsyncOpenAI
@@ -116,8 +113,7 @@ class EndpointAsker:
                 return answer
             error = answer.error
             if attempt + 1 < self.config.attempts:
-                pause = self.config.backoff * 2**attempt * (0.75 + random.random() / 2)
-                await asyncio.sleep(min(max(pause, wish), LONGEST_PAUSE))
+                await asyncio.sleep(pause_before_next(attempt, backoff=self.config.backoff, wish=wish))
         return Answer(None, error=f"{error}, {self.config.attempts} times")
 
     async def _attempt(self, client: "AsyncOpenAI", question: str) -> tuple[Answer, float | None]:
@@ -141,20 +137,20 @@ class EndpointAsker:
         except APITimeoutError:
             return Answer(None, error=f"no answer within {config.timeout:g} s"), 0.0
         except APIConnectionError as error:
-            return Answer(None, error=self._told("connection failed", error.__cause__ or error)), 0.0
+            return Answer(None, error=told("connection failed", error.__cause__ or error, self._key)), 0.0
         except APIStatusError as error:
             status = error.status_code
-            told = self._told(f"HTTP {status}", error)
-            if status in _REFUSED:
+            message = told(f"HTTP {status}", error, self._key)
+            if status in REFUSED:
                 # The client's exception holds the request with its key, so it is not passed on.
                 raise P3OError(
-                    f"{self.identity}: {_REFUSED[status]} ({told}); check model, base_url and the key in {_named(config)}"
+                    f"{self.identity}: {REFUSED[status]} ({message}); check model, base_url and the key in {_named(config)}"
                 ) from None
-            retried = status in _SENT_AGAIN or status >= 500
-            return Answer(None, error=told), _retry_after(error.response.headers) if retried else None
+            wish = retry_after(error.response.headers) if is_sent_again(status) else None
+            return Answer(None, error=message), wish
         except (APIError, ValueError, AttributeError, TypeError, LookupError, OverflowError, RecursionError) as error:
             # A body that is no chat completion: a proxy's error page, a cut-off JSON.
-            return Answer(None, error=self._told("not a chat completion", error)), 0.0
+            return Answer(None, error=told("not a chat completion", error, self._key)), 0.0
 
     def _read(self, completion: Any) -> Answer:
         """The answer in a completion, whatever its server left out.
@@ -162,7 +158,7 @@ class EndpointAsker:
         Raises:
             AttributeError, TypeError, LookupError, ValueError, OverflowError: if it is none.
         """
-        text = self._without_key(str(completion.choices[0].message.content or ""))
+        text = without_key(str(completion.choices[0].message.content or ""), self._key)
         choice, lean = read_choice(text), None
         if self.config.answer == "letter":
             lean = letter_log_odds(getattr(completion.choices[0], "logprobs", None))
@@ -175,17 +171,8 @@ class EndpointAsker:
             lean=lean,
             input_tokens=_count(getattr(usage, "prompt_tokens", 0)),
             output_tokens=_count(getattr(usage, "completion_tokens", 0)),
-            served_by=self._without_key(str(getattr(completion, "model", "") or "")),
+            served_by=without_key(str(getattr(completion, "model", "") or ""), self._key),
         )
-
-    def _told(self, what: str, error: BaseException) -> str:
-        message = " ".join(str(error).split()) or type(error).__name__
-        return f"{what}: {shorten(self._without_key(message), 200)}"
-
-    def _without_key(self, text: str) -> str:
-        """Also without halves of surrogate pairs, which no file can hold."""
-        text = text.encode(errors="backslashreplace").decode()
-        return text.replace(self._key, "***") if self._key else text
 
 
 def letter_log_odds(logprobs: Any) -> float | None:
@@ -229,28 +216,9 @@ class _Run:
     stop: P3OError | None = None
 
 
-def _check_address(base_url: str | None) -> None:
-    """Addresses are written to files, so they may hold no user name, password or query."""
-    if base_url is None:
-        return
-    try:
-        parts = urlsplit(base_url)
-    except ValueError as error:
-        raise P3OError("base_url: not an address; write for example http://localhost:8000/v1") from error
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise P3OError(f"base_url: {shorten(base_url)} is no address; write for example http://localhost:8000/v1")
-    if "@" in parts.netloc or parts.query:
-        raise P3OError(
-            "base_url: holds a password or a query; give the key by the environment and the plain address here"
-        )
-
-
 def _key(config: JudgeConfig) -> str:
     """The key, "" if a server of one's own needs none."""
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", config.api_key_env):
-        # It may be the key itself, so it is not repeated here.
-        raise P3OError("api_key_env: not the name of an environment variable; write the variable's name, never the key")
-    key = os.environ.get(config.api_key_env, "").strip()
+    key = read_key(config.api_key_env)
     if not key and config.base_url is None:
         raise P3OError(f"the environment variable {config.api_key_env} is not set; put the key there, or give base_url")
     return key
@@ -270,23 +238,3 @@ def _count(tokens: Any) -> int:
     if not 0 <= count < 2**53:
         raise ValueError(f"{shorten(tokens)} tokens")
     return count
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds; 0 if the server names none (or a date, which needs its clock to be ours)."""
-    try:
-        seconds = float(headers.get("retry-after", "0"))
-        return seconds if seconds > 0 else 0.0  # also for NaN
-    except ValueError:
-        return 0.0
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end, also under a loop that is running already, as in a notebook or a server."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, work).result()
