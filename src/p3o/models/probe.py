@@ -1,8 +1,8 @@
 """Which layout is right for a model: tried on it, not looked up.
 
 Each layout computes the log-probs (or values, or scores) of a few random groups, and their gradient with respect to the input
-embeddings, and is compared with the plain path of ``p3o.models.language`` on every response alone, without padding. How far two right ways may
-differ depends on the model's depth and dtype, so it is measured as well: the plain path once more, on one padded batch.
+embeddings, and is compared with the plain path on every response alone, without padding. How far two right ways may differ
+depends on the model's depth and dtype, so it is measured as well: the plain path once more, on one padded batch.
 """
 
 import math

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from p3o.feedback.reward_model import RewardModel
 from p3o.functional.preference import bradley_terry_loss
+from p3o.models.probe import LayoutChoice
 from p3o.training.checkpoint import State
 from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 
@@ -19,6 +20,10 @@ class RewardTrainingConfig(OptimiserConfig):
     micro_batch_size: int = Field(32, gt=0, description="Pairs per forward pass.")
     evaluate_every: int | None = Field(
         None, gt=0, description="Steps between accuracies on held-out pairs; null: at the end only."
+    )
+    layout: LayoutChoice = Field(
+        "auto",
+        description="Rows of one prompt, when scoring too: shared, split or padded; auto: the first that is right.",
     )
     shuffle: bool = Field(
         True, description="Whether to train in random order; false: as the pairs stand in their file."
