@@ -58,3 +58,16 @@ def speed(
     from p3o.bench import speed as benchmark
 
     benchmark.main(json_file, quick=quick, model=model)
+
+
+@bench.command()
+def scaling(
+    json_file: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write the curves to this .svg, .png or .html file.")
+    ] = None,
+) -> None:
+    """Measure how the cost of a P3O step grows with prompts, responses, lengths and model size, each varied alone."""
+    from p3o.bench import speed_scaling as benchmark
+
+    benchmark.main(json_file, plot)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,15 @@ from p3o.models.selection import LOGITS_BUDGET
 from p3o.models.tokens import GroupTokens, collate_groups
 
 LayoutChoice = Literal["auto", "shared", "split", "padded"]
+
+
+class LayoutNeeds(TypedDict):
+    """What a run asks of its layouts; see :func:`choose_layout`."""
+
+    choice: LayoutChoice
+    responses: int
+    context: int
+
 
 SLACK = 16.0
 """A layout may differ from the plain path by so many times what padding does."""

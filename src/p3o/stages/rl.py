@@ -65,7 +65,7 @@ def rl_run(run: RunContext, name: str) -> None:
         seed=run.seed("rl"),
         critic=critic,
     )
-    run.progress.print(f"rl {name}: {trainer.verdict}")
+    run.progress.print(f"rl {name}: {trainer.layouts}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
