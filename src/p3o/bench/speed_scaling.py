@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -117,8 +117,8 @@ def measure(axes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Median seconds of every point by phase, and its operations."""
     todo = points(axes)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clock = process_time if where.type == "cpu" else None
-    if clock is not None:
+    clock = process_time if where.type == "cpu" else perf_counter
+    if where.type == "cpu":
         torch.set_num_threads(1)
     reports: dict[Point, list[Report]] = {point: [] for point in todo}
     rates = []
@@ -131,7 +131,7 @@ def measure(axes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
             point: own_step("p3o_v2", point.setting, folders[point.hidden], STEPS, where, clock) for point in todo
         }
         for _ in range(STEPS):
-            rates.append(gemm_rate(size=1024, seconds=0.5))
+            rates.append(gemm_rate(size=1024, seconds=0.5, clock=clock))
             for point, step in steps.items():
                 reports[point].append(step())
                 advance(1, seconds=sum(reports[point][-1]["phases"].values()))
@@ -155,7 +155,8 @@ def describe(reports: Sequence[Report], operations: float) -> dict[str, Any]:
     """Medians over the steps of one point."""
 
     def seconds(report: Report, names: Sequence[str] | None) -> float:
-        return sum(time for name, time in report["phases"].items() if names is None or name in names)
+        phases: dict[str, float] = report["phases"]
+        return sum(time for name, time in phases.items() if names is None or name in names)
 
     return {
         "step_seconds": median(seconds(report, None) for report in reports),
@@ -188,14 +189,14 @@ def exponent(low: tuple[float, float], high: tuple[float, float]) -> float:
 
 def intercept(line: Sequence[tuple[float, float]]) -> float:
     """a of the least-squares line y = a + b·x."""
-    x, y = (sum(values) / len(line) for values in zip(*line, strict=True))
+    x, y = sum(u for u, _ in line) / len(line), sum(v for _, v in line) / len(line)
     slope = sum((u - x) * (v - y) for u, v in line) / sum((u - x) ** 2 for u, _ in line)
     return y - slope * x
 
 
 def table(axes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """One row for each point."""
-    made = Table("varied", "", "s/step", *PHASES, "GFLOP", "GFLOP/s")
+    made = Table("varied", "", "s/step", *PHASES, "GFLOP", "GFLOP/s", box=None)
     for axis, rows in axes.items():
         for row in rows:
             made.add_row(

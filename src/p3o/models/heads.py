@@ -110,7 +110,8 @@ class Critic(nn.Module):
             time = max(len(response) for group in groups for response in group.responses)
 
             def read(call: Call) -> Tensor:
-                return call.run().last_hidden_state[call.selected].to(dtype) @ direction
+                states: Tensor = call.run().last_hidden_state[call.selected]
+                return states.to(dtype) @ direction
 
             values = layout.scalars(self.body, read, groups, time=time, fill=0)
             return values[collate_groups(groups, 0, time=time)[1].mask.to(device)]
