@@ -7,13 +7,13 @@ import altair as alt
 
 from p3o.bench.speed_scaling import PHASES, TITLES
 
-MODEL = "operations, at the rate of matrix products"
+MODEL = "useful operations, drawn through the last step"
 COLOURS = {"whole step": "#1b1f24", "sampling": "#e08a5b", "reference": "#2f8f4e", "training": "#1d5fd1"}
 
 
 def scaling_chart(results: Mapping[str, Any]) -> alt.VConcatChart:
-    """Seconds of a step and of its parts; dashed, the seconds that its useful operations would take at the measured rate."""
-    panels = [_panel(axis, rows, results["gemm_flops"]) for axis, rows in results["axes"].items()]
+    """Seconds of a step and of its parts; dashed, how its useful operations grow."""
+    panels = [_panel(axis, rows) for axis, rows in results["axes"].items()]
     rows = [alt.hconcat(*panels[i : i + 3], spacing=20) for i in range(0, len(panels), 3)]
     chart: alt.VConcatChart = (
         alt.vconcat(*rows, spacing=24)
@@ -30,10 +30,11 @@ def scaling_chart(results: Mapping[str, Any]) -> alt.VConcatChart:
     return chart
 
 
-def _panel(axis: str, rows: Any, rate: float) -> alt.LayerChart:
+def _panel(axis: str, rows: Any) -> alt.LayerChart:
     names = {"whole step": "step_seconds", **{phase: f"{phase}_seconds" for phase in PHASES}}
     measured = [{"x": row[axis], "seconds": row[key], "part": part} for row in rows for part, key in names.items()]
-    needed = [{"x": row[axis], "seconds": row["operations"] / rate, "part": MODEL} for row in rows]
+    scale = rows[-1]["step_seconds"] / rows[-1]["operations"]
+    needed = [{"x": row[axis], "seconds": row["operations"] * scale, "part": MODEL} for row in rows]
     x = alt.X(
         "x:Q",
         title=TITLES[axis],

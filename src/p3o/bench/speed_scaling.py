@@ -1,9 +1,9 @@
 """``p3o bench scaling``: how the cost of a P3O step grows with prompts, responses, lengths and the model's width.
 
 Each is varied alone around one base, on small Llamas with random weights. Sampling, the reference's pass and training are
-measured apart and set beside the operations that the mathematics needs (``speed_flops``), at the rate of matrix products that
-is measured in the same run. All points take turns step by step, so that a machine that slows down slows all of them. On a CPU
-one thread works and its own seconds count, so that other work on the machine does not; on a GPU those of the wall.
+measured apart and set beside the operations that the mathematics needs (``speed_flops``). All points take turns, so that a
+machine that slows down slows all of them. On a CPU one thread works and its own seconds count, so that other work on the
+machine does not; on a GPU those of the wall.
 """
 
 import math
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from p3o.bench.results import check_writable, commit, machine
-from p3o.bench.speed_flops import STEP_PASSES, forward_operations, gemm_rate
+from p3o.bench.speed_flops import STEP_PASSES, forward_operations
 from p3o.bench.speed_work import Setting, word_tokenizer
 from p3o.bench.speed_workers import Report, own_step
 from p3o.errors import P3OError
@@ -59,6 +59,8 @@ class Point:
         return Setting(name, (self.prompt,) * self.prompts, self.response, responses=self.responses)
 
 
+BASE = Point()
+
 AXES: dict[str, tuple[int, ...]] = {
     "prompts": (2, 4, 8, 16, 32),
     "responses": (2, 4, 8, 16),
@@ -90,7 +92,7 @@ def main(json_path: Path | None, plot: Path | None, *, axes: Mapping[str, Sequen
         "commit": commit(),
         "machine": machine(),
         "model": f"Llama of {LAYERS} layers, vocabulary {VOCABULARY}, random weights, float32",
-        "base": vars(Point()),
+        "base": vars(BASE),
         "steps": STEPS,
         **measure(axes),
     }
@@ -109,7 +111,7 @@ def main(json_path: Path | None, plot: Path | None, *, axes: Mapping[str, Sequen
 
 def points(axes: Mapping[str, Sequence[int]]) -> list[Point]:
     """All points, each once."""
-    every = [replace(Point(), **{axis: value}) for axis, values in axes.items() for value in values]
+    every = [replace(BASE, **{axis: value}) for axis, values in axes.items() for value in values]
     return list(dict.fromkeys(every))
 
 
@@ -121,7 +123,6 @@ def measure(axes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     if where.type == "cpu":
         torch.set_num_threads(1)
     reports: dict[Point, list[Report]] = {point: [] for point in todo}
-    rates = []
     with (
         tempfile.TemporaryDirectory(prefix="p3o-scaling-") as scratch,
         Progress().stage("bench scaling", total=STEPS * len(todo)) as advance,
@@ -131,7 +132,6 @@ def measure(axes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
             point: own_step("p3o_v2", point.setting, folders[point.hidden], STEPS, where, clock) for point in todo
         }
         for _ in range(STEPS):
-            rates.append(gemm_rate(size=1024, seconds=0.5, clock=clock))
             for point, step in steps.items():
                 reports[point].append(step())
                 advance(1, seconds=sum(reports[point][-1]["phases"].values()))
@@ -145,10 +145,10 @@ def measure(axes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         }
     described = {point: describe(reports[point][1:], operations[point]) for point in todo}
     rows = {
-        axis: [{axis: value, **described[replace(Point(), **{axis: value})]} for value in values]
+        axis: [{axis: value, **described[replace(BASE, **{axis: value})]} for value in values]
         for axis, values in axes.items()
     }
-    return {"gemm_flops": median(rates), "layout": reports[todo[0]][0]["layout"], "axes": rows}
+    return {"layout": reports[todo[0]][0]["layout"], "axes": rows}
 
 
 def describe(reports: Sequence[Report], operations: float) -> dict[str, Any]:
@@ -178,16 +178,16 @@ def summary(axes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]
     if len(axes.get("prompts", ())) > 1:
         # Sampling's seconds are a line in the number of rows; what it has at no rows at all is paid once for each token.
         line = [(row["prompts"], row["sampling_seconds"]) for row in axes["prompts"]]
-        found["decode_step_fixed_seconds"] = intercept(line) / Point().response
+        found["decode_step_fixed_seconds"] = intercept(line) / BASE.response
     return found
 
 
-def exponent(low: tuple[float, float], high: tuple[float, float]) -> float:
+def exponent(low: tuple[int | float, int | float], high: tuple[int | float, int | float]) -> float:
     """b of y ∝ x^b through two points (x, y)."""
     return math.log(high[1] / low[1]) / math.log(high[0] / low[0])
 
 
-def intercept(line: Sequence[tuple[float, float]]) -> float:
+def intercept(line: Sequence[tuple[int | float, int | float]]) -> float:
     """a of the least-squares line y = a + b·x."""
     x, y = sum(u for u, _ in line) / len(line), sum(v for _, v in line) / len(line)
     slope = sum((u - x) * (v - y) for u, v in line) / sum((u - x) ** 2 for u, _ in line)
