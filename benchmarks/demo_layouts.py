@@ -15,7 +15,8 @@ import torch
 
 from p3o.algorithms import make_algorithm
 from p3o.bench.results import commit, machine
-from p3o.config_loading import load_config
+from p3o.config import RunConfig
+from p3o.config_loading import load_packaged_config
 from p3o.data.embedded import task
 from p3o.feedback.reward_model import RewardModel, load_reward_model
 from p3o.files import read_jsonl
@@ -33,7 +34,7 @@ CHOICES: tuple[LayoutChoice, ...] = ("padded", "auto")
 def main(folder: Path) -> None:
     """Time both stages on the models of this run."""
     torch.set_num_threads(1)
-    cpu, config = torch.device("cpu"), load_config(folder / "config.yaml")
+    cpu, config = torch.device("cpu"), load_packaged_config("demo", [], RunConfig)
     tokenizer = load_tokenizer(str(folder / "sft"))
     prompts = task.prompts(400, seed=0, split="train")
     pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in read_jsonl(folder / "preferences.jsonl")]
