@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
-COMMANDS = ("p3o", "python", "pip", "make", "torchrun", "ray", "vllm", "cd", "export", "git", "hf")
+COMMANDS = ("p3o", "python", "pip", "make", "torchrun", "ray", "vllm", "cd", "export", "git", "hf", "grep")
 """What a line of a shell block begins with, after assignments of variables."""
 
 _MARK = re.compile(r"<!--\s*not run:\s*(.+?)\s*-->", re.DOTALL)
