@@ -21,9 +21,20 @@ from p3o.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NOT_RUN: dict[str, list[str]] = {
+    "docs/algorithms/index.md": ["trains 20 runs for a quarter of an hour"],
+    "docs/howto.md": [
+        "there are no labels until somebody has clicked; tests/labeling and tests/stages do the round",
+        "needs a GPU",
+        "nothing is interrupted here; tests/test_pipeline.py kills runs and resumes them",
+    ],
+    "docs/reproducing.md": ["needs a GPU, the hub and hours", "needs eight large GPUs and days"],
     "examples/smollm2/README.md": ["fetches a model of 100 MB from PyPI and trains it for 42 minutes"],
 }
 """Reasons of the blocks that are parsed only, by page."""
+
+
+LONG_PAGES = ("README.md", "docs/howto.md")
+"""More than ten seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,9 @@ def reader(name: str, tmp_path: Path, run_of_old: Path, monkeypatch: pytest.Monk
             del sys.modules[name]  # another page's functions may have the same name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG_PAGES else name for name in NAMES]
+)
 def test_the_blocks_of_a_page_work_in_their_order(name: str, reader: Reader) -> None:
     for block in blocks(name):
         reader.follow(block)
