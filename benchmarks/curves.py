@@ -1,6 +1,7 @@
 """What a healthy and a sick run look like, for every algorithm: the pictures of docs/algorithms.
 
     python benchmarks/curves.py                 # trains 20 runs; writes benchmarks/results/curves.json and the pictures
+    python benchmarks/curves.py ppo rloo        # those of these algorithms alone, into the same file
     python benchmarks/curves.py --draw          # the pictures alone, from the JSON
 
 All runs start from one SFT model of the embedded task and maximise its exact gold reward. The sick run differs from the
@@ -34,7 +35,9 @@ from p3o.training.tracking import machine, versions
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "curves.json"
 PICTURES = ROOT / "docs" / "algorithms"
-STEPS, SEED, TOO_FAST = 30, 0, 30.0
+STEPS, SEED, TOO_FAST = 24, 0, 30.0
+START = ROOT / "runs" / "demo" / "sft"
+"""What `p3o demo` leaves there is used; otherwise the same SFT model is trained first."""
 CPU = torch.device("cpu")
 
 SETTINGS: dict[str, dict[str, Any]] = {"ppo": {"lam": 1.0}, "p3o_r": {"epsilon": 0.2}, "grpo": {"beta": 0.02}}
@@ -59,7 +62,7 @@ COLOURS = {"healthy": "#1d5fd1", "sick": "#cf4a2b"}
 def train(name: str, start: Path, learning_rate_factor: float) -> dict[str, Any]:
     """The metrics of every step of one run, and how it ended."""
     demo = load_packaged_config("demo", [], RunConfig).rl.training.model_dump()
-    changes = TRAINING.get(name, {}) | {"steps": STEPS}
+    changes = TRAINING.get(name, {}) | {"steps": STEPS, "prompts_per_step": 8}
     config = OnlineConfig(**(demo | changes))
     rates = {
         key: value * learning_rate_factor
@@ -92,22 +95,27 @@ def train(name: str, start: Path, learning_rate_factor: float) -> dict[str, Any]
     return {"learning_rate": config.learning_rate, "ended": ended, "metrics": rows}
 
 
-def measure() -> dict[str, Any]:
-    """All runs from one SFT model."""
+def measure(names: list[str]) -> dict[str, Any]:
+    """The runs of these algorithms from one SFT model, beside those that the file has already."""
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
+    runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        assert cli.main(["sft", "--config", "demo", "--seed", str(SEED), "--output", scratch, "--name", "start"]) == 0
-        start = Path(scratch) / "start" / "sft"
-        for name in ALGORITHMS:
-            results[name] = {"healthy": train(name, start, 1.0), "sick": train(name, start, TOO_FAST)}
-            last = {kind: run["metrics"][-1] if run["metrics"] else {} for kind, run in results[name].items()}
+        start = START
+        if not start.is_dir():
+            assert (
+                cli.main(["sft", "--config", "demo", "--seed", str(SEED), "--output", scratch, "--name", "demo"]) == 0
+            )
+            start = Path(scratch) / "demo" / "sft"
+        for name in names:
+            runs[name] = {"healthy": train(name, start, 1.0), "sick": train(name, start, TOO_FAST)}
+            last = {kind: run["metrics"][-1] if run["metrics"] else {} for kind, run in runs[name].items()}
             print(name, {kind: (row.get("reward"), row.get("kl_k1")) for kind, row in last.items()}, flush=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     origin = {"command": "python benchmarks/curves.py", "commit": commit.stdout.strip(), "seed": SEED}
-    return origin | {"machine": machine(), "versions": versions(), "runs": results}
+    in_order = {name: runs[name] for name in ALGORITHMS if name in runs}
+    return origin | {"machine": machine(), "versions": versions(), "runs": in_order}
 
 
 def picture(name: str, runs: dict[str, Any]) -> str:
@@ -146,7 +154,7 @@ def picture(name: str, runs: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     """Measure unless told only to draw; draw."""
     if "--draw" not in arguments:
-        write_json(RESULTS, measure())
+        write_json(RESULTS, measure(arguments or list(ALGORITHMS)))
     for name, runs in json.loads(RESULTS.read_text(encoding="utf-8"))["runs"].items():
         write_text(PICTURES / f"{name}.svg", picture(name, runs))
 

@@ -116,7 +116,9 @@ class Site:
         parts = urlsplit(target)
         if parts.scheme or not parts.path:
             return target
-        file = (path.parent / parts.path).resolve(strict=True)
+        file = (path.parent / parts.path).resolve()
+        if not file.exists():
+            raise FileNotFoundError(f"{path.relative_to(ROOT)}: links to {target}, which is not there")
         if file.is_dir():
             file = file / "README.md"
         self.add(file)
@@ -132,4 +134,7 @@ class Site:
 
 
 if __name__ == "__main__":
-    Site(Path(sys.argv[1])).build()
+    try:
+        Site(Path(sys.argv[1])).build()
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")

@@ -9,6 +9,7 @@ import torch
 from p3o.algorithms import ALGORITHMS, make_algorithm
 from p3o.config_keys import schema_keys
 from p3o.functional.advantages import reward_gaps
+from p3o.training.averages import MetricsAverage
 from p3o.types import Experience
 
 METRICS_PAGE = Path(__file__).parents[1] / "metrics.md"
@@ -24,7 +25,7 @@ def settings_table(algorithm: str) -> str:
 
 
 def metrics_of(algorithm: str) -> list[str]:
-    """The metrics that an algorithm's loss reports, by running it on two random groups of four responses."""
+    """The metrics that a step logs of an algorithm's loss, by running it on two random groups of four responses."""
     generator = torch.Generator().manual_seed(0)
     shape = (2, 4, 3)
     policy, behaviour, reference = (-torch.rand(shape, generator=generator) for _ in range(3))
@@ -39,7 +40,9 @@ def metrics_of(algorithm: str) -> list[str]:
         values=torch.zeros(shape),
     )
     made = make_algorithm(algorithm)
-    return list(made.loss(policy, made.prepare(experience), torch.zeros(shape)).metrics)
+    logged = MetricsAverage()
+    logged.add(made.loss(policy, made.prepare(experience), torch.zeros(shape)).metrics, 1.0)
+    return list(logged.result())
 
 
 def explanations() -> dict[str, tuple[str, str, str]]:
