@@ -239,7 +239,7 @@ def test_nothing_shuffles_a_response_out_of_its_group(policy: nn.Module, monkeyp
             assert experience.reward_gaps[g].tolist() == expected
             assert experience.response_mask[g].sum(-1).tolist() == list(map(len, group.responses))
             # The reference never moves, so its log-probs can be computed again at any time.
-            for k, reference in enumerate(logprobs_by_hand(run.reference, group, 1.0)):
+            for k, reference in enumerate(logprobs_by_hand(run.rollouts.reference, group, 1.0)):
                 got = experience.reference_logprobs[g, k, : len(reference)].double()
                 torch.testing.assert_close(got, reference, atol=2e-5, rtol=0)
 
@@ -267,9 +267,9 @@ def test_the_reference_is_the_policy_as_handed_over_not_a_reload(tmp_path: Path)
         )
     )
     assert distance > 0.1, "the folder holds another model by now"
-    before = [parameter.clone() for parameter in run.reference.parameters()]
+    before = [parameter.clone() for parameter in run.rollouts.reference.parameters()]
     run.step()
-    assert all(torch.equal(old, new) for old, new in zip(before, run.reference.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, run.rollouts.reference.parameters(), strict=True))
 
 
 def test_the_kl_of_a_step_has_its_standard_error(policy: nn.Module) -> None:

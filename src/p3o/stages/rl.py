@@ -18,7 +18,7 @@ from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator
 from p3o.stages.refit import REFITS, Refits
 from p3o.training.online import OnlineConfig, OnlineTrainer
-from p3o.training.scoring import ComparisonFeedback, RewardFeedback
+from p3o.training.scoring import ComparisonFeedback
 
 
 def rl(run: RunContext) -> None:
@@ -75,11 +75,7 @@ def rl_run(run: RunContext, name: str) -> None:
 
     def use(reward_model: Scorer | None) -> None:
         if reward_model is not None:
-            trainer.feedback = RewardFeedback(
-                shifted(run, entry.reward_shift, reward_model),
-                missing_eos_penalty=training.missing_eos_penalty,
-                drop_bad_groups=training.on_fault == "skip",
-            )
+            trainer.learn_from(shifted(run, entry.reward_shift, reward_model))
 
     with run.progress.stage(f"rl {name}", total=trainer.total) as advance:
 

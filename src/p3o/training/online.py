@@ -6,98 +6,32 @@ which algorithm it runs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
 from p3o.algorithms.base import half_squared_log_ratio, with_beta
-from p3o.errors import P3OError, shorten
-from p3o.functional.kl import kl_policy_reference_k1
+from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
-from p3o.models.probe import LayoutChoice, choose_layout
-from p3o.models.sampling import sample_responses
-from p3o.models.tokens import (
-    GroupTokens,
-    PromptBatch,
-    ResponseBatch,
-    collate_groups,
-    decode_responses,
-    encode_prompts,
-    end_id,
-    pad_id,
-    pad_left,
-    split_groups,
-)
+from p3o.models.probe import choose_layout
+from p3o.models.tokens import GroupTokens, PromptBatch, ResponseBatch, collate_groups, encode_prompts, pad_id
 from p3o.training.averages import MetricsAverage
 from p3o.training.checkpoint import State
 from p3o.training.checks import check_mode, check_prompts
-from p3o.training.faults import NumericalError
 from p3o.training.kl_control import KLController
-from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
+from p3o.training.online_config import OnlineConfig
+from p3o.training.optimisation import Optimisation
 from p3o.training.passes import TOKENS, Passes, in_order
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
-from p3o.training.scoring import ComparisonFeedback, RewardFeedback, Scorer
+from p3o.training.rollouts import LocalSampler, Rollout, Rollouts, Sampler
+from p3o.training.scoring import ComparisonFeedback, Scorer, rated_by
 from p3o.types import Experience
 
-
-class OnlineConfig(OptimiserConfig):
-    """Settings of the RL stage that every algorithm shares."""
-
-    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of the policy.")
-    critic_learning_rate: float | None = Field(None, gt=0, description="Of the critic; null: the policy's.")
-    critic_warmup_steps: int = Field(
-        0, ge=0, description="Steps, with samples of their own, in which only the critic learns."
-    )
-    steps: int = Field(100, gt=0, description="Batches of prompts to sample and learn from.")
-    prompts_per_step: int = Field(16, gt=0, description="Prompts (groups) sampled per step.")
-    responses_per_prompt: int = Field(2, ge=2, description="K, responses sampled per prompt.")
-    epochs: int = Field(2, gt=0, description="Passes over the buffer per step.")
-    minibatches: int = Field(2, gt=0, description="Updates per pass.")
-    micro_batch_prompts: int | None = Field(
-        None, gt=0, description="Prompts per forward pass at most; null: any number."
-    )
-    micro_batch_tokens: int | None = Field(
-        None, gt=0, description="Tokens per forward pass, groups being whole; null: 2048 on a CPU, 16384 elsewhere."
-    )
-    layout: LayoutChoice = Field(
-        "auto", description="Rows of the passes: shared, split or padded; auto: the first that is right for the model."
-    )
-    replay_batches: int = Field(0, ge=0, description="Earlier batches kept beside the fresh one.")
-    kl_stop: float | None = Field(
-        0.05, gt=0, description="End a step's updates when mean ½·(log-ratio)² per response passes this; null: never."
-    )
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature, of all log-probs too.")
-    max_new_tokens: int = Field(64, gt=0, description="Length limit of a response, end of sequence included.")
-    stop: tuple[str, ...] = Field((), description="Texts that end a response too; they are left out of it.")
-    missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from the reward of a cut response.")
-    kl_target: float | None = Field(
-        None,
-        gt=0,
-        description="Steer β so that KL(policy ‖ reference) stays here, nats per response; null: β is fixed.",
-    )
-    kl_gain: float = Field(
-        0.1, gt=0, description="How fast β follows kl_target: it changes by at most 0.2·kl_gain a step."
-    )
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """The groups of one step as sampled."""
-
-    groups: list[GroupTokens]
-    experience: Experience
-    ended: float
-    """Share of responses with their end of sequence."""
-    distinct: float
-    """Share of different texts among all responses."""
-    dropped: int
-    """Groups left out because their feedback was not finite."""
+__all__ = ["OnlineConfig", "OnlineTrainer"]
 
 
 class OnlineTrainer:
@@ -113,6 +47,7 @@ class OnlineTrainer:
         prompts: training prompts, rendered.
         config: settings.
         seed: of prompt order, sampling and minibatches, each with a generator of its own.
+        sampler: who writes the responses; None: this process.
 
     Raises:
         P3OError: if there are fewer prompts than a step needs, a prompt leaves no room for a response, the policy is in
@@ -131,6 +66,7 @@ class OnlineTrainer:
         *,
         seed: int,
         critic: Critic | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         if len(prompts) < config.prompts_per_step:
             raise P3OError(
@@ -143,32 +79,23 @@ class OnlineTrainer:
             )
         if algorithm.needs_critic and critic is None:
             raise P3OError("this algorithm needs a critic")
-        self.policy, self.reference, self.critic = policy, reference, critic
+        self.policy, self.critic = policy, critic
         self.tokenizer, self.algorithm, self.config = tokenizer, algorithm, config
-        self.feedback = (
-            feedback
-            if isinstance(feedback, ComparisonFeedback)
-            else RewardFeedback(
-                feedback,
-                missing_eos_penalty=config.missing_eos_penalty,
-                drop_bad_groups=config.on_fault == "skip",
-            )
-        )
-        if self.feedback.relative and not algorithm.accepts_comparisons:
+        rated = rated_by(feedback, config)
+        if rated.relative and not algorithm.accepts_comparisons:
             raise P3OError(
                 f"{type(algorithm).__name__} needs a reward for every response and cannot learn from comparisons alone; use "
                 "one of the P3O family, online DPO or REBEL, or give a reward"
             )
         self.device = next(policy.parameters()).device
-        self.prompts = list(prompts)
-        self.encoded = encode_prompts(tokenizer, prompts)
         check_mode(policy)
-        check_prompts(policy, prompts, self.encoded, config.max_new_tokens)
+        encoded = encode_prompts(tokenizer, prompts)
+        check_prompts(policy, prompts, encoded, config.max_new_tokens)
         self.verdict = choose_layout(
             policy,
             choice=config.layout,
             responses=config.responses_per_prompt,
-            context=max(map(len, self.encoded)) + config.max_new_tokens,
+            context=max(map(len, encoded)) + config.max_new_tokens,
         )
         self.passes = Passes(
             self.verdict.layout,
@@ -179,9 +106,18 @@ class OnlineTrainer:
         )
         seeds = torch.Generator().manual_seed(seed)
         orders, sampling, minibatches = (int(torch.randint(2**62, (1,), generator=seeds)) for _ in range(3))
-        self.sampling_generator = torch.Generator().manual_seed(sampling)
+        self.rollouts = Rollouts(
+            policy,
+            reference,
+            tokenizer,
+            sampler or LocalSampler(tokenizer, config, seed=sampling),
+            rated,
+            prompts,
+            config,
+            self.passes,
+            seed=orders,
+        )
         self.minibatch_generator = torch.Generator().manual_seed(minibatches)
-        self.prompt_order = BatchOrder(len(prompts), config.prompts_per_step, seed=orders)
         modules: dict[str, nn.Module] = {"policy": policy}
         rates: dict[str, float] = {}
         if critic is not None:
@@ -198,6 +134,10 @@ class OnlineTrainer:
                 )
             self.kl_controller = KLController(algorithm.config.beta, config.kl_target, config.kl_gain)
         self.done = 0
+
+    def learn_from(self, feedback: Scorer | ComparisonFeedback) -> None:
+        """Rate responses by this from the next step on: a reward model that was fitted anew, say."""
+        self.rollouts.feedback = rated_by(feedback, self.config)
 
     @property
     def total(self) -> int:
@@ -250,7 +190,7 @@ class OnlineTrainer:
         self.optimisation.advance_schedule()
         if self.one_pass:
             rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
-        described = self.describe(rollout)
+        described = rollout.describe()
         if self.kl_controller is not None:
             described["beta"] = self.kl_controller.beta
             self.algorithm = with_beta(self.algorithm, self.kl_controller.update(described["kl_k1"]))
@@ -259,61 +199,9 @@ class OnlineTrainer:
         return described | metrics.result() | {"updates": updates, "stopped_early": int(stopped)}
 
     def sample(self) -> Rollout:
-        """K responses for each of the next prompts, scored, with the learner's own log-probs."""
-        config = self.config
-        chosen = self.prompt_order.next().tolist()
-        prompts = pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
-        responses = sample_responses(
-            self.policy,
-            prompts,
-            responses_per_prompt=config.responses_per_prompt,
-            max_new_tokens=config.max_new_tokens,
-            eos_id=end_id(self.tokenizer),
-            pad_id=pad_id(self.tokenizer),
-            temperature=config.temperature,
-            generator=self.sampling_generator,
-            stop=config.stop,
-            tokenizer=self.tokenizer,
-        )
-        texts = decode_responses(self.tokenizer, responses, stop=config.stop)
-        worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
-        if len(worth.kept) == 0:
-            raise NumericalError(f"step {self.done + 1}: the feedback on every prompt of the step is not finite")
-        sampled = split_groups(prompts, responses)
-        groups = [sampled[i] for i in worth.kept.tolist()]
-        time = responses.tokens.shape[-1]
-        reference = self.passes.logprobs(self.reference, groups, time)
-        one_pass = self.one_pass and self.done >= self.warmup_steps
-        # With one pass this holds nothing until the update writes it.
-        behaviour = torch.zeros_like(reference) if one_pass else self.passes.logprobs(self.policy, groups, time)
-        experience = Experience(
-            response_mask=responses.mask[worth.kept.to(self.device)],
-            behaviour_logprobs=behaviour,
-            reference_logprobs=reference,
-            reward_gaps=worth.gaps.to(self.device),
-            rewards=None if worth.rewards is None else worth.rewards.to(self.device),
-            age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
-        )
-        self.check_logprobs(experience, [self.prompts[chosen[i]] for i in worth.kept.tolist()])
-        distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
-        return Rollout(groups, experience, responses.ended.float().mean().item(), distinct, len(texts) - len(groups))
-
-    def check_logprobs(self, experience: Experience, prompts: Sequence[str]) -> None:
-        """The policy as it is must give finite log-probs to what it has just sampled.
-
-        Raises:
-            NumericalError: naming the step and the first prompt where it does not.
-        """
-        for whose in ("behaviour", "reference"):
-            if whose == "behaviour" and self.one_pass:
-                continue  # the update's own pass will give them; its gradient tells
-            finite = getattr(experience, f"{whose}_logprobs").isfinite().flatten(1).all(-1)
-            if not bool(finite.all()):
-                prompt = prompts[int((~finite).nonzero()[0])]
-                raise NumericalError(
-                    f"step {self.done + 1}: a {whose} log-prob is not finite, prompt {shorten(prompt)}; the weights are "
-                    "damaged: lower the learning rate, or choose on_fault: rollback"
-                )
+        """The rollout of the next step; without log π_old where the pass of the update gives it."""
+        supplied = self.one_pass and self.done >= self.warmup_steps
+        return self.rollouts.next(self.done + 1, behaviour=not supplied)
 
     def prepared(self, experience: Experience, groups: Sequence[GroupTokens]) -> Experience:
         """The experience with fresh critic values, where there is a critic, and the algorithm's targets."""
@@ -396,38 +284,16 @@ class OnlineTrainer:
         parts = [self.critic(*self.collate([groups[i] for i in batch], time)) for batch in batches]
         return in_order(batches, parts)
 
-    def describe(self, rollout: Rollout) -> dict[str, float]:
-        """What was sampled, in numbers."""
-        experience = rollout.experience
-        kl = kl_policy_reference_k1(
-            experience.behaviour_logprobs, experience.reference_logprobs, experience.response_mask
-        )
-        described = {} if experience.rewards is None else {"reward": experience.rewards.mean().item()}
-        if experience.groups > 1:
-            # Responses to one prompt are not independent of each other: the error is that of the prompts' means.
-            described["kl_k1_se"] = kl.mean(-1).std().item() / experience.groups**0.5
-        if rollout.dropped:
-            described["dropped_groups"] = rollout.dropped
-        return described | {
-            "reward_gap": experience.reward_gaps.abs().mean().item(),
-            "kl_k1": kl.mean().item(),
-            "length": experience.response_mask.sum(-1).float().mean().item(),
-            "ended": rollout.ended,
-            "distinct": rollout.distinct,
-        }
-
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on."""
-        self.prompt_order.divert(attempt)
-        self.sampling_generator.manual_seed(self.sampling_generator.initial_seed() + attempt)
+        self.rollouts.divert(attempt)
 
     def state_dict(self) -> State:
         """Everything that the next step depends on, but for the configuration, the prompts and the frozen reference."""
         return {
             "done": self.done,
             "optimisation": self.optimisation.state_dict(),
-            "prompt_order": self.prompt_order.state_dict(),
-            "sampling": self.sampling_generator.get_state(),
+            "rollouts": self.rollouts.state_dict(),
             "minibatches": self.minibatch_generator.get_state(),
             "beta": self.algorithm.config.beta,
             "buffer": [
@@ -443,8 +309,7 @@ class OnlineTrainer:
             P3OError: if the state belongs to another policy or critic.
         """
         self.optimisation.load_state_dict(state["optimisation"])
-        self.prompt_order.load_state_dict(state["prompt_order"])
-        self.sampling_generator.set_state(state["sampling"])
+        self.rollouts.load_state_dict(state["rollouts"])
         self.minibatch_generator.set_state(state["minibatches"])
         if self.kl_controller is not None:
             self.kl_controller.beta = state["beta"]

@@ -12,6 +12,7 @@ from p3o.errors import shorten
 from p3o.feedback.comparison import Comparator, preference_matrix
 from p3o.functional.advantages import reward_gaps
 from p3o.training.faults import NumericalError
+from p3o.training.online_config import OnlineConfig
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """A reward: ``(prompts, responses) -> one score per response``."""
@@ -81,6 +82,15 @@ class ComparisonFeedback:
         gaps = gaps - reward_gaps(self.penalty * (~ended).double().cpu())
         kept = _finite_groups(gaps.flatten(1), prompts, responses, drop=self.drop, what="preference")
         return Worth(None, gaps[kept], kept)
+
+
+def rated_by(feedback: Scorer | ComparisonFeedback, config: OnlineConfig) -> RewardFeedback | ComparisonFeedback:
+    """How a run rates its responses: a plain reward as the configuration says, comparisons as they are."""
+    if isinstance(feedback, ComparisonFeedback):
+        return feedback
+    return RewardFeedback(
+        feedback, missing_eos_penalty=config.missing_eos_penalty, drop_bad_groups=config.on_fault == "skip"
+    )
 
 
 def _finite_groups(
