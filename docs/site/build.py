@@ -48,8 +48,6 @@ def mathml(latex: str, *, display: bool) -> str:
 def place_of(path: Path) -> Path:
     """Where a file of the repository stands on the site: docs/ is its root, a program is a page."""
     inside = path.relative_to(DOCS if path.is_relative_to(DOCS) else ROOT)
-    if inside == Path("README.md"):
-        return Path("index.md")
     return inside.with_suffix(".md") if inside.suffix == ".py" else inside
 
 
@@ -121,6 +119,8 @@ class Site:
             raise FileNotFoundError(f"{path.relative_to(ROOT)}: links to {target}, which is not there")
         if file.is_dir():
             file = file / "README.md"
+        if file == ROOT / "README.md":
+            file = DOCS / "index.md"
         self.add(file)
         moved = os.path.relpath(place_of(file), place_of(path).parent)
         return moved + (f"#{parts.fragment}" if parts.fragment else "")
