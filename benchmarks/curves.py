@@ -51,7 +51,7 @@ TRAINING: dict[str, dict[str, Any]] = {
 PANELS = {
     "reward": "reward",
     "kl_k1": "KL to the reference, nats",
-    "half_squared_log_ratio": "½ (log-ratio)², last updates",
+    "half_squared_log_ratio": "½ (log-ratio)², mean over updates",
 }
 OWN = {"online_dpo": "implicit_reward_accuracy", "ppg": "ratio_max", "rebel": "ratio_max", "reinforce": "ratio_max"}
 """The fourth panel; of the others it is ``clip_fraction``."""

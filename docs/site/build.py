@@ -6,7 +6,8 @@ The pages in docs/ are made to be read on GitHub. On the site
 
 - ``$`…`$`` and blocks of ``math`` become MathML, which browsers draw without a script or a font from elsewhere;
 - a comment ``<!-- settings: NAME -->`` becomes the table of an algorithm's settings, from its schema, and one of
-  ``<!-- metrics: NAME -->`` that of the metrics which it logs, explained as in metrics.md;
+  ``<!-- metrics: NAME -->`` that of the metrics which it logs, explained as in metrics.md; ``<!-- curves: NAME -->`` numbers of
+  its healthy and its sick run;
 - dotted names of the package lead to the reference, which is made of the docstrings;
 - what a page links to outside docs/ comes along: pictures and data as they are, programs as pages.
 """
@@ -21,13 +22,14 @@ from urllib.parse import urlsplit
 
 import latex2mathml.converter
 from reference import api_pages
-from tables import metrics_table, settings_table
+from tables import curves_table, metrics_table, settings_table
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
-_COMMENT = re.compile(r"<!-- (settings|metrics): (\w+) -->")
+_COMMENT = re.compile(r"<!-- (settings|metrics|curves): (\w+) -->")
+TABLES = {"settings": settings_table, "metrics": metrics_table, "curves": curves_table}
 _DOTTED = re.compile(r"(?<!\[)`(p3o(?:\.\w+)+)`(?!\])")
 _INLINE = re.compile(r"\$`([^`]+)`\$")
 _DISPLAY = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -103,9 +105,7 @@ class Site:
     def prose(self, text: str, path: Path) -> str:
         """What stands outside blocks of code."""
         text = _LINK.sub(lambda found: self.link(found.group(1), path), text)
-        text = _COMMENT.sub(
-            lambda found: {"settings": settings_table, "metrics": metrics_table}[found[1]](found[2]), text
-        )
+        text = _COMMENT.sub(lambda found: TABLES[found[1]](found[2]), text)
         text = _DOTTED.sub(lambda found: self.reference(found.group(1), path), text)
         return _INLINE.sub(lambda found: mathml(found.group(1), display=False), text)
 

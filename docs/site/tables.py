@@ -12,6 +12,7 @@ from p3o.functional.advantages import reward_gaps
 from p3o.training.averages import MetricsAverage
 from p3o.types import Experience
 
+CURVES = Path(__file__).parents[2] / "benchmarks" / "results" / "curves.json"
 METRICS_PAGE = Path(__file__).parents[1] / "metrics.md"
 
 
@@ -62,3 +63,25 @@ def metrics_table(algorithm: str) -> str:
     known = explanations()
     rows = [f"| `{name}` | {' | '.join(known[name])} |" for name in metrics_of(algorithm)]
     return "\n".join(["| metric | meaning | healthy | sick |", "| --- | --- | --- | --- |", *rows])
+
+
+def curves_table(algorithm: str) -> str:
+    """What the curves of a healthy and a sick run come to, from the file that they are drawn from."""
+    runs = json.loads(CURVES.read_text(encoding="utf-8"))["runs"][algorithm]
+    rows = []
+    for kind in ("healthy", "sick"):
+        steps = runs[kind]["metrics"]
+        peak = max(range(len(steps)), key=lambda i: steps[i]["kl_k1"])
+        last = steps[-1]
+        cells = [
+            kind,
+            f"{runs[kind]['learning_rate']:.0e}",
+            f"{steps[0]['reward']:.2f} → {last['reward']:.2f}",
+            f"{last['kl_k1']:.2f}",
+            f"{steps[peak]['kl_k1']:.1f} (step {peak + 1})",
+            f"{last['length']:.1f}",
+            f"{last['distinct']:.2f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    head = "| run | rate | reward, first → last | KL, last | KL, highest | tokens, last | distinct, last |"
+    return "\n".join([head, "|" + " --- |" * 7, *rows])

@@ -37,6 +37,8 @@ def test_every_algorithm_has_its_page_with_settings_metrics_and_a_picture(name: 
     page = (ROOT / "docs" / "algorithms" / f"{name}.md").read_text(encoding="utf-8")
     assert f"<!-- settings: {name} -->" in page
     assert f"<!-- metrics: {name} -->" in page
+    assert f"<!-- curves: {name} -->" in page
+    assert tables.curves_table(name).count("\n") == 3
     picture = ROOT / "docs" / "algorithms" / f"{name}.svg"
     assert f"]({picture.name})" in page
     assert picture.stat().st_size < 60_000
