@@ -44,7 +44,7 @@ def blocks(name: str) -> list[Block]:
     """The fenced blocks of a page, in order.
 
     Raises:
-        ValueError: for an indented block, which has no language and cannot be marked.
+        ValueError: for commands in an indented block, which has no language. Formulas and trees may stand in one.
     """
     found: list[Block] = []
     mark = ""
@@ -54,8 +54,8 @@ def blocks(name: str) -> list[Block]:
             mark = matched.group(1) if matched else ""
             continue
         place = token.map[0] + 2 if token.map else 0
-        if token.type == "code_block":
-            raise ValueError(f"{name}:{place - 1}: an indented block; give it fences and a language")
+        if token.type == "code_block" and _language(token.content) == "sh":
+            raise ValueError(f"{name}:{place - 1}: commands in an indented block; give them fences")
         if token.type == "fence":
             language = token.info.split()[0] if token.info.strip() else _language(token.content)
             found.append(Block(name, place, language, token.content, mark))

@@ -47,10 +47,26 @@ SHORTER = {
 LONG = {
     ("demo",): ("--quick",),
     ("gate",): None,
-    ("bench", "frontier"): None,
-    ("bench", "speed"): None,
+    ("bench",): None,
 }
 """Commands of minutes to hours: what makes them short enough for a slow test, or None: their own tests run them cut down."""
+
+ENDING = (
+    "init",
+    "doctor",
+    "data",
+    "run",
+    "sft",
+    "sample",
+    "reward",
+    "rl",
+    "evaluate",
+    "judge",
+    "report",
+    "samples",
+    "label",
+)
+"""Commands that come to an end by themselves; others, servers for instance, are parsed only."""
 
 MEASURES = ("-m benchmarks.", "benchmarks/")
 """``python -m benchmarks.…`` measures for minutes to hours: what it is made of has tests, and its file must be there."""
@@ -190,7 +206,7 @@ class Reader:
 
     def p3o(self, arguments: list[str]) -> None:
         """A command of p3o, in this process."""
-        if is_long(arguments):
+        if is_long(arguments) or arguments[0] not in ENDING:
             return
         if arguments[0] == "label" and "--annotators" in arguments:
             self.serve(arguments)
