@@ -56,6 +56,8 @@ PANELS = {
 OWN = {"online_dpo": "implicit_reward_accuracy", "ppg": "ratio_max", "rebel": "ratio_max", "reinforce": "ratio_max"}
 """The fourth panel; of the others it is ``clip_fraction``."""
 
+KEPT = {*PANELS, *OWN.values(), "clip_fraction", "length", "distinct", "updates"}
+
 COLOURS = {"healthy": "#1d5fd1", "sick": "#cf4a2b"}
 
 
@@ -89,7 +91,7 @@ def train(name: str, start: Path, learning_rate_factor: float) -> dict[str, Any]
         while trainer.done < trainer.total:
             metrics = trainer.step()
             if trainer.done > trainer.warmup_steps:
-                rows.append({key: float(f"{value:.4g}") for key, value in metrics.items()})
+                rows.append({key: float(f"{value:.4g}") for key, value in metrics.items() if key in KEPT})
     except P3OError as error:
         ended = str(error)
     return {"learning_rate": config.learning_rate, "ended": ended, "metrics": rows}

@@ -21,7 +21,7 @@ from p3o.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NOT_RUN: dict[str, list[str]] = {
-    "docs/algorithms/index.md": ["trains 20 runs for a quarter of an hour"],
+    "docs/algorithms/index.md": ["trains 20 runs for several minutes"],
     "docs/howto.md": [
         "there are no labels until somebody has clicked; tests/labeling and tests/stages do the round",
         "needs a GPU",
