@@ -96,9 +96,7 @@ class World:
             padded[: len(message)] = message
             messages = [torch.empty_like(padded) for _ in range(self.size)]
             dist.all_gather(messages, padded, group=self.control)
-        return [
-            unpack(found[: int(length)].numpy().tobytes()) for found, length in zip(messages, lengths, strict=True)
-        ]
+        return [unpack(found[: int(length)].numpy().tobytes()) for found, length in zip(messages, lengths, strict=True)]
 
     def from_first(self, value: Any) -> Any:
         """The first process's value, everywhere; what the others give is not looked at."""
