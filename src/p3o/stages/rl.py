@@ -140,7 +140,7 @@ def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
     if world().size == 1:
         return refits.refit(step, policy)
     with gathered(policy):
-        world().wait_for_first(lambda: refits.refit(step, policy) and None)
+        world().wait_for_first(lambda: refits.refit(step, policy))
     return refits.at(step)
 
 

@@ -268,8 +268,8 @@ class OnlineTrainer:
         if first and self.one_pass and world().size > 1:
             own = [experience.behaviour_logprobs[chosen[batch]] for batch in share.batches]
             experience.behaviour_logprobs[chosen] = share.gathered(own)
-        moved, fresh = world().totals(moved, fresh)
-        return moved / max(fresh, 1)
+        distance_moved, groups_moved = world().totals(moved, fresh)
+        return distance_moved / max(groups_moved, 1)
 
     def keep_in_step(self, groups: Sequence[GroupTokens], time: int, *, critic_only: bool) -> None:
         """The passes of a micro-batch, forward and backward, that add nothing: another process has one more than this one."""
