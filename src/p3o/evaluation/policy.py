@@ -152,8 +152,15 @@ class Evaluator:
         # Taken in turns, so the batches come back in turns.
         batches = [rank[turn] for turn in range(len(told[0])) for rank in told if turn < len(rank)]
         columns = {name: [value for batch in batches for value in batch[name]] for name in batches[0]}
-        absent = dict.fromkeys(("gold", "kl", "kl_k1"))
-        return PolicyEvaluation(**absent | columns)
+        return PolicyEvaluation(
+            columns["responses"],
+            columns["reward"],
+            columns.get("gold"),
+            columns.get("kl"),
+            columns.get("kl_k1"),
+            columns["length"],
+            columns["ended"],
+        )
 
     def _batch(
         self, policy: nn.Module, part: slice, uniforms: Tensor, temperature: float, *, best_of: int, with_kl: bool
