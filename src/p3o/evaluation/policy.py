@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from p3o.distributed.sharding import gathered
 from p3o.distributed.world import world
 from p3o.evaluation.divergence import divergences
+from p3o.models.layouts import device_of
 from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
 
@@ -115,7 +116,7 @@ class Evaluator:
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.batch_size, self.seed = batch_size, seed
         self.encoded = encode_prompts(tokenizer, prompts)
-        self.device = next(reference.parameters()).device
+        self.device = device_of(reference)
 
     @torch.no_grad()
     def sampled(self, policy: nn.Module) -> PolicyEvaluation:
