@@ -60,6 +60,7 @@ def run(folder: Path, mode: str, ranks: int, **environment: str) -> list[dict[st
         command, cwd=ROOT, env={**os.environ, **settings, **environment}, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
+    assert ("exitcode: -9" in done.stderr) == ("KILL_AT" in environment), "a rank was killed where it was to be"
     return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
