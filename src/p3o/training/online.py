@@ -14,9 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
 from p3o.algorithms.base import half_squared_log_ratio, with_beta
+from p3o.distributed.sharding import is_sharded
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
+from p3o.models.layouts import device_of
 from p3o.models.probe import LayoutNeeds, choose_layout
 from p3o.models.tokens import GroupTokens, encode_prompts, pad_id
 from p3o.training.averages import MetricsAverage
@@ -87,7 +90,7 @@ class OnlineTrainer:
                 f"{type(algorithm).__name__} needs a reward for every response and cannot learn from comparisons alone; use "
                 "one of the P3O family, online DPO or REBEL, or give a reward"
             )
-        self.device = next(policy.parameters()).device
+        self.device = device_of(policy)
         check_mode(policy)
         encoded = encode_prompts(tokenizer, prompts)
         check_prompts(policy, prompts, encoded, config.max_new_tokens)
@@ -97,7 +100,11 @@ class OnlineTrainer:
             "context": max(map(len, encoded)) + config.max_new_tokens,
         }
         self.verdict = choose_layout(policy, **rows)
-        self.critic_verdict = None if critic is None else critic.choose_layout(**rows)
+        if is_sharded(policy) and self.verdict.layout.name == "split":
+            # One forward or two, as the responses are: ranks could fall out of step.
+            self.verdict = choose_layout(policy, choice="padded", responses=config.responses_per_prompt)
+        # A sharded critic is read through its own forward, where FSDP's hooks are.
+        self.critic_verdict = None if critic is None or is_sharded(critic) else critic.choose_layout(**rows)
         self.passes = Passes(
             self.verdict.layout,
             temperature=config.temperature,
@@ -232,16 +239,21 @@ class OnlineTrainer:
         first: bool,
         critic_only: bool = False,
     ) -> float:
-        """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over.
+        """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over; each process
+        takes its part of the groups.
 
         Returns the mean of ½·(log-ratio)² on the fresh groups: how far the policy has moved since it sampled them.
         """
         moved, fresh = 0.0, 0
         whole = self.weight(experience.select(chosen))
-        for batch in self.passes.micro_batches([groups[i] for i in chosen.tolist()]):
-            part = chosen[batch]
+        members, time = [groups[i] for i in chosen.tolist()], experience.response_mask.shape[-1]
+        share = self.passes.share(members, self.policy, self.critic)
+        for batch, counts in share.passes(members):
+            part, these = chosen[batch], [members[i] for i in batch]
+            if not counts:
+                self.keep_in_step(these, time, critic_only=critic_only)
+                continue
             minibatch = experience.select(part)
-            these, time = [groups[i] for i in part.tolist()], minibatch.response_mask.shape[-1]
             policy_logprobs = minibatch.behaviour_logprobs if critic_only else self.passes.one(self.policy, these, time)
             new = fresh_groups(minibatch)
             if first:
@@ -252,9 +264,9 @@ class OnlineTrainer:
                     experience.behaviour_logprobs[part] = behaviour
             values = None if self.critic is None else self.passes.one_of_values(self.critic, these, time)
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
-            share = self.weight(minibatch) / whole
-            (output.loss * share).backward()
-            metrics.add({**output.metrics, "loss": output.loss.detach()}, share)
+            weight = self.weight(minibatch) / whole
+            (output.loss * weight).backward()
+            metrics.add({**output.metrics, "loss": output.loss.detach()}, weight, groups=len(batch) / len(members))
             if bool(new.any()):
                 mask = minibatch.response_mask[new]
                 distance = half_squared_log_ratio(
@@ -263,7 +275,18 @@ class OnlineTrainer:
                 )
                 moved += distance.item() * int(new.sum())
                 fresh += int(new.sum())
-        return moved / max(fresh, 1)
+        if first and self.one_pass and world().size > 1:
+            own = [experience.behaviour_logprobs[chosen[batch]] for batch in share.batches]
+            experience.behaviour_logprobs[chosen] = share.gathered(own)
+        distance_moved, groups_moved = world().totals(moved, fresh)
+        return distance_moved / max(groups_moved, 1)
+
+    def keep_in_step(self, groups: Sequence[GroupTokens], time: int, *, critic_only: bool) -> None:
+        """The passes of a micro-batch, forward and backward, that add nothing: another process has one more than this one."""
+        results = [] if critic_only else [self.passes.one(self.policy, groups, time)]
+        if self.critic is not None:
+            results.append(self.passes.one_of_values(self.critic, groups, time))
+        (torch.stack([result.sum().double() for result in results]).sum() * 0.0).backward()
 
     def weight(self, experience: Experience) -> float:
         """How much of a minibatch this part is, in the unit that the algorithm's loss averages over."""
