@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from p3o.distributed.settings import ParallelConfig
 from p3o.distributed.world import World, within
@@ -66,8 +68,8 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
 def _meet(backend: str, limit: timedelta) -> None:
     """Make the process group. torchrun's store outlives the processes that it starts again; under a prefix for each attempt
     nobody finds there the address of one that was killed, and waits for it."""
-    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
-    attempt = dist.PrefixStore(f"attempt_{_number(RESTARTS, 0)}", store)
+    store, rank, size = next(rendezvous("env://", timeout=limit))
+    attempt = PrefixStore(f"attempt_{_number(RESTARTS, 0)}", store)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=limit)
 
 
