@@ -16,6 +16,7 @@ from p3o.algorithms import Algorithm
 from p3o.algorithms.base import half_squared_log_ratio, with_beta
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
+from p3o.functional.mismatch import weighed
 from p3o.models.heads import Critic
 from p3o.models.probe import choose_layout
 from p3o.models.tokens import GroupTokens, PromptBatch, ResponseBatch, collate_groups, encode_prompts, pad_id
@@ -188,6 +189,7 @@ class OnlineTrainer:
             if stopped:
                 break
         self.optimisation.advance_schedule()
+        self.rollouts.publish()
         if self.one_pass:
             rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
         described = rollout.describe()
@@ -243,6 +245,9 @@ class OnlineTrainer:
                 if self.one_pass:
                     experience.behaviour_logprobs[part] = behaviour
             values = self.critic(*self.collate(these, time)) if self.critic is not None else None
+            if minibatch.weights is not None:
+                policy_logprobs = weighed(policy_logprobs, minibatch.weights)
+                values = None if values is None else weighed(values, minibatch.weights)
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
             share = self.weight(minibatch) / whole
             (output.loss * share).backward()

@@ -1,7 +1,7 @@
 """The first half of a step: K responses for each of the next prompts, scored, with log-probs of the learner's own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.errors import shorten
 from p3o.functional.kl import kl_policy_reference_k1
+from p3o.functional.mismatch import Correction, mismatch
 from p3o.models.sampling import sample_responses
 from p3o.models.tokens import (
     GroupTokens,
@@ -34,10 +35,22 @@ from p3o.types import Experience
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Who writes the responses of a step."""
+    """Who writes the responses of a step.
+
+    Attributes:
+        correction: what is done about log-probs that differ from the learner's; None if these are the learner's own.
+    """
+
+    correction: Correction | None
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
-        """K responses for each prompt, by the policy as it is now."""
+        """K responses for each prompt, by the policy as it was when it was last published, or as it is now if it never was."""
+
+    def publish(self, policy: nn.Module) -> None:
+        """The policy has learned: sample from it as it is now."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Numbers for the log, of what happened since this was last asked."""
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -58,6 +71,8 @@ class LocalSampler:
         seed: of the random numbers.
     """
 
+    correction: Correction | None = None
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: OnlineConfig, *, seed: int) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.generator = torch.Generator().manual_seed(seed)
@@ -76,6 +91,13 @@ class LocalSampler:
             stop=self.config.stop,
             tokenizer=self.tokenizer,
         )
+
+    def publish(self, policy: nn.Module) -> None:
+        """Nothing to do: it samples from the policy itself."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Nothing happens to it."""
+        return {}
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -102,6 +124,8 @@ class Rollout:
     """Share of different texts among all responses."""
     dropped: int
     """Groups left out because their feedback was not finite."""
+    sampler: Mapping[str, int | float]
+    """What the sampler tells of itself, and how far its log-probs are from the learner's."""
 
     def describe(self) -> dict[str, int | float]:
         """What was sampled, in numbers."""
@@ -117,13 +141,17 @@ class Rollout:
             described["kl_k1_se"] = kl.mean(-1).std().item() / experience.groups**0.5
         if self.dropped:
             described["dropped_groups"] = self.dropped
-        return described | {
-            "reward_gap": experience.reward_gaps.abs().mean().item(),
-            "kl_k1": kl.mean().item(),
-            "length": experience.response_mask.sum(-1).float().mean().item(),
-            "ended": self.ended,
-            "distinct": self.distinct,
-        }
+        return (
+            described
+            | dict(self.sampler)
+            | {
+                "reward_gap": experience.reward_gaps.abs().mean().item(),
+                "kl_k1": kl.mean().item(),
+                "length": experience.response_mask.sum(-1).float().mean().item(),
+                "ended": self.ended,
+                "distinct": self.distinct,
+            }
+        )
 
 
 class Rollouts:
@@ -180,7 +208,9 @@ class Rollouts:
         groups = [sampled[i] for i in worth.kept.tolist()]
         kept = [self.prompts[chosen[i]] for i in worth.kept.tolist()]
         mask = responses.mask[worth.kept.to(self.device)]
-        own = self.logprobs("behaviour", self.policy, groups, mask, kept, step) if behaviour else None
+        theirs = None if responses.logprobs is None else responses.logprobs[worth.kept.to(self.device)]
+        needed = behaviour or theirs is not None
+        own = self.logprobs("behaviour", self.policy, groups, mask, kept, step) if needed else None
         reference = self.logprobs("reference", self.reference, groups, mask, kept, step)
         experience = Experience(
             response_mask=mask,
@@ -191,7 +221,37 @@ class Rollouts:
             age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
         )
         distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
-        return Rollout(groups, experience, responses.ended.float().mean().item(), distinct, len(texts) - len(groups))
+        ended, dropped = responses.ended.float().mean().item(), len(texts) - len(groups)
+        rollout = Rollout(groups, experience, ended, distinct, dropped, self.sampler.take_metrics())
+        return rollout if theirs is None else self.corrected(rollout, theirs, step)
+
+    def corrected(self, rollout: Rollout, theirs: Float[Tensor, "group response time"], step: int) -> Rollout:
+        """The rollout weighed, or without some of its groups, for what the sampler's log-probs differ from the learner's.
+
+        Raises:
+            NumericalError: if no group is left.
+        """
+        if self.sampler.correction is None:
+            return rollout
+        experience = rollout.experience
+        found = mismatch(experience.behaviour_logprobs, theirs, experience.response_mask, self.sampler.correction)
+        if not bool(found.keep.any()):
+            raise NumericalError(
+                f"step {step}: the sampler's log-probs of every group are too far from the learner's (mean difference of a "
+                f"token {found.metrics['mismatch_mean']:.2g} nats); vLLM must run with --logprobs-mode processed_logprobs and in the "
+                "learner's dtype, or raise rl.rollout.drop_beyond"
+            )
+        kept = found.keep.nonzero().squeeze(-1)
+        return replace(
+            rollout,
+            groups=[rollout.groups[i] for i in kept.tolist()],
+            experience=experience.replace(weights=found.weights).select(kept),
+            sampler={**rollout.sampler, **found.metrics},
+        )
+
+    def publish(self) -> None:
+        """Sample from the policy as it is now."""
+        self.sampler.publish(self.policy)
 
     def logprobs(
         self,
