@@ -17,6 +17,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from p3o.rollouts.group import GlooGroup
+from p3o.rollouts.worker import repack_heads
 
 
 @dataclass
@@ -96,6 +97,7 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_heads(self.model)
 
     def shutdown(self) -> None:
         """Leave the group."""

@@ -9,12 +9,12 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
 _PREFIX = "p3o"
 
 
-def listening_store(address: str, *, timeout: float) -> distributed.TCPStore:
+def listening_store(address: str, *, timeout: float) -> TCPStore:
     """The learner's end of the rendezvous, on a free port of ``address`` (``store.port``).
 
     Raises:
@@ -22,7 +22,7 @@ def listening_store(address: str, *, timeout: float) -> distributed.TCPStore:
     """
     listener = socket.create_server((address, 0))
     port = listener.getsockname()[1]
-    return distributed.TCPStore(
+    return TCPStore(
         address,
         port,
         is_master=True,
@@ -47,21 +47,19 @@ class GlooGroup:
         RuntimeError: if not all come in time.
     """
 
-    def __init__(self, store: distributed.TCPStore, address: str, rank: int, size: int, *, timeout: float) -> None:
+    def __init__(self, store: TCPStore, address: str, rank: int, size: int, *, timeout: float) -> None:
         # torch's typing does not know its gloo; without the device it would choose an interface by the host's name.
-        gloo: Any = distributed.ProcessGroupGloo
-        options = gloo._Options()
-        options._devices = [gloo.create_device(hostname=address)]
-        options._timeout = timedelta(seconds=timeout)
+        gloo: Any = ProcessGroupGloo
+        options = gloo._Options()  # noqa: SLF001
+        options._devices = [gloo.create_device(hostname=address)]  # noqa: SLF001
+        options._timeout = timedelta(seconds=timeout)  # noqa: SLF001
         self._store = store  # must outlive the group
-        self._group: Any = gloo(distributed.PrefixStore(_PREFIX, store), rank, size, options)
+        self._group: Any = gloo(PrefixStore(_PREFIX, store), rank, size, options)
 
     @classmethod
     def join(cls, address: str, port: int, rank: int, size: int, *, timeout: float) -> "GlooGroup":
         """A server's end: find the learner's store, and the address of this machine on the way there."""
-        store = distributed.TCPStore(
-            address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout)
-        )
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, port))
             own: str = probe.getsockname()[0]

@@ -163,6 +163,8 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.written: Path | None = None
+        self.plain: set[str] = set()
+        """Servers without our extension of the workers, which only those on a CPU need."""
 
     def push(self, servers: Sequence[VLLMServer], model: nn.Module, version: str) -> dict[str, str]:
         """As ``Publisher.push``."""
@@ -178,8 +180,20 @@ class Disk:
     def _load(self, server: VLLMServer, path: Path, version: str) -> None:
         _pause(server)
         server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
+        self._repack(server)
         server.post("/update_weight_version", {"new_version": version})
         _resume(server)
+
+    def _repack(self, server: VLLMServer) -> None:
+        """See ``p3o.rollouts.worker``. Where a server cannot do it and should, the check of log-probs will tell."""
+        if server.url in self.plain:
+            return
+        try:
+            server.post("/collective_rpc", {"method": "p3o_repack"})
+        except ServerError as error:
+            if error.kind != "broken":
+                raise
+            self.plain.add(server.url)
 
     def version(self, server: VLLMServer, expected: str) -> str:  # noqa: ARG002 - as Publisher
         """As the server says."""
@@ -190,7 +204,8 @@ class Disk:
         return served
 
     def forget(self, server: VLLMServer) -> None:
-        """Nothing connects us."""
+        """It may be started again with other settings."""
+        self.plain.discard(server.url)
 
     def close(self) -> None:
         """Remove the weights: the servers have read them."""

@@ -238,8 +238,8 @@ class Rollouts:
         if not bool(found.keep.any()):
             raise NumericalError(
                 f"step {step}: the sampler's log-probs of every group are too far from the learner's (mean difference of a "
-                f"token {found.metrics['mismatch_mean']:.2g} nats); vLLM must run with --logprobs-mode processed_logprobs and in the "
-                "learner's dtype, or raise rl.rollout.drop_beyond"
+                f"token {found.metrics['mismatch_mean']:.2g} nats); vLLM must run with --logprobs-mode "
+                "processed_logprobs and in the learner's dtype, or raise rl.rollout.drop_beyond"
             )
         kept = found.keep.nonzero().squeeze(-1)
         return replace(
