@@ -39,6 +39,7 @@ def servers() -> Iterator[Callable[..., FakeVLLM]]:
     yield start
     for server in started:
         server.kill()
+        assert server.errors == []
 
 
 @pytest.fixture

@@ -16,12 +16,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.functional.logprobs import token_logprobs
+from p3o.models.loading import put_on
 from p3o.models.sampling import sample_responses
 from p3o.models.tokens import pad_left
 from p3o.rollouts.group import GlooGroup
@@ -50,6 +51,7 @@ class FakeVLLM:
         seen: how often each path was asked.
         bodies: of the requests for completions.
         before: called with the body of every request for completions, in its thread.
+        errors: what went wrong in here, apart from what it was told to do wrong.
         drift: added to the logits of the end of sequence, for a server that is not quite the learner.
     """
 
@@ -62,6 +64,7 @@ class FakeVLLM:
         self.drift = 0.0
         self.ignores_weights = False
         self.port = 0
+        self.errors: list[Exception] = []
         self.start()
 
     @property
@@ -116,14 +119,23 @@ class FakeVLLM:
         self.connections.add(request.connection)
         try:
             parts = urlsplit(request.path)
-            body = json.loads(request.rfile.read(int(request.headers.get("Content-Length", 0))) or b"{}")
+            length = int(request.headers.get("Content-Length", 0))
+            data = request.rfile.read(length)
+            if len(data) < length:
+                raise ConnectionError("the client hung up")
+            body = json.loads(data or b"{}")
             self.seen[parts.path] += 1
             try:
                 if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
                     raise Refused(401, "Unauthorized")
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 self.answer(request, 200, self.route(request.command, parts.path, body, query), {})
-            except Refused as refused:
+            except Exception as error:
+                if isinstance(error, OSError):
+                    raise
+                if not isinstance(error, Refused):
+                    self.errors.append(error)
+                refused = error if isinstance(error, Refused) else Refused(500, repr(error))
                 reply = {"error": {"message": str(refused), "type": "BadRequestError", "code": refused.status}}
                 self.answer(request, refused.status, reply, refused.headers)
         except OSError:
@@ -221,9 +233,12 @@ class FakeVLLM:
     def load_lora_adapter(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         if body["lora_name"] in self.adapters:
             raise Refused(400, "already loaded")
-        base = copy.deepcopy(self.model)
-        adapted = PeftModel.from_pretrained(base, body["lora_path"])
-        self.adapters[body["lora_name"]] = base if self.ignores_weights else adapted.eval()
+        adapted = copy.deepcopy(self.model)
+        if not self.ignores_weights:
+            adapted = put_on(adapted, PeftConfig.from_pretrained(body["lora_path"])).eval()
+            weights = load_file(Path(body["lora_path"]) / "adapter_model.safetensors")
+            assert not set_peft_model_state_dict(adapted, weights).unexpected_keys
+        self.adapters[body["lora_name"]] = adapted
         return b""
 
     def unload_lora_adapter(self, body: dict[str, Any], query: dict[str, str]) -> Any:

@@ -47,7 +47,7 @@ def call(
     url: str,
     body: dict[str, Any] | None,
     *,
-    timeout: float,
+    timeout: int | float,
     key: str | None = None,
     lines: set[socket.socket] | None = None,
 ) -> Any:

@@ -4,7 +4,7 @@ Each server has a group of its own with the learner, so that one that dies takes
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from p3o.rollouts.group import GlooGroup, listening_store
 from p3o.rollouts.server import VLLMServer
 
 
+@runtime_checkable
 class Link(Protocol):
     """The learner's end of a group with one server."""
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ SHARD = 4 << 30
 """Bytes of a file of weights."""
 
 
+@runtime_checkable
 class Publisher(Protocol):
     """One way to give weights to servers."""
 

@@ -113,7 +113,7 @@ class VLLMServer:
     SHORT = 10.0
     """Seconds for a request that computes nothing."""
 
-    def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
+    def __init__(self, url: str, *, timeout: int | float, key: str | None = None) -> None:
         self.url, self.timeout, self.key = url.rstrip("/"), timeout, key
         self.lines: set[socket.socket] = set()
 
