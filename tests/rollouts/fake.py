@@ -3,6 +3,7 @@
 What it answers has the fields of recorded replies of vLLM 0.32 (recorded.json; ``test_fake.py`` compares them).
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -28,10 +29,13 @@ from p3o.models.tokens import pad_left
 from p3o.rollouts.group import GlooGroup
 
 CONTEXT = 512
+ONE_AT_A_TIME = threading.Lock()
+"""peft's warnings are silenced where adapters are made, which two threads cannot do at once."""
+
 UNUSED = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
 
 
-class Refused(Exception):
+class RefusalError(Exception):
     """A reply that is no success."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
@@ -110,10 +114,8 @@ class FakeVLLM:
         self.http.server_close()
         self.thread.join()
         for connection in list(self.connections):
-            try:
+            with contextlib.suppress(OSError):
                 connection.shutdown(2)
-            except OSError:
-                pass
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         self.connections.add(request.connection)
@@ -127,15 +129,15 @@ class FakeVLLM:
             self.seen[parts.path] += 1
             try:
                 if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
-                    raise Refused(401, "Unauthorized")
+                    raise RefusalError(401, "Unauthorized")
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 self.answer(request, 200, self.route(request.command, parts.path, body, query), {})
             except Exception as error:
                 if isinstance(error, OSError):
                     raise
-                if not isinstance(error, Refused):
+                if not isinstance(error, RefusalError):
                     self.errors.append(error)
-                refused = error if isinstance(error, Refused) else Refused(500, repr(error))
+                refused = error if isinstance(error, RefusalError) else RefusalError(500, repr(error))
                 reply = {"error": {"message": str(refused), "type": "BadRequestError", "code": refused.status}}
                 self.answer(request, refused.status, reply, refused.headers)
         except OSError:
@@ -193,7 +195,7 @@ class FakeVLLM:
 
     def update_weights(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         if not self.updating or self.group is None:
-            raise Refused(500, "start_weight_update must be called before update_weights.")
+            raise RefusalError(500, "start_weight_update must be called before update_weights.")
         info = body["update_info"]
         weights = {}
         for name, dtype_name, shape in zip(info["names"], info["dtype_names"], info["shapes"], strict=True):
@@ -212,7 +214,7 @@ class FakeVLLM:
     def collective_rpc(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         assert self.paused
         if body["method"] != "reload_weights":
-            raise Refused(500, f"no method {body['method']}")
+            raise RefusalError(500, f"no method {body['method']}")
         folder = Path(body["kwargs"]["weights_path"])
         self.load({name: tensor for file in sorted(folder.iterdir()) for name, tensor in load_file(file).items()})
         return {"results": [None]}
@@ -232,10 +234,13 @@ class FakeVLLM:
 
     def load_lora_adapter(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         if body["lora_name"] in self.adapters:
-            raise Refused(400, "already loaded")
+            raise RefusalError(400, "already loaded")
         adapted = copy.deepcopy(self.model)
         if not self.ignores_weights:
-            adapted = put_on(adapted, PeftConfig.from_pretrained(body["lora_path"])).eval()
+            config = PeftConfig.from_pretrained(body["lora_path"])
+            config.base_model_name_or_path = None  # whatever the learner's was, ours is the one at hand
+            with ONE_AT_A_TIME:
+                adapted = put_on(adapted, config).eval()
             weights = load_file(Path(body["lora_path"]) / "adapter_model.safetensors")
             assert not set_peft_model_state_dict(adapted, weights).unexpected_keys
         self.adapters[body["lora_name"]] = adapted
@@ -256,26 +261,10 @@ class FakeVLLM:
         if fault == "slow":
             time.sleep(1.0)
         if fault.isdigit():
-            raise Refused(int(fault), f"fault {fault}", {"Retry-After": "0.05"})
-        if fault == "garbage":
-            return b"<html>"
-        if fault == "cut":
-            return b"cut"
-        if body["model"] not in ("policy", *self.adapters):
-            raise Refused(404, f"The model `{body['model']}` does not exist.")
-        if len(body["prompt"]) + body["max_tokens"] > CONTEXT:
-            raise Refused(400, f"This model's maximum context length is {CONTEXT} tokens.")
-        model = self.adapters.get(body["model"], self.model)
-        with self.lock:
-            self.busy += 1
-            try:
-                if probe:
-                    choices = [self.probed(model, body["prompt"])]
-                else:
-                    self.bodies.append(body)
-                    choices = self.sampled(model, body)
-            finally:
-                self.busy -= 1
+            raise RefusalError(int(fault), f"fault {fault}", {"Retry-After": "0.05"})
+        if fault in ("garbage", "cut"):
+            return fault.encode()
+        choices = self.choices(body, probe=probe)
         if fault == "short":
             choices = choices[:-1]
         if fault == "aborted":
@@ -291,6 +280,22 @@ class FakeVLLM:
             "usage": usage,
             **UNUSED,
         }
+
+    def choices(self, body: dict[str, Any], *, probe: bool) -> list[dict[str, Any]]:
+        if body["model"] not in ("policy", *self.adapters):
+            raise RefusalError(404, f"The model `{body['model']}` does not exist.")
+        if len(body["prompt"]) + body["max_tokens"] > CONTEXT:
+            raise RefusalError(400, f"This model's maximum context length is {CONTEXT} tokens.")
+        model = self.adapters.get(body["model"], self.model)
+        with self.lock:
+            self.busy += 1
+            try:
+                if probe:
+                    return [self.probed(model, body["prompt"])]
+                self.bodies.append(body)
+                return self.sampled(model, body)
+            finally:
+                self.busy -= 1
 
     def probed(self, model: nn.Module, prompt: list[int]) -> dict[str, Any]:
         ids = torch.tensor([prompt])

@@ -1,5 +1,6 @@
 """Everything that a server can do in the place of answering, and that none of it takes longer than allowed."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -28,10 +29,8 @@ def speaking() -> Iterator[Callable[[Speak], str]]:
                     return
                 with line:
                     line.recv(65536)
-                    try:
+                    with contextlib.suppress(OSError):
                         speak(line)
-                    except OSError:
-                        pass
 
         threading.Thread(target=serve, daemon=True).start()
         return f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -143,7 +143,7 @@ def test_a_policy_with_an_adapter_goes_merged(
 
 
 def test_lora_without_an_adapter_is_refused(servers: Servers, sampler: Samplers, policy: nn.Module) -> None:
-    with pytest.raises(P3OError, match="rl.rollout.weights: lora"):
+    with pytest.raises(P3OError, match=r"rl\.rollout\.weights: lora"):
         sampler(servers(), weights="lora").publish(policy)
 
 

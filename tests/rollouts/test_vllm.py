@@ -1,4 +1,4 @@
-"""The real vLLM server on a CPU with the real SmolLM2-135M: P3O steps, weights pushed three ways, a server killed in the middle.
+"""The real vLLM server on a CPU with the real SmolLM2-135M: steps, weights pushed three ways, a server killed in the middle.
 
 ``make test-vllm`` makes the environment and runs this; it takes a few minutes and 3 GB of memory. What it measures is printed
 (``-s``) and stands in docs/scale_vllm.md.
@@ -221,8 +221,9 @@ def steps_agree(run: OnlineTrainer, sampler: VLLMSampler, tokenizer: PreTrainedT
         told = sampler.take_metrics()
         assert told["probe_difference"] < TOLERANCE
         print(
-            f"{sampler.config.weights}: push and check {told['push_seconds']:.2f} s, log-probs moved by {moved:.2g}, differ by "
-            f"{difference:.1e} (responses), {told['probe_difference']:.1e} (fixed text), in the step {metrics['mismatch_max']:.1e}"
+            f"{sampler.config.weights}: push and check {told['push_seconds']:.2f} s, log-probs moved by {moved:.2g}, differ "
+            f"by {difference:.1e} (responses), {told['probe_difference']:.1e} (fixed text), in the step "
+            f"{metrics['mismatch_max']:.1e}"
         )
 
 

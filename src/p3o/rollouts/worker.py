@@ -12,7 +12,7 @@ from typing import Any
 def repack_heads(model: Any) -> None:
     """Pack the embeddings and heads of a model anew; nothing happens where nothing is packed (on a GPU)."""
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         # Only embeddings and heads can be tied; linear layers are packed when their own weights arrive.
         if "cpu_linear" in vars(module) and hasattr(method, "tie_weights"):
             method.process_weights_after_loading(module)
