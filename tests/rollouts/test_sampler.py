@@ -442,3 +442,12 @@ def test_the_prompts_are_those_that_were_asked_for(servers: Servers, sampler: Sa
     assert [body["prompt"] for body in fake.bodies] == ENCODED[:6]
     assert len({body["seed"] for body in fake.bodies}) == 6
     assert len(PROMPTS) == 24
+
+
+def test_several_learner_processes_are_refused(
+    servers: Servers, sampler: Samplers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(P3OError, match="vllm works with one learner process so far"):
+        sampler(servers())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from p3o.errors import P3OError
 from p3o.functional.mismatch import Correction
@@ -38,7 +38,8 @@ class VLLMSampler:
             weights with the next ``publish`` and not before: those at hand would be newer than the version's name says.
 
     Raises:
-        P3OError: if the environment variable of the key is not set.
+        P3OError: if the environment variable of the key is not set, or several processes learn together: each would push
+            versions of its own.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class VLLMSampler:
         warn: Callable[[str], None],
         overlapped: bool = False,
     ) -> None:
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise P3OError("rl.rollout.engine: vllm works with one learner process so far; use engine: local, or one process")
         self.config, self.settings, self.fill, self.probe = config, settings, fill, list(probe)
         self.overlapped = overlapped
         self.correction: Correction | None = Correction(config.correction, config.weight_limit, config.drop_beyond)
@@ -202,7 +205,7 @@ class VLLMSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where ``state_dict`` was taken; the weights are pushed anew before the next responses."""
         self.generator.set_state(state["generator"])
-        self.updates = max(self.updates, state["updates"])
+        self.updates = max(self.updates, state.get("updates", 0))  # none if this process sampled before
         self.published = None
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The first half of a step: K responses for each of the next prompts, scored, with log-probs of the learner's own."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -124,7 +124,7 @@ class Rollout:
     """Share of different texts among all responses."""
     dropped: int
     """Groups left out because their feedback was not finite."""
-    sampler: Mapping[str, int | float]
+    sampler: Mapping[str, int | float] = field(default_factory=dict)
     """What the sampler tells of itself, and how far its log-probs are from the learner's."""
 
     def describe(self) -> dict[str, int | float]:
