@@ -55,7 +55,9 @@ class VLLMSampler:
         overlapped: bool = False,
     ) -> None:
         if distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise P3OError("rl.rollout.engine: vllm works with one learner process so far; use engine: local, or one process")
+            raise P3OError(
+                "rl.rollout.engine: vllm works with one learner process so far; use engine: local, or one process"
+            )
         self.config, self.settings, self.fill, self.probe = config, settings, fill, list(probe)
         self.overlapped = overlapped
         self.correction: Correction | None = Correction(config.correction, config.weight_limit, config.drop_beyond)
