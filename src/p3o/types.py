@@ -48,6 +48,7 @@ class Experience:
         values: the critic's estimates at sampling time, for algorithms that need one.
         advantages: per token from a critic, or one per response; written by ``Algorithm.prepare``.
         returns: regression targets of the critic, written by ``Algorithm.prepare``.
+        weights: of each group in the loss, where another policy than π_old sampled it (``p3o.functional.mismatch``); None: 1.
     """
 
     response_mask: Bool[Tensor, "group response time"]
@@ -59,6 +60,7 @@ class Experience:
     values: Float[Tensor, "group response time"] | None = None
     advantages: Float[Tensor, "group response *per_token"] | None = None
     returns: Float[Tensor, "group response time"] | None = None
+    weights: Float[Tensor, " group"] | None = None
 
     @property
     def groups(self) -> int:

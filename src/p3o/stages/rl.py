@@ -19,7 +19,9 @@ from p3o.models.sharing import share_frozen_weights
 from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator, warn_of_unscored
 from p3o.stages.refit import REFITS, Refits
+from p3o.stages.rollout import sampler_of
 from p3o.training.online import OnlineConfig, OnlineTrainer
+from p3o.training.rollouts import Sampler
 from p3o.training.scoring import ComparisonFeedback
 
 
@@ -40,11 +42,12 @@ def rl(run: RunContext) -> None:
                 run.progress.print(f"rl {name}: done already")
                 run.forget(f"rl/{name}")  # it may have been killed between the two
             else:
-                rl_run(run, name)
+                with sampler_of(run, name) as sampler:
+                    rl_run(run, name, sampler)
 
 
-def rl_run(run: RunContext, name: str) -> None:
-    """One RL run: train, evaluate at intervals, save."""
+def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
+    """One RL run: train, evaluate at intervals, save. Without a sampler the learner writes the responses itself."""
     entry, training = run.config.rl.runs[name], run.config.rl.training_of(name)
     algorithm = make_algorithm(entry.algorithm, **entry.settings)
     policy, reference, critic = learners(run, algorithm)
@@ -59,6 +62,7 @@ def rl_run(run: RunContext, name: str) -> None:
         # All runs share this seed: they see the same prompts in the same order.
         seed=run.seed("rl"),
         critic=critic,
+        sampler=sampler,
     )
     trainer.rollouts.notice = lambda text: run.warn(f"rl {name}, {text}")
     run.progress.print(f"rl {name}: {trainer.layouts}; {describe_processes(run)}")

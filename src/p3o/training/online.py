@@ -18,6 +18,7 @@ from p3o.distributed.sharding import is_sharded
 from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
+from p3o.functional.mismatch import weighed
 from p3o.models.heads import Critic
 from p3o.models.layouts import device_of
 from p3o.models.probe import LayoutNeeds, choose_layout
@@ -202,6 +203,7 @@ class OnlineTrainer:
             if stopped:
                 break
         self.optimisation.advance_schedule()
+        self.rollouts.publish()
         if self.one_pass:
             rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
         described = rollout.describe()
@@ -263,6 +265,9 @@ class OnlineTrainer:
                 if self.one_pass:
                     experience.behaviour_logprobs[part] = behaviour
             values = None if self.critic is None else self.passes.one_of_values(self.critic, these, time)
+            if minibatch.weights is not None:
+                policy_logprobs = weighed(policy_logprobs, minibatch.weights)
+                values = None if values is None else weighed(values, minibatch.weights)
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
             weight = self.weight(minibatch) / whole
             (output.loss * weight).backward()

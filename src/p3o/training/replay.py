@@ -89,7 +89,7 @@ def concatenate(experiences: Sequence[Experience]) -> Experience:
     """One experience of all groups, in order; shorter ``time`` is padded with masked zeros.
 
     Fields that are None in one of them are None in the result: a batch with scores and one with comparisons only are, together,
-    comparisons only.
+    comparisons only. Groups without weights count as 1 beside others that have some.
 
     Raises:
         ValueError: if there is nothing to concatenate.
@@ -101,6 +101,9 @@ def concatenate(experiences: Sequence[Experience]) -> Experience:
 
     def joined(name: str) -> Tensor | None:
         parts = [getattr(experience, name) for experience in experiences]
+        if name == "weights" and not all(part is None for part in parts):
+            ones = [experience.reference_logprobs.new_ones(experience.groups) for experience in experiences]
+            parts = [one if part is None else part for part, one in zip(parts, ones, strict=True)]
         if any(part is None for part in parts):
             return None
         if name in per_token:

@@ -1,7 +1,7 @@
 """The first half of a step: K responses for each of the next prompts, scored, with log-probs of the learner's own."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from p3o.distributed.shares import shares
 from p3o.distributed.world import world
 from p3o.errors import P3OError, shorten
 from p3o.functional.kl import kl_policy_reference_k1
+from p3o.functional.mismatch import Correction, mismatch
 from p3o.models.layouts import device_of
 from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import (
@@ -38,13 +39,25 @@ from p3o.types import Experience
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Who writes the responses of a step."""
+    """Who writes the responses of a step.
+
+    Attributes:
+        correction: what is done about log-probs that differ from the learner's; None if these are the learner's own.
+    """
+
+    correction: Correction | None
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
-        """K responses for each prompt, by the policy as it is now.
+        """K responses for each prompt, by the policy as it was when it was last published, or as it is now if it never was.
 
         Where several processes train together, each of them calls this with all prompts of the step and gets all responses.
         """
+
+    def publish(self, policy: nn.Module) -> None:
+        """The policy has learned: sample from it as it is now."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Numbers for the log, of what happened since this was last asked."""
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -66,6 +79,8 @@ class LocalSampler:
         config: K, length limit, temperature, stop strings.
         seed: of the random numbers.
     """
+
+    correction: Correction | None = None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: OnlineConfig, *, seed: int) -> None:
         self.tokenizer, self.config = tokenizer, config
@@ -103,6 +118,13 @@ class LocalSampler:
             stop=self.config.stop,
             tokenizer=self.tokenizer,
         )
+
+    def publish(self, policy: nn.Module) -> None:
+        """Nothing to do: it samples from the policy itself."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Nothing happens to it."""
+        return {}
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -144,6 +166,8 @@ class Rollout:
     """Share of prompts whose K responses are one and the same text."""
     dropped: int
     """Groups left out because their feedback was not finite."""
+    sampler: Mapping[str, int | float] = field(default_factory=dict)
+    """What the sampler tells of itself, and how far its log-probs are from the learner's."""
 
     def describe(self) -> dict[str, int | float]:
         """What was sampled, in numbers."""
@@ -159,15 +183,19 @@ class Rollout:
             described["kl_k1_se"] = kl.mean(-1).std().item() / experience.groups**0.5
         if self.dropped:
             described["dropped_groups"] = self.dropped
-        return described | {
-            "reward_gap": experience.reward_gaps.abs().mean().item(),
-            "tie_fraction": tie_fraction(experience.reward_gaps),
-            "kl_k1": kl.mean().item(),
-            "length": experience.response_mask.sum(-1).float().mean().item(),
-            "ended": self.ended,
-            "distinct": self.distinct,
-            "repeated_groups": self.repeated,
-        }
+        return (
+            described
+            | dict(self.sampler)
+            | {
+                "reward_gap": experience.reward_gaps.abs().mean().item(),
+                "tie_fraction": tie_fraction(experience.reward_gaps),
+                "kl_k1": kl.mean().item(),
+                "length": experience.response_mask.sum(-1).float().mean().item(),
+                "ended": self.ended,
+                "distinct": self.distinct,
+                "repeated_groups": self.repeated,
+            }
+        )
 
 
 def tie_fraction(gaps: Float[Tensor, "group response response"]) -> float:
@@ -241,7 +269,9 @@ class Rollouts:
         groups = [sampled[i] for i in worth.kept.tolist()]
         kept = [self.prompts[chosen[i]] for i in worth.kept.tolist()]
         mask = responses.mask[worth.kept.to(self.device)]
-        own = self.logprobs("behaviour", self.policy, groups, mask, kept, step) if behaviour else None
+        theirs = None if responses.logprobs is None else responses.logprobs[worth.kept.to(self.device)]
+        needed = behaviour or theirs is not None
+        own = self.logprobs("behaviour", self.policy, groups, mask, kept, step) if needed else None
         reference = self.logprobs("reference", self.reference, groups, mask, kept, step)
         experience = Experience(
             response_mask=mask,
@@ -252,9 +282,38 @@ class Rollouts:
             age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
         )
         distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
+        ended, dropped = responses.ended.float().mean().item(), len(texts) - len(groups)
         repeated = sum(len(set(group)) == 1 for group in texts) / len(texts)
-        ended = responses.ended.float().mean().item()
-        return Rollout(groups, experience, ended, distinct, repeated, len(texts) - len(groups))
+        rollout = Rollout(groups, experience, ended, distinct, repeated, dropped, self.sampler.take_metrics())
+        return rollout if theirs is None else self.corrected(rollout, theirs, step)
+
+    def corrected(self, rollout: Rollout, theirs: Float[Tensor, "group response time"], step: int) -> Rollout:
+        """The rollout weighed, or without some of its groups, for what the sampler's log-probs differ from the learner's.
+
+        Raises:
+            NumericalError: if no group is left.
+        """
+        if self.sampler.correction is None:
+            return rollout
+        experience = rollout.experience
+        found = mismatch(experience.behaviour_logprobs, theirs, experience.response_mask, self.sampler.correction)
+        if not bool(found.keep.any()):
+            raise NumericalError(
+                f"step {step}: the sampler's log-probs of every group are too far from the learner's (mean difference of a "
+                f"token {found.metrics['mismatch_mean']:.2g} nats); vLLM must run with --logprobs-mode "
+                "processed_logprobs and in the learner's dtype, or raise rl.rollout.drop_beyond"
+            )
+        kept = found.keep.nonzero().squeeze(-1)
+        return replace(
+            rollout,
+            groups=[rollout.groups[i] for i in kept.tolist()],
+            experience=experience.replace(weights=found.weights).select(kept),
+            sampler={**rollout.sampler, **found.metrics},
+        )
+
+    def publish(self) -> None:
+        """Sample from the policy as it is now."""
+        self.sampler.publish(self.policy)
 
     def logprobs(
         self,
