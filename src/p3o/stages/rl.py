@@ -117,13 +117,13 @@ def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training
     if never_clips(algorithm, training):
         run.warn(
             f"rl {name}: one update per batch, so the importance ratio is 1 throughout and the clip range epsilon does "
-            "nothing; raise epochs, minibatches or replay_batches, or compare something else"
+            "nothing; raise epochs, minibatches, replay_batches or max_staleness, or compare something else"
         )
 
 
 def never_clips(algorithm: Algorithm, training: OnlineConfig) -> bool:
     """Whether the algorithm has a clip range that no update of this training can reach."""
-    once = training.epochs == training.minibatches == 1 and training.replay_batches == 0
+    once = training.epochs == training.minibatches == 1 and training.replay_batches == training.max_staleness == 0
     return once and getattr(algorithm.config, "epsilon", None) is not None
 
 

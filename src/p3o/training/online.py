@@ -19,6 +19,7 @@ from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
 from p3o.models.probe import choose_layout
 from p3o.models.tokens import GroupTokens, PromptBatch, ResponseBatch, collate_groups, encode_prompts, pad_id
+from p3o.training.asynchrony import RolloutsAhead, with_start
 from p3o.training.averages import MetricsAverage
 from p3o.training.checkpoint import State
 from p3o.training.checks import check_mode, check_prompts
@@ -106,7 +107,7 @@ class OnlineTrainer:
         )
         seeds = torch.Generator().manual_seed(seed)
         orders, sampling, minibatches = (int(torch.randint(2**62, (1,), generator=seeds)) for _ in range(3))
-        self.rollouts = Rollouts(
+        self.rollouts: Rollouts | RolloutsAhead = Rollouts(
             policy,
             reference,
             tokenizer,
@@ -117,6 +118,10 @@ class OnlineTrainer:
             self.passes,
             seed=orders,
         )
+        if config.max_staleness:
+            self.rollouts = RolloutsAhead(
+                self.rollouts, limit=config.max_staleness, total=self.total, still=self.warmup_steps
+            )
         self.minibatch_generator = torch.Generator().manual_seed(minibatches)
         modules: dict[str, nn.Module] = {"policy": policy}
         rates: dict[str, float] = {}
@@ -172,6 +177,9 @@ class OnlineTrainer:
         self.buffer.add(rollout.experience, rollout.groups)
         groups = self.buffer.rows()
         experience = self.prepared(self.buffer.experience(), groups)
+        lateness: dict[str, float] = {}
+        if self.config.kl_stop is not None:
+            experience, lateness = with_start(experience, self.policy, groups, self.passes)
         metrics = MetricsAverage()
         updates, skipped, stopped = 0, 0, False
         for _ in range(self.config.epochs):
@@ -190,7 +198,7 @@ class OnlineTrainer:
         self.optimisation.advance_schedule()
         if self.one_pass:
             rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
-        described = rollout.describe()
+        described = rollout.describe() | lateness
         if self.kl_controller is not None:
             described["beta"] = self.kl_controller.beta
             self.algorithm = with_beta(self.algorithm, self.kl_controller.update(described["kl_k1"]))
@@ -226,9 +234,9 @@ class OnlineTrainer:
     ) -> float:
         """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over.
 
-        Returns the mean of ½·(log-ratio)² on the fresh groups: how far the policy has moved since it sampled them.
+        Returns the mean of ½·(log-ratio)² on the youngest groups: how far the policy has moved since the step began.
         """
-        moved, fresh = 0.0, 0
+        moved, counted, youngest = 0.0, 0, experience.age.min()
         whole = self.weight(experience.select(chosen))
         for batch in self.passes.micro_batches([groups[i] for i in chosen.tolist()]):
             part = chosen[batch]
@@ -247,15 +255,16 @@ class OnlineTrainer:
             share = self.weight(minibatch) / whole
             (output.loss * share).backward()
             metrics.add({**output.metrics, "loss": output.loss.detach()}, share)
-            if bool(new.any()):
-                mask = minibatch.response_mask[new]
+            young = minibatch.age == youngest
+            if bool(young.any()):
+                mask = minibatch.response_mask[young]
+                start = minibatch.behaviour_logprobs if minibatch.start_logprobs is None else minibatch.start_logprobs
                 distance = half_squared_log_ratio(
-                    sequence_logprobs(policy_logprobs[new], mask),
-                    sequence_logprobs(minibatch.behaviour_logprobs[new], mask),
+                    sequence_logprobs(policy_logprobs[young], mask), sequence_logprobs(start[young], mask)
                 )
-                moved += distance.item() * int(new.sum())
-                fresh += int(new.sum())
-        return moved / max(fresh, 1)
+                moved += distance.item() * int(young.sum())
+                counted += int(young.sum())
+        return moved / max(counted, 1)
 
     def weight(self, experience: Experience) -> float:
         """How much of a minibatch this part is, in the unit that the algorithm's loss averages over."""
@@ -270,10 +279,10 @@ class OnlineTrainer:
 
     @property
     def one_pass(self) -> bool:
-        """Whether a batch is used for one update only, by an algorithm that needs log π_old no sooner: the pass of that update
-        gives them, exactly."""
+        """Whether a batch is used for one update only, by the policy that sampled it and an algorithm that needs log π_old no
+        sooner: the pass of that update gives them, exactly."""
         config = self.config
-        once = config.epochs == config.minibatches == 1 and config.replay_batches == 0
+        once = config.epochs == config.minibatches == 1 and config.replay_batches == config.max_staleness == 0
         return once and not self.algorithm.prepares_from_logprobs
 
     @torch.no_grad()
@@ -317,5 +326,5 @@ class OnlineTrainer:
         self.buffer = ReplayBuffer(self.config.replay_batches)
         for batch in state["buffer"]:
             experience = Experience(**batch["experience"]).map(lambda tensor: tensor.to(self.device))
-            self.buffer.add(experience, [GroupTokens(**group) for group in batch["groups"]])
+            self.buffer.put_back(experience, [GroupTokens(**group) for group in batch["groups"]])
         self.done = state["done"]

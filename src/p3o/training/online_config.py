@@ -29,6 +29,11 @@ class OnlineConfig(OptimiserConfig):
         "auto", description="Rows of the passes: shared, split or padded; auto: the first that is right for the model."
     )
     replay_batches: int = Field(0, ge=0, description="Earlier batches kept beside the fresh one.")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="Sample so many steps ahead, while earlier ones train, by the policy as it is then; 0: sample, then train.",
+    )
     kl_stop: float | None = Field(
         0.05, gt=0, description="End a step's updates when mean ½·(log-ratio)² per response passes this; null: never."
     )
