@@ -16,6 +16,8 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from p3o.algorithms import make_algorithm
+from p3o.algorithms.p3o_residual import P3OResidualConfig
 from p3o.bench import results as result_files
 from p3o.bench.efficiency import efficiencies, paired_interval
 from p3o.bench.methods import EVALUATION_SEEDS, METHODS, TASKS, Method, Setting, Task, schedule_of
@@ -26,8 +28,6 @@ from p3o.bench.tune import arms, read_settings
 LAGS = (0, 1, 2, 4, 8)
 COMPARED = ("p3o_v1", "p3o_v2", "p3o_r", "ppo", "rloo", "online_dpo")
 ON = ("bandit_0", "factorised_80", "sequence")
-BLIND = ("p3o_r", "online_dpo")
-"""Methods whose losses never read log π_old, as they are set here: for them there is nothing to correct and nothing to clip."""
 NO_CLIP = 1e9
 
 Correction = Literal["corrected", "uncorrected", "unclipped"]
@@ -42,11 +42,20 @@ class Variant:
     lag: int
 
 
-def variants(method: str, lags: Sequence[int] = LAGS) -> list[Variant]:
+def is_blind(method: Method, setting: Setting) -> bool:
+    """Whether the loss never reads log π_old, so that there is nothing to correct and no clip: online DPO, and P3O-R without
+    weights and without a clip."""
+    config = make_algorithm(method.algorithm, **{**method.settings, **setting.algorithm}).config
+    if isinstance(config, P3OResidualConfig):
+        return config.importance == 0.0 and config.epsilon is None
+    return method.algorithm == "online_dpo"
+
+
+def variants(method: Method, setting: Setting, lags: Sequence[int] = LAGS) -> list[Variant]:
     """What is measured of a method. Without a lag, corrected and uncorrected are the same; the clip is taken away at the
     longest lag, and without a lag, to know what it does by itself."""
     corrected = [Variant("corrected", lag) for lag in lags]
-    if method in BLIND:
+    if is_blind(method, setting):
         return corrected
     uncorrected = [Variant("uncorrected", lag) for lag in lags if lag]
     return [*corrected, *uncorrected, *[Variant("unclipped", lag) for lag in sorted({0, max(lags)})]]
@@ -103,7 +112,8 @@ def main(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("training", total=len(jobs))
         for done, (task, method) in enumerate(jobs, start=1):
-            setting, late = chosen[task, method], variants(method)
+            setting = chosen[task, method]
+            late = variants(METHODS[method], setting)
             schedule = schedule_of(TASKS[task], setting)
             measured = measure(method, TASKS[task], setting, EVALUATION_SEEDS, late, schedule)
             results[task][method] = describe(late, measured)
