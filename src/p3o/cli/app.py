@@ -56,7 +56,7 @@ app = typer.Typer(
     name="p3o",
     cls=_InOrder,
     help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
-    add_completion=False,
+    add_completion=True,
 )
 bench = typer.Typer(help="Benchmarks: algorithms against known optima, speed against TRL.")
 app.add_typer(bench, name="bench")

@@ -14,6 +14,9 @@ from p3o.errors import P3OError
 from p3o.files import plain_reason
 from p3o.stopping import Stopped, sigterm_stops
 
+COMPLETION = "_P3O_COMPLETE"
+"""Set by the shell function of ``p3o --install-completion``."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; ``sys.argv`` is read when ``arguments`` is None."""
@@ -47,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _invoke(arguments: Sequence[str]) -> int:
     """The command, without its own main(), which would turn a closed pipe into exit code 1 and hide Ctrl-C."""
     command = typer.main.get_command(app)
+    if COMPLETION in os.environ:
+        command.main(prog_name="p3o")  # the shell asks what could come next; ends the process
     try:
         with command.make_context("p3o", list(arguments) or ["--help"]) as context, sigterm_stops():
             command.invoke(context)
