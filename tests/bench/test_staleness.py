@@ -155,5 +155,5 @@ def test_tables_fit_a_terminal_and_the_chart_shows_every_cell() -> None:
     lines = console.export_text().splitlines()
     assert any(line.startswith("P3O-V2, K=2") and line.count("±") == 4 for line in lines)
     assert max(map(len, lines)) <= 80
-    rows = staleness_chart(record).to_dict()["hconcat"][0]["data"]["values"]
+    rows = staleness_chart(record).to_dict()["data"]["values"]
     assert len(rows) == 5 + 5 + 5, "two curves of the first method and one of the second, each from its start"

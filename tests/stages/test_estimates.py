@@ -49,3 +49,7 @@ def test_an_online_step() -> None:
     small = online_step(wide, **shared, prompts_per_pass=1, has_critic=False, has_reward_model=False)
     assert small.model_bytes == 1000 * (16 + 4)
     assert small.pass_bytes == 6 * 4 * 10 * 2 * 2 * 400 * 4
+    # Sampled two versions ahead: two more copies, and the cache while the other tensors are there.
+    ahead = online_step(wide, **shared, prompts_per_pass=1, has_critic=False, has_reward_model=False, max_staleness=2)
+    assert ahead.model_bytes == 1000 * (16 + 4 + 2 * 4)
+    assert ahead.pass_bytes == small.pass_bytes + 40 * 2 * 10 * 68 + 4 * 7 * 50 * 12

@@ -188,6 +188,8 @@ def test_the_timing_of_threads_changes_nothing(slow: str) -> None:
     straight, rows = run_of(**settings)
     other, same = run_of(**settings, **({"before": dawdle} if slow == "producer" else {"scorer": lazy}))
     assert rows == same
+    assert isinstance(other.rollouts, RolloutsAhead)
+    assert len(other.rollouts._copies) <= 2, "one copy of the policy for each version that may be sampling"
     assert torch.equal(vector(straight.policy), vector(other.policy))
 
 

@@ -158,6 +158,7 @@ class _Outlook:
                     response_tokens=training.max_new_tokens,
                     has_critic=make_algorithm(entry.algorithm, **entry.settings).needs_critic,
                     has_reward_model=config.reward.model is not None or config.reward.is_trained,
+                    max_staleness=training.max_staleness,
                 )
             )
         needs = self._needs("sft", "p3o sft") if config.sft is not None else ""

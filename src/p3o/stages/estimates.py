@@ -98,21 +98,23 @@ def online_step(
     response_tokens: int,
     has_critic: bool,
     has_reward_model: bool,
+    max_staleness: int = 0,
     dtype_bytes: int = 4,
 ) -> StepEstimate:
     """A step of RL: a trained policy, a frozen reference, and, where they are, a trained critic and a frozen reward model of
-    the same size."""
+    the same size. Sampling ahead takes up to ``max_staleness`` copies of the policy, and its cache beside the pass."""
     row = prompt_tokens + response_tokens
     in_pass = min(prompts, prompts_per_pass) * responses * row
     predicted = min(prompts, prompts_per_pass) * responses * response_tokens
-    models = (1 + has_critic) * _trained_bytes(dtype_bytes) + (1 + has_reward_model) * dtype_bytes
+    models = (1 + has_critic) * _trained_bytes(dtype_bytes) + (1 + has_reward_model + max_staleness) * dtype_bytes
     cache = prompts * responses * row * 2 * shape.layers * shape.key_value_width * dtype_bytes
+    in_training = _pass_bytes(shape, in_pass, predicted, dtype_bytes)
     return StepEstimate(
         forward_tokens=in_pass,
         tokens=epochs * prompts * responses * response_tokens,
         sampled_tokens=prompts * responses * response_tokens,
         model_bytes=shape.parameters * models,
-        pass_bytes=max(_pass_bytes(shape, in_pass, predicted, dtype_bytes), cache),
+        pass_bytes=in_training + cache if max_staleness else max(in_training, cache),
     )
 
 

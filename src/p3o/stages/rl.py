@@ -17,6 +17,7 @@ from p3o.models.sharing import share_frozen_weights
 from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator
 from p3o.stages.refit import REFITS, Refits
+from p3o.training.asynchrony import RolloutsAhead
 from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.scoring import ComparisonFeedback
 
@@ -107,9 +108,16 @@ def rl_run(run: RunContext, name: str) -> None:
             start=lambda: None if trainer.warmup_steps else evaluated(0),
             resumed=lambda done: use(refits.at(done - trainer.warmup_steps) if refits is not None else None),
         )
+    tell_overlap(run, name, trainer)
     with run.folder.directory(f"rl/{name}") as target:
         run.models.save(policy, run.tokenizer, target)
     run.forget(f"rl/{name}")
+
+
+def tell_overlap(run: RunContext, name: str, trainer: OnlineTrainer) -> None:
+    """Where rollouts are sampled ahead: how much of that the training did not wait for."""
+    if isinstance(trainer.rollouts, RolloutsAhead):
+        run.progress.print(f"rl {name}: {trainer.rollouts.overlap.share:.0%} of the sampling went on during training")
 
 
 def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training: OnlineConfig) -> None:

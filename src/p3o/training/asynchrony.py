@@ -98,8 +98,12 @@ class RolloutsAhead:
         del behaviour
         version = self._version(step)
         refused = self._refuse_what_is_too_old(version)
-        self._begin(min(self._limit, self._total - step) + 1 - len(self._ahead), version)
-        draw = self._wait(self._ahead.popleft())
+        if not self._ahead:
+            self._begin(1, version)
+        draw = self._wait(self._ahead[0])
+        self._ahead.popleft()
+        # Not before: the copy that made this draw is free by now, so ``limit`` copies of the policy suffice.
+        self._begin(min(self._limit, self._total - step) - len(self._ahead), version)
         rollout = self._rollouts.rated(draw, step, behaviour=True, age=version - draw.version)
         return replace(rollout, refused=refused)
 
