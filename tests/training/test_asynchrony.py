@@ -196,7 +196,12 @@ def test_the_timing_of_threads_changes_nothing(slow: str) -> None:
 @pytest.mark.parametrize("lag", [1, 2])
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("p3o_v2", {"kl_target": 0.5}), ("p3o_r", {"replay_batches": 2}), ("ppo", {"critic_warmup_steps": 1})],
+    [
+        ("p3o_v2", {"kl_target": 0.5}),
+        ("rloo", {"stale_ratio": "arrival"}),
+        ("p3o_r", {"replay_batches": 2}),
+        ("ppo", {"critic_warmup_steps": 1}),
+    ],
 )
 def test_stopped_and_resumed_equals_never_stopped(name: str, more: dict[str, object], lag: int, tmp_path: Path) -> None:
     settings = {"name": name, "max_staleness": lag, **more}
@@ -298,6 +303,25 @@ def test_no_training_pass_stands_in_for_the_policy_that_sampled() -> None:
     distances = [run.step()["half_squared_log_ratio"] for _ in range(3)]
     assert distances[0] == 0.0
     assert min(distances[1:]) > 1e-3, "late groups have a ratio in their very first update"
+
+
+def test_the_ratio_can_be_taken_to_the_policy_of_the_step_in_which_groups_arrive() -> None:
+    """As if that had sampled them: it is 1 before the first update, and the stop measures from there."""
+    run = trainer(max_staleness=2, stale_ratio="arrival", learning_rate=3e-2, kl_stop=1e-4, minibatches=1)
+    for step in range(4):
+        start = frozen_copy(run.policy)
+        metrics = run.step()
+        assert (metrics["updates"], metrics["stopped_early"]) == (1, 1)
+        assert metrics.get("staleness", 0) == min(2, step)
+        late, mask = run.buffer.experience(), run.buffer.experience().response_mask
+        own = run.passes.logprobs(start, run.buffer.rows(), mask.shape[-1])
+        torch.testing.assert_close(late.behaviour_logprobs[mask], own[mask], atol=1e-5, rtol=0)
+    assert {draw["logprobs"] for draw in trainer_state_ahead(run)} == {None}
+
+
+def trainer_state_ahead(run: OnlineTrainer) -> list[Mapping[str, object]]:
+    ahead: list[Mapping[str, object]] = run.state_dict()["rollouts"]["ahead"]
+    return ahead
 
 
 def test_the_reward_is_that_of_the_step_that_trains() -> None:

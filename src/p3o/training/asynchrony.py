@@ -12,6 +12,8 @@ What belongs to which step. The policy's weights, the prompts and the sampling n
 so is log π_old: a pass of the learner's kind over the copy that sampled. Everything else belongs to the step that trains: the
 reward, the reference, the critic's values, β. So a reward model that was fitted anew acts at once, a user's reward function is
 called from one thread only, and every algorithm corrects for the lag as it does for its second epoch: by the ratio to π_old.
+With ``stale_ratio: arrival`` π_old is the policy with which the step begins, as if that had sampled: biased, and often better
+(docs/asynchrony.md).
 
 A checkpoint waits for the groups under way and holds them: resumed is the same as never stopped. Threads end with their draws;
 an error of the sampler is raised by the step whose groups it was to make.
@@ -89,7 +91,7 @@ class RolloutsAhead:
 
         Args:
             step: its number, from 1.
-            behaviour: is always computed, by the policy that sampled.
+            behaviour: log π_old is always there.
 
         Raises:
             NumericalError: as ``Rollouts.next``.
@@ -129,11 +131,12 @@ class RolloutsAhead:
         self._last.start()
 
     def sample(self, sampler: nn.Module, version: int) -> Draw:
-        """One draw by a copy of the policy, with log π_old: what the producer's thread does."""
+        """One draw by a copy of the policy, with its log-probs: what the producer's thread does."""
         start = time.perf_counter()
-        draw = self._rollouts.draw(sampler)
-        groups = split_groups(draw.prompts, draw.responses)
-        logprobs = self._rollouts.passes.logprobs(sampler, groups, draw.responses.mask.shape[-1])
+        draw, logprobs = self._rollouts.draw(sampler), None
+        if self._rollouts.config.stale_ratio == "sampler":
+            groups = split_groups(draw.prompts, draw.responses)
+            logprobs = self._rollouts.passes.logprobs(sampler, groups, draw.responses.mask.shape[-1])
         self.overlap.sampling += time.perf_counter() - start
         return replace(draw, logprobs=logprobs, version=version)
 
@@ -186,7 +189,7 @@ class RolloutsAhead:
             chosen=saved["chosen"],
             prompts=self._rollouts.encoded_batch(saved["chosen"]),
             responses=ResponseBatch(saved["tokens"], saved["mask"], saved["ended"]).to(device),
-            logprobs=saved["logprobs"].to(device),
+            logprobs=None if saved["logprobs"] is None else saved["logprobs"].to(device),
             version=saved["version"],
         )
 
@@ -245,7 +248,6 @@ def _give_weights(policy: nn.Module, sampler: nn.Module) -> None:
 
 
 def _as_state(draw: Draw) -> State:
-    assert draw.logprobs is not None
     responses = draw.responses
     return {
         "version": draw.version,

@@ -178,7 +178,7 @@ class OnlineTrainer:
         groups = self.buffer.rows()
         experience = self.prepared(self.buffer.experience(), groups)
         lateness: dict[str, float] = {}
-        if self.config.kl_stop is not None:
+        if self.config.kl_stop is not None and self.config.stale_ratio == "sampler":
             experience, lateness = with_start(experience, self.policy, groups, self.passes)
         metrics = MetricsAverage()
         updates, skipped, stopped = 0, 0, False
