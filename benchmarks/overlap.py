@@ -75,7 +75,7 @@ def measure(max_staleness: int, threads: int, steps: int) -> tuple[list[float], 
         start = time.perf_counter()
         run.step()
         seconds.append(time.perf_counter() - start)
-    share = run.rollouts.overlap.share if isinstance(run.rollouts, RolloutsAhead) else 0.0
+    share = run.source.overlap.share if isinstance(run.source, RolloutsAhead) else 0.0
     return seconds[2:], share
 
 

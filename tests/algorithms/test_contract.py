@@ -66,7 +66,9 @@ def test_loss_is_a_scalar_with_a_gradient_and_metrics_are_detached(name: str, re
     for metric in output.metrics.values():
         assert metric.shape == ()
         assert not metric.requires_grad
-    assert {"ratio_mean", "ratio_max", "half_squared_log_ratio", "log_ratio_clamped"} <= set(output.metrics)
+    assert {"ratio_mean", "ratio_mean_square", "ratio_max", "half_squared_log_ratio", "log_ratio_clamped"} <= set(
+        output.metrics
+    )
 
 
 def moved_and(experience: Experience) -> tuple[Tensor, Experience, Tensor]:
@@ -263,4 +265,5 @@ def test_sequence_metrics_are_those_of_whole_responses(name: str) -> None:
     output, _, _ = evaluate(make_algorithm(name), policy, experience, values)
     log_ratio = sequence_logprobs(policy - experience.behaviour_logprobs, experience.response_mask)
     assert output.metrics["ratio_max"].item() == pytest.approx(log_ratio.max().exp().item())
+    assert output.metrics["ratio_mean_square"].item() == pytest.approx(log_ratio.exp().square().mean().item())
     assert output.metrics["half_squared_log_ratio"].item() == pytest.approx((log_ratio**2).mean().item() / 2)

@@ -59,7 +59,6 @@ def test_a_tie_adds_nothing() -> None:
     leaf = policy.clone().requires_grad_()
     output = dpo_loss(leaf, reference, reward_gaps(rewards), beta=BETA)
     output.loss.backward()
-    assert output.metrics["tie_fraction"].item() == pytest.approx(1 / 3)
     ratio = (policy - reference)[0]
     margins = [BETA * (ratio[i] - ratio[2]).item() for i in (0, 1)]
     assert output.loss.item() == pytest.approx(-sum(math.log(sigmoid(m)) for m in margins) / 3)

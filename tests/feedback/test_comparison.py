@@ -1,5 +1,6 @@
 """Comparisons are antisymmetric whatever the function does, and what a reward cannot express comes through."""
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from p3o.errors import P3OError
 from p3o.feedback.comparison import (
     Comparator,
     FunctionComparator,
-    FunctionJudge,
     PairwisePreferenceModel,
     load_comparison_function,
     preference_matrix,
@@ -105,6 +105,14 @@ def test_log_odds_may_be_any_finite_number() -> None:
         FunctionComparator(lambda p, a, b: [float("inf"), 0.0], "f", scale="log_odds")(["p"], ["a"], ["b"])
 
 
+def test_numbers_that_are_none_pass_where_the_caller_leaves_their_pairs_out() -> None:
+    compare = FunctionComparator(lambda p, a, b: [float("nan"), 0.5, 1.0, float("inf"), 0.5, -1.0], "f", finite=False)
+    found = compare(["p"] * 3, ["a"] * 3, ["b"] * 3)
+    assert [number if math.isfinite(number) else None for number in found] == [None, 0.0, 1.0]
+    with pytest.raises(P3OError, match=r"returned 2\.0"):
+        FunctionComparator(lambda p, a, b: [2.0, 0.0], "f", finite=False)(["p"], ["a"], ["b"])
+
+
 def test_a_function_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
@@ -181,11 +189,6 @@ def test_p3o_rests_on_a_cycle_and_leaves_what_loses_to_all(loss: Any) -> None:
     assert gradient(["rock", "paper", "scissors"]) == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
     expected = [0.5 * row / 6 for row in (1, 1, 1, -3)]
     assert gradient(["rock", "paper", "scissors", "nothing"]) == pytest.approx(expected)
-
-
-def test_a_function_judges() -> None:
-    verdicts = FunctionJudge(game, name="game").compare(["p", "p"], ["rock", "rock"], ["paper", "scissors"])
-    assert [verdict.preference for verdict in verdicts] == [-1.0, 1.0]
 
 
 TOKENIZER = build_tokenizer()

@@ -8,7 +8,7 @@ import pytest
 from tests.labeling.conftest import pairs
 
 from p3o.errors import P3OError
-from p3o.feedback.comparison import FunctionJudge
+from p3o.feedback.judge.scores import FunctionJudge
 from p3o.labeling.exchange import export_labels
 from p3o.labeling.judging import Judge, count_waiting, label_with_judge, prompt_text
 from p3o.labeling.records import holding_records
@@ -83,7 +83,7 @@ def test_a_function_is_a_judge_that_is_asked_in_both_orders(store: Store) -> Non
         return [0.5 + 0.5 * x.startswith("good") - 0.5 * y.startswith("good") for x, y in zip(a, b, strict=True)]
 
     store.add_items(pairs(2))
-    label_with_judge(store, FunctionJudge(biased, name="biased"), name="biased")
+    label_with_judge(store, FunctionJudge(biased, name="biased", contradictions="average"), name="biased")
     assert [r.event.preference for r in holding_records(store)] == [0.5, 0.5]
 
 

@@ -141,6 +141,7 @@ def _training(rng: np.random.Generator, algorithm: str, steps: int) -> list[dict
             "stopped_early": int(rng.random() < 0.2),
         }
         row |= {"half_squared_log_ratio": rng.gamma(2, 0.012), "updates": int(rng.integers(2, 5))}
+        row |= {"effective_sample_share": float(rng.beta(40, 3)), "tie_fraction": float(rng.beta(2, 30))}
         if algorithm != "online_dpo":
             row["clip_fraction"] = float(rng.beta(2, 12))
         rows.append(row)

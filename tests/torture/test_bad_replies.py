@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +10,7 @@ from tests.feedback.judge.server import Fault, completion, server
 from tests.torture.cases import FUZZ, any_text, damaged, read_or_told, values
 
 from p3o.feedback.judge import JudgeConfig, open_judge, verdict_rates
+from p3o.feedback.judge.config import AnswerForm
 from p3o.feedback.judge.prompts import read_choice
 
 NAMES = [
@@ -24,8 +25,11 @@ NAMES = [
     "id",
     "object",
     "role",
+    "logprobs",
+    "top_logprobs",
+    "logprob",
 ]
-WHOLE = completion("Comparison: é.\nPreferred: A")
+WHOLE = completion("Comparison: é.\nPreferred: A", [{"A": -0.5, "B": -1.0}])
 
 
 def with_value(at: str, value: Any) -> str:
@@ -33,13 +37,16 @@ def with_value(at: str, value: Any) -> str:
     body = json.loads(WHOLE)
     inner = (
         body["choices"][0]
-        if at in ("message", "index")
+        if at in ("message", "index", "logprobs")
         else body["choices"][0]["message"]
         if at in ("content", "role")
         else body
     )
     if at in ("prompt_tokens", "completion_tokens"):
         inner = body["usage"]
+    if at in ("top_logprobs", "logprob"):
+        inner = body["choices"][0]["logprobs"]["content"][0]
+        inner = inner if at == "top_logprobs" else inner["top_logprobs"][0]
     inner[at] = value
     return json.dumps(body)
 
@@ -61,9 +68,10 @@ statuses = st.sampled_from([200] * 8 + [201, 204, 206, 400, 404, 413, 418, 422, 
 faults = st.builds(lambda status, body, head: Fault(status, body or " ", headers=head), statuses, bodies, headers)
 
 
-def check(replies: list[Fault]) -> None:
+def check(replies: list[Fault], answer: AnswerForm) -> None:
     """A judge whose every question gets a reply of its own; to both orders the same."""
-    config = JudgeConfig(kind="openai", model="m", base_url="", attempts=2, backoff=0.0, timeout=5.0, concurrency=4)
+    quick = {"attempts": 2, "backoff": 0.0, "timeout": 5.0, "concurrency": 4}
+    config = JudgeConfig(kind="openai", model="m", base_url="", answer=answer, contradictions="average", **quick)
     prompts = [f"Question number {number}." for number in range(len(replies))]
 
     def behave(question: str, attempt: int) -> Fault:
@@ -81,9 +89,9 @@ def check(replies: list[Fault]) -> None:
 
 
 @settings(FUZZ, max_examples=FUZZ.max_examples // 10)  # each of many replies
-@given(st.lists(faults, min_size=8, max_size=16))
-def test_any_reply(replies: list[Fault]) -> None:
-    check(replies)
+@given(st.lists(faults, min_size=8, max_size=16), st.sampled_from(["sentence", "letter"]))
+def test_any_reply(replies: list[Fault], answer: AnswerForm) -> None:
+    check(replies, answer)
 
 
 HARD = [
@@ -91,6 +99,11 @@ HARD = [
     Fault(body=with_value("prompt_tokens", 10**30)),
     Fault(body=with_value("completion_tokens", -1)),
     Fault(body=with_value("choices", [])),
+    Fault(body=with_value("logprob", float("nan"))),
+    Fault(body=with_value("logprob", 10**400)),
+    Fault(body=with_value("top_logprobs", None)),
+    Fault(body=with_value("top_logprobs", [None])),
+    Fault(body=with_value("logprobs", "A")),
     Fault(body="[" * 5000),
     Fault(status=500, body="{}", headers={"Retry-After": "nan"}),
     Fault(status=204, body="x"),
@@ -98,7 +111,8 @@ HARD = [
 
 
 def test_the_hardest_replies_together() -> None:
-    check(HARD)
+    for answer in get_args(AnswerForm):
+        check(HARD, answer)
 
 
 @FUZZ

@@ -127,7 +127,7 @@ def test_every_step_learns_from_groups_that_the_policy_of_so_many_steps_ago_samp
         assert set(run.buffer.experience().age.tolist()) == {min(lag, step - 1)}
         versions.append(vector(run.policy))
     assert ages == [min(lag, step) for step in range(5)]
-    sampler = run.rollouts._rollouts.sampler  # type: ignore[union-attr]
+    sampler = run.rollouts.sampler
     assert len(sampler.by) == 5, "nothing is sampled beyond the last step"
     for step, weights in enumerate(sampler.by):
         assert torch.equal(weights, versions[max(0, step - lag)])
@@ -161,7 +161,7 @@ def test_replayed_groups_grow_older_from_the_age_at_which_they_came() -> None:
 
 
 def test_a_limit_of_zero_is_the_plain_loop() -> None:
-    assert not isinstance(trainer(max_staleness=0).rollouts, RolloutsAhead)
+    assert not isinstance(trainer(max_staleness=0).source, RolloutsAhead)
     with pytest.raises(ValueError, match="max_staleness"):
         OnlineConfig(max_staleness=-1)
 
@@ -188,8 +188,8 @@ def test_the_timing_of_threads_changes_nothing(slow: str) -> None:
     straight, rows = run_of(**settings)
     other, same = run_of(**settings, **({"before": dawdle} if slow == "producer" else {"scorer": lazy}))
     assert rows == same
-    assert isinstance(other.rollouts, RolloutsAhead)
-    assert len(other.rollouts._copies) <= 2, "one copy of the policy for each version that may be sampling"
+    assert isinstance(other.source, RolloutsAhead)
+    assert len(other.source._copies) <= 2, "one copy of the policy for each version that may be sampling"
     assert torch.equal(vector(straight.policy), vector(other.policy))
 
 
@@ -378,7 +378,7 @@ def test_after_a_fault_the_run_goes_back_and_on_with_other_groups(tmp_path: Path
     assert done == [1, 2, 3, 3, 4, 5]
     assert run.buffer.experience().age.tolist() == [2] * 3
     # Step 3 is done again with groups of the policy as it is then: what had been sampled ahead is gone.
-    assert len(run.rollouts._rollouts.sampler.by) > 5  # type: ignore[union-attr]
+    assert len(run.rollouts.sampler.by) > 5
 
 
 def test_groups_without_feedback_are_left_out_whole_with_their_log_probs() -> None:
@@ -480,8 +480,8 @@ def test_the_share_of_sampling_behind_the_learners_back() -> None:
     assert Overlap(sampling=4.0, waiting=1.0).share == 0.75
     assert Overlap(sampling=1.0, waiting=2.0).share == 0.0
     run, _ = run_of(max_staleness=1)
-    assert isinstance(run.rollouts, RolloutsAhead)
-    assert run.rollouts.overlap.sampling > 0.0
+    assert isinstance(run.source, RolloutsAhead)
+    assert run.source.overlap.sampling > 0.0
 
 
 def test_late_experiences_are_plain_experiences() -> None:

@@ -10,6 +10,7 @@ from p3o.algorithms import make_algorithm
 from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.errors import P3OError
+from p3o.functional.advantages import reward_gaps
 from p3o.models.language import frozen_copy
 from p3o.models.tokens import encode_prompts, encode_responses, pad_id
 from p3o.training.averages import MetricsAverage
@@ -17,6 +18,7 @@ from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import MAX_SKIPPED_STEPS, NumericalError, Watch
 from p3o.training.loop import fit, resume
 from p3o.training.online import OnlineConfig, OnlineTrainer
+from p3o.training.rollouts import tie_fraction
 from p3o.training.scoring import ComparisonFeedback, Scorer
 from p3o.training.sft import SFTConfig, SFTTrainer
 
@@ -56,6 +58,7 @@ def test_a_reward_that_is_no_number_stops_with_its_prompt(bad: float) -> None:
     with pytest.raises(NumericalError, match=r"the reward of a response is .*prompt") as error:
         online(broken, prompts_per_step=8).step()
     assert PROMPTS[0][:20] in str(error.value)
+    assert str(error.value).startswith("step 1: ")
 
 
 def test_groups_with_such_rewards_are_left_out_whole_and_counted() -> None:
@@ -67,7 +70,12 @@ def test_groups_with_such_rewards_are_left_out_whole_and_counted() -> None:
         return [float("nan") if prompt in PROMPTS[:2] and first[i] else scores[i] for i, prompt in enumerate(prompts)]
 
     run = online(broken, prompts_per_step=8, on_fault="skip")
+    told: list[str] = []
+    run.rollouts.notice = told.append
     metrics = run.step()
+    assert len(told) == 1
+    assert told[0].startswith("step 1: 2 of 8 groups left out: the reward of a response is nan; prompt ")
+    assert all(prompt[:20] in told[0] for prompt in PROMPTS[:2])
     assert metrics["dropped_groups"] == 2
     assert run.buffer.experience().groups == 6
     kept = {TOKENIZER.decode(group.prompt) for group in run.buffer.rows()}
@@ -182,6 +190,36 @@ def test_a_watch_tells_each_sign_once_until_it_is_gone() -> None:
     assert watch.notice({"distinct": 0.05, "ended": 0.0}) == []
     assert watch.notice(healthy) == []
     assert len(watch.notice({"distinct": 0.05, "log_ratio_clamped": 2.0})) == 2
+
+
+def test_a_policy_of_one_answer_is_told_also_in_a_small_step() -> None:
+    """Four responses in the step, all the same: a quarter of them differ, which is no small share."""
+    run = online(prompts_per_step=2)
+    with torch.no_grad():  # whatever the state, token 5 follows
+        run.policy.lm_head.weight = torch.nn.Parameter(torch.zeros_like(run.policy.lm_head.weight))
+        run.policy.lm_head.register_forward_hook(
+            lambda m, a, logits: logits + 50.0 * (torch.arange(len(TOKENIZER)) == 5)
+        )
+    metrics = run.step()
+    assert (metrics["distinct"], metrics["repeated_groups"], metrics["tie_fraction"]) == (0.25, 1.0, 1.0)
+    signs = Watch().notice(metrics)
+    assert any(sign.startswith("every prompt got one and the same response") for sign in signs)
+    assert any(sign.startswith("no response ended") for sign in signs)
+
+
+def test_feedback_that_tells_nothing_apart_is_told() -> None:
+    metrics = online(lambda prompts, responses: [1.0] * len(responses)).step()
+    assert metrics["tie_fraction"] == 1.0
+    assert [sign.split(":")[0] for sign in Watch().notice(metrics)] == [
+        "the feedback tells no two responses to a prompt apart",
+        "no response ended within max_new_tokens",
+    ][: 1 + (metrics["ended"] == 0.0)]
+
+
+def test_ties_are_counted_over_the_pairs_of_a_prompt() -> None:
+    """Rewards 1, 1, 0 and 2, 3, 4: one of six pairs ties."""
+    rewards = torch.tensor([[1.0, 1.0, 0.0], [2.0, 3.0, 4.0]], dtype=torch.float64)
+    assert tie_fraction(reward_gaps(rewards)) == pytest.approx(1 / 6)
 
 
 def prefer(prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[float]:

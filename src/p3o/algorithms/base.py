@@ -99,10 +99,12 @@ def half_squared_log_ratio(
 
 
 def ratio_metrics(log_ratio: Float[Tensor, "group response"], clamped: Float[Tensor, ""]) -> dict[str, Tensor]:
-    """The log's view of the importance ratios: mean and maximum of ρ, mean ½·(log ρ)², number of clamps."""
+    """The log's view of the importance ratios ρ of whole responses: mean, mean square and maximum of ρ, mean ½·(log ρ)²,
+    number of clamps. From the mean and the mean square ``effective_sample_share`` follows."""
     ratio = log_ratio.detach().exp()
     return {
         "ratio_mean": ratio.mean(),
+        "ratio_mean_square": (ratio**2).mean(),
         "ratio_max": ratio.max(),
         "half_squared_log_ratio": 0.5 * (log_ratio.detach() ** 2).mean(),
         "log_ratio_clamped": clamped,

@@ -37,10 +37,7 @@ def dpo_loss(
     agreement = ((winner * margin).detach() > 0).to(margin.dtype)
     return LossOutput(
         loss=loss,
-        metrics={
-            "implicit_reward_accuracy": mean_over_pairs(agreement),
-            "tie_fraction": mean_over_pairs(1.0 - winner.abs()),
-        },
+        metrics={"implicit_reward_accuracy": mean_over_pairs(agreement)},
     )
 
 

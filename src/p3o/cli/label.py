@@ -201,9 +201,10 @@ def load_judge(spec: str, cache: Path) -> "Judge":
         from p3o.feedback.judge import JudgeConfig, open_judge
 
         return open_judge(load_config(Path(spec), [], JudgeConfig), cache=cache)
-    from p3o.feedback.comparison import FunctionJudge, load_comparison_function
+    from p3o.feedback.comparison import load_comparison_function
+    from p3o.feedback.judge.scores import FunctionJudge
 
-    return FunctionJudge(load_comparison_function(spec), name=spec)
+    return FunctionJudge(load_comparison_function(spec), name=spec, contradictions="average")
 
 
 def _serve_page(store: "Store", names: Sequence[str], *, host: str, port: int, new_links: bool) -> None:

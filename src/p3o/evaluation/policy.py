@@ -6,13 +6,14 @@ temperature of the sampling; greedy and best-of-n texts are not samples of the p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, isfinite, nan, sqrt
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from p3o.errors import P3OError, shorten
 from p3o.evaluation.divergence import divergences
 from p3o.models.sampling import sample_responses
 from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
@@ -34,7 +35,10 @@ class EvaluationConfig(BaseModel):
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
-    """Per-prompt results, in the order of the prompts. ``gold``, ``kl`` and ``kl_k1`` may be absent (None)."""
+    """Per-prompt results, in the order of the prompts. ``gold``, ``kl`` and ``kl_k1`` may be absent (None).
+
+    A reward that is not finite is NaN here and its response *unscored*: no part of means and comparisons, but counted.
+    """
 
     responses: list[str]
     reward: list[float]
@@ -44,22 +48,29 @@ class PolicyEvaluation:
     length: list[int]
     ended: list[bool]
 
+    @property
+    def unscored(self) -> list[int]:
+        """The places of responses without a finite reward."""
+        return [place for place, reward in enumerate(self.reward) if not isfinite(reward)]
+
     def summary(self) -> dict[str, int | float]:
-        """Means, with the standard error of each mean as ``NAME_se``."""
+        """Means, with the standard error of each mean as ``NAME_se``; how many are unscored, if any is."""
         row: dict[str, int | float] = {"prompts": len(self.responses)}
+        if self.unscored:
+            row["unscored"] = len(self.unscored)
         for name in ("reward", "gold", "kl", "kl_k1"):
             values = getattr(self, name)
             if values is not None:
-                row[name], row[f"{name}_se"] = mean_and_error(values)
+                row[name], row[f"{name}_se"] = mean_and_error([value for value in values if isfinite(value)])
         row["length"] = sum(self.length) / len(self.length)
         row["ended"] = sum(self.ended) / len(self.ended)
         return row
 
     def rows(self) -> list[dict[str, object]]:
-        """One record per prompt."""
+        """One record per prompt; that of an unscored response has no reward."""
         names = [name for name in ("reward", "gold", "kl", "length", "ended") if getattr(self, name) is not None]
         return [
-            {"response": text, **{name: getattr(self, name)[i] for name in names}}
+            {"response": text, **{name: value for name in names if isfinite(value := getattr(self, name)[i])}}
             for i, text in enumerate(self.responses)
         ]
 
@@ -86,6 +97,7 @@ class Evaluator:
         batch_size: prompts per forward pass.
         seed: of sampling; every evaluation starts from it anew.
         stop: texts that end a response too, as in training.
+        tolerant: whether a reward that is not finite leaves its response unscored and is no error.
     """
 
     def __init__(
@@ -102,8 +114,9 @@ class Evaluator:
         batch_size: int,
         seed: int,
         stop: Sequence[str] = (),
+        tolerant: bool = False,
     ) -> None:
-        self.stop = tuple(stop)
+        self.stop, self.tolerant = tuple(stop), tolerant
         self.tokenizer, self.reference, self.prompts = tokenizer, reference, list(prompts)
         self.scorer, self.gold, self.missing_eos_penalty = scorer, gold, missing_eos_penalty
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
@@ -154,10 +167,10 @@ class Evaluator:
             candidates = decode_responses(self.tokenizer, responses, stop=self.stop)
             penalty = self.missing_eos_penalty * (~responses.ended).double().cpu()
             reward = self._scores(self.scorer, prompts, candidates) - penalty
-            chosen = reward.argmax(-1)
+            chosen = reward.nan_to_num(nan=-inf, posinf=-inf).argmax(-1)
             pick = torch.arange(len(prompts)), chosen
             texts += [group[i] for group, i in zip(candidates, chosen.tolist(), strict=True)]
-            rewards += reward[pick].tolist()
+            rewards += [value if isfinite(value) else nan for value in reward[pick].tolist()]
             if self.gold is not None:
                 best = [[group[i]] for group, i in zip(candidates, chosen.tolist(), strict=True)]
                 golds += (self._scores(self.gold, prompts, best).squeeze(-1) - penalty[pick]).tolist()
@@ -173,6 +186,8 @@ class Evaluator:
                 )
                 kls += full.flatten().tolist()
                 k1s += k1.flatten().tolist()
+        if sum(map(isfinite, rewards)) < 2:
+            raise P3OError("evaluation: fewer than two responses have a finite reward; mend the reward and run again")
         return PolicyEvaluation(
             texts,
             rewards,
@@ -184,7 +199,18 @@ class Evaluator:
         )
 
     def _scores(self, scorer: Scorer, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> torch.Tensor:
-        """Scores of [prompt][candidate], float64."""
+        """Scores of [prompt][candidate], float64.
+
+        Raises:
+            P3OError: if one is not finite and the evaluation is not tolerant.
+        """
         repeated = [prompt for prompt, group in zip(prompts, candidates, strict=True) for _ in group]
         flat = [text for group in candidates for text in group]
-        return torch.tensor(list(scorer(repeated, flat)), dtype=torch.float64).view(len(prompts), -1)
+        scores = torch.tensor(list(scorer(repeated, flat)), dtype=torch.float64)
+        if not self.tolerant and not bool(scores.isfinite().all()):
+            at = int((~scores.isfinite()).nonzero()[0])
+            raise P3OError(
+                f"evaluation: the reward of a response is {scores[at].item()}; prompt {shorten(repeated[at])}, response "
+                f"{shorten(flat[at])}: a reward must be a finite number (on_fault: skip counts such responses)"
+            )
+        return scores.view(len(prompts), -1)

@@ -9,24 +9,19 @@ Both orders are asked, since many judges favour a side: c(a, b) = ( f(a, b) − 
 Nothing here makes preferences transitive. A reward cannot express a cycle a ≻ b ≻ c ≻ a; the matrix of all pairs can.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from p3o.errors import P3OError, shorten
-from p3o.feedback.functions import call_function, load_function
+from p3o.feedback.functions import load_function
+from p3o.feedback.orders import ComparisonFunction, Scale, ask_both_orders, together
 from p3o.models.tokens import encode_prompts, encode_responses, pad_id, pad_right
-
-Scale = Literal["preference", "log_odds"]
-
-ComparisonFunction = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
-"""A user's function, in one order: one number per pair, positive where response a is better."""
 
 _KIND = "comparison function"
 
@@ -59,52 +54,31 @@ class FunctionComparator:
         function: in one order.
         name: what to call it in an error.
         scale: "preference" refuses numbers outside [−1, 1].
+        finite: False lets NaN and infinities through, for a caller that leaves such pairs out and counts them.
     """
 
     function: ComparisonFunction
     name: str
     scale: Scale = "preference"
+    finite: bool = True
 
     def __call__(self, prompts: Sequence[str], responses_a: Sequence[str], responses_b: Sequence[str]) -> list[float]:
         """( f(a, b) − f(b, a) ) / 2 for each pair, both orders in one call.
 
         Raises:
-            P3OError: if the function raises, or returns the wrong count, something else than finite numbers, or numbers out
-                of the scale.
+            P3OError: as of ``p3o.feedback.orders.ask_both_orders``.
         """
-        columns = ([*prompts, *prompts], [*responses_a, *responses_b], [*responses_b, *responses_a])
-        numbers = call_function(
-            self.function, columns, kind=_KIND, name=self.name, row="comparison", value="preference"
+        answers = ask_both_orders(
+            self.function,
+            prompts,
+            responses_a,
+            responses_b,
+            kind=_KIND,
+            name=self.name,
+            scale=self.scale,
+            finite=self.finite,
         )
-        if self.scale == "preference":
-            for number, prompt in zip(numbers, columns[0], strict=True):
-                if abs(number) > 1:
-                    raise P3OError(
-                        f"{_KIND} {self.name!r} returned {number} (prompt {shorten(prompt)}); a preference is in "
-                        "[-1, 1]: return 2p - 1, or declare log-odds"
-                    )
-        pairs = len(prompts)
-        return [(forward - back) / 2 for forward, back in zip(numbers[:pairs], numbers[pairs:], strict=True)]
-
-
-@dataclass(frozen=True)
-class FunctionVerdict:
-    """What a comparison function says of one pair, in [−1, 1]."""
-
-    preference: float
-
-
-class FunctionJudge:
-    """A comparison function in the place of a judge, for labelling."""
-
-    def __init__(self, function: ComparisonFunction, *, name: str) -> None:
-        self._compare = FunctionComparator(function, name)
-
-    def compare(
-        self, prompts: Sequence[str], responses_a: Sequence[str], responses_b: Sequence[str]
-    ) -> list[FunctionVerdict]:
-        """One verdict per pair, in order."""
-        return [FunctionVerdict(number) for number in self._compare(prompts, responses_a, responses_b)]
+        return [together(*both, "average") for both in answers]
 
 
 class PairwisePreferenceModel:

@@ -69,7 +69,7 @@ def load_function(spec: str, *, kind: str, parameters: Sequence[str]) -> Callabl
 
 
 def call_reward_function(
-    function: RewardFunction, prompts: Sequence[str], responses: Sequence[str], *, name: str
+    function: RewardFunction, prompts: Sequence[str], responses: Sequence[str], *, name: str, finite: bool = True
 ) -> list[float]:
     """The rewards of these responses, checked to be one finite number each.
 
@@ -78,23 +78,38 @@ def call_reward_function(
         prompts: ``prompts[i]`` is the prompt of ``responses[i]``.
         responses: what was generated.
         name: what to call the function in an error, such as "rewards:polite".
+        finite: False lets NaN and infinities through, for a caller that leaves such responses out and counts them.
 
     Raises:
         P3OError: if the function raises, or returns the wrong count, something else than numbers, NaN or an infinity.
         ValueError: if there are not as many prompts as responses.
     """
     return call_function(
-        function, (prompts, responses), kind="reward function", name=name, row="response", value="reward"
+        function,
+        (prompts, responses),
+        kind="reward function",
+        name=name,
+        row="response",
+        value="reward",
+        finite=finite,
     )
 
 
 def call_function(
-    function: Callable[..., Any], columns: Sequence[Sequence[str]], *, kind: str, name: str, row: str, value: str
+    function: Callable[..., Any],
+    columns: Sequence[Sequence[str]],
+    *,
+    kind: str,
+    name: str,
+    row: str,
+    value: str,
+    finite: bool = True,
 ) -> list[float]:
     """One finite number per row of these columns, the first of which holds the prompts.
 
     Args:
         kind, name, row, value: how an error speaks of the function, of one row and of what it returns.
+        finite: as of ``call_reward_function``.
 
     Raises:
         P3OError, ValueError: as of ``call_reward_function``.
@@ -116,7 +131,13 @@ def call_function(
     if len(values) != rows:
         raise P3OError(f"{called} returned {len(values)} {value}s for {rows} {row}s; return one for each, in order")
     wheres = (f"for {row} {index} (prompt {shorten(prompt)})" for index, prompt in enumerate(columns[0]))
-    return [_finite(number, where, called, value) for number, where in zip(values, wheres, strict=True)]
+    numbers = []
+    for returned_value, where in zip(values, wheres, strict=True):
+        number = _number(returned_value, where, called, value)
+        if finite and not math.isfinite(number):
+            raise P3OError(f"{called} returned {number} {where}; every {value} must be finite")
+        numbers.append(number)
+    return numbers
 
 
 def _as_sequence(returned: Any, called: str) -> Any:
@@ -127,16 +148,13 @@ def _as_sequence(returned: Any, called: str) -> Any:
         raise P3OError(f"{called} returned {_article(returned)} that becomes no list: {_summary(error)}") from error
 
 
-def _finite(returned: Any, where: str, called: str, value: str) -> float:
+def _number(returned: Any, where: str, called: str, value: str) -> float:
     try:
         if isinstance(returned, str | bytes):  # float() would read "1.5", and hide that the function returns texts
             raise TypeError
-        number = float(returned)
+        return float(returned)
     except Exception as error:  # somebody else's __float__
         raise P3OError(f"{called} returned {shorten(returned)} {where}; every {value} must be a number") from error
-    if not math.isfinite(number):
-        raise P3OError(f"{called} returned {number} {where}; every {value} must be finite")
-    return number
 
 
 def _culprit(function: Callable[..., Any], columns: Sequence[Sequence[str]], row: str) -> str:

@@ -144,7 +144,9 @@ def agreement_table(pairs: Sequence[Checked]) -> Table:
 
 
 def _check(a: Response, b: Response, truth: float) -> Checked | None:
-    """None where the truth names no better response or the proxy no difference."""
+    """None where the truth names no better response, the proxy no difference, or a response has no reward."""
+    if a.reward is None or b.reward is None:
+        return None
     difference = a.reward - b.reward
     if truth == 0 or difference == 0:
         return None

@@ -146,7 +146,9 @@ def price_table(data: RunData, palette: Palette) -> Table | None:
     rows = []
     for place, a in enumerate(names):
         for b in names[place + 1 :]:
-            shared = [i for i in by_policy[a] if i in by_policy[b]]
+            shared = [
+                i for i in by_policy[a] if i in by_policy[b] and _scored(by_policy[a][i], by_policy[b][i], measure)
+            ]
             left, right = (_rewards_and_kls([by_policy[name][i] for i in shared], measure) for name in (a, b))
             if not shared or left is None or right is None:
                 continue
@@ -212,6 +214,10 @@ def _sampled(data: RunData) -> dict[str, dict[int, Response]]:
         if row.decoding == "sample":
             found.setdefault(row.policy, {})[row.prompt_index] = row
     return found
+
+
+def _scored(a: Response, b: Response, measure: Measure) -> bool:
+    return None not in (getattr(a, measure), getattr(b, measure))
 
 
 def _rewards_and_kls(rows: Sequence[Response], measure: Measure) -> tuple[list[float], list[float]] | None:

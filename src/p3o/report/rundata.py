@@ -43,13 +43,13 @@ class Evaluation(_Row):
 
 
 class Response(_Row):
-    """One response to one held-out prompt, by a policy at its last step."""
+    """One response to one held-out prompt, by a policy at its last step. Its reward is None where it was not finite."""
 
     policy: str
     prompt_index: int
     prompt: str
     response: str
-    reward: float
+    reward: float | None = None
     gold: float | None = None
     kl: float | None = None
     length: int | None = None
@@ -65,7 +65,7 @@ class Sample(_Row):
     prompt_index: int
     prompt: str
     response: str
-    reward: float
+    reward: float | None = None
     gold: float | None = None
 
 

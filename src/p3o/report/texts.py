@@ -70,9 +70,8 @@ def _even(indices: Sequence[int]) -> list[int]:
 
 def _extremes(before: Mapping[int, Response], after: Mapping[int, Response], measure: Measure) -> list[tuple[int, str]]:
     """Prompt indices of the greatest rise and the greatest fall, where there was one."""
-    changes = sorted(
-        (_value(after[index], measure) - _value(before[index], measure), -index) for index in before if index in after
-    )
+    old, new = _values(before, measure), _values(after, measure)
+    changes = sorted((new[index] - old[index], -index) for index in old if index in new)
     if not changes:
         return []
     (fall, worst), (rise, best) = changes[0], changes[-1]
@@ -86,9 +85,14 @@ def _best_and_worst(
     before: Mapping[int, Response], after: Mapping[int, Response], measure: Measure
 ) -> list[tuple[int, str]]:
     """Prompt indices of the policy's highest and lowest value."""
-    values = sorted((_value(after[index], measure), -index) for index in before if index in after)
+    values = sorted((value, -index) for index, value in _values(after, measure).items() if index in before)
     return [(-values[-1][1], "its highest"), (-values[0][1], "its lowest")] if values else []
 
 
-def _value(response: Response, measure: Measure) -> float:
-    return response.gold if measure == "gold" and response.gold is not None else response.reward
+def _values(responses: Mapping[int, Response], measure: Measure) -> dict[int, float]:
+    """By prompt index; responses without a reward are left out."""
+    found = {
+        index: row.gold if measure == "gold" and row.gold is not None else row.reward
+        for index, row in responses.items()
+    }
+    return {index: value for index, value in found.items() if value is not None}

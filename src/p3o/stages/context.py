@@ -97,7 +97,14 @@ class RunContext:
             trained=lambda: self.required("reward_model", "p3o reward"),
             conversations=self.inputs.conversations,
             references=lambda: self.reference_responses,
+            finite=not self.tolerates_faults,
         )
+
+    @property
+    def tolerates_faults(self) -> bool:
+        """Whether any RL run does something else than stop at a reward that is not finite."""
+        training = self.config.rl.training_of
+        return any(training(name).on_fault != "stop" for name in self.config.rl.runs)
 
     @cached_property
     def scorer(self) -> Scorer:

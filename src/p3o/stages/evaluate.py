@@ -1,10 +1,12 @@
 """The stage that compares the trained policies with the SFT model and with each other on held-out prompts."""
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from torch import nn
 
+from p3o.errors import shorten
 from p3o.evaluation.policy import Evaluator, PolicyEvaluation
 from p3o.evaluation.winrate import head_to_head
 from p3o.files import write_json, write_jsonl
@@ -19,6 +21,7 @@ def evaluate(run: RunContext) -> None:
     records: list[dict[str, Any]] = []
 
     def keep(policy: str, decoding: str, evaluation: PolicyEvaluation) -> None:
+        warn_of_unscored(run, f"evaluation of {policy}, {decoding}", evaluation)
         for index, record in enumerate(evaluation.rows()):
             prompt = run.inputs.heldout_prompts[index]
             identity = {"policy": policy, "decoding": decoding, "prompt_index": index, "prompt": prompt}
@@ -64,11 +67,22 @@ def evaluator(run: RunContext, reference: nn.Module) -> Evaluator:
         batch_size=run.config.evaluation.batch_size,
         seed=run.seed("evaluation"),
         stop=training.stop,
+        tolerant=run.tolerates_faults,
     )
 
 
+def warn_of_unscored(run: RunContext, what: str, evaluation: PolicyEvaluation) -> None:
+    """Name the prompts whose response has no finite reward; they take no part in the means."""
+    if evaluation.unscored:
+        named = "; ".join(shorten(run.inputs.heldout_prompts[place]) for place in evaluation.unscored)
+        run.warn(f"{what}: the reward of {len(evaluation.unscored)} responses is not finite, left out: {named}")
+
+
 def compare(final: Mapping[str, PolicyEvaluation]) -> list[dict[str, Any]]:
-    """Every policy against every other on the same prompts, by the reward and, where there is one, by the gold reward."""
+    """Every policy against every other on the same prompts, by the reward and, where there is one, by the gold reward.
+
+    Prompts to which one of the two has an unscored response are left out; the evaluation's warning names them.
+    """
     names = list(final)
     rows: list[dict[str, Any]] = []
     for by in ("reward", "gold"):
@@ -76,6 +90,8 @@ def compare(final: Mapping[str, PolicyEvaluation]) -> list[dict[str, Any]]:
             for b in names[position + 1 :]:
                 left, right = getattr(final[a], by), getattr(final[b], by)
                 if left is not None and right is not None:
-                    result = head_to_head(left, right)
-                    rows.append({"a": a, "b": b, "by": by, **vars(result)})
+                    both = [pair for pair in zip(left, right, strict=True) if all(map(isfinite, pair))]
+                    if both:
+                        result = head_to_head([x for x, _ in both], [y for _, y in both])
+                        rows.append({"a": a, "b": b, "by": by, **vars(result)})
     return rows

@@ -24,6 +24,7 @@ class Feedback:
         trained: finds the folder of the reward model that this run trains.
         conversations: the messages behind rendered prompts, for given reward models with a template of their own.
         references: one response of the SFT model for each held-out prompt, to compare with where there is no reward.
+        finite: whether a function that returns NaN or an infinity is an error here; False leaves that to who asked.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class Feedback:
         trained: Callable[[], str],
         conversations: Conversations,
         references: Callable[[], Mapping[str, str]],
+        finite: bool = True,
     ) -> None:
-        self.config, self.models, self.conversations = config, models, conversations
+        self.config, self.models, self.conversations, self.finite = config, models, conversations, finite
         self._trained, self._references = trained, references
 
     def comparator(self) -> Comparator | None:
@@ -43,7 +45,7 @@ class Feedback:
         spec = self.config.comparison
         if spec is None:
             return None
-        return FunctionComparator(load_comparison_function(spec), spec, self.config.comparison_scale)
+        return FunctionComparator(load_comparison_function(spec), spec, self.config.comparison_scale, self.finite)
 
     def scorer(self) -> Scorer:
         """A number for each response. Where there are only comparisons: how much it is preferred to the SFT model's own."""
@@ -75,7 +77,9 @@ class Feedback:
 
     def _function(self, spec: str) -> Scorer:
         function = load_reward_function(spec)
-        return lambda prompts, responses: call_reward_function(function, prompts, responses, name=spec)
+        return lambda prompts, responses: call_reward_function(
+            function, prompts, responses, name=spec, finite=self.finite
+        )
 
     def _preference_over_references(self, comparator: Comparator) -> Scorer:
         def score(prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float]:

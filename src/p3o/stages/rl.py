@@ -15,7 +15,7 @@ from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
 from p3o.models.sharing import share_frozen_weights
 from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
-from p3o.stages.evaluate import evaluator
+from p3o.stages.evaluate import evaluator, warn_of_unscored
 from p3o.stages.refit import REFITS, Refits
 from p3o.training.asynchrony import RolloutsAhead
 from p3o.training.online import OnlineConfig, OnlineTrainer
@@ -66,6 +66,7 @@ def rl_run(run: RunContext, name: str) -> None:
         seed=run.seed("rl"),
         critic=critic,
     )
+    trainer.rollouts.notice = lambda text: run.warn(f"rl {name}, {text}")
     run.progress.print(f"rl {name}: {trainer.verdict}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
@@ -116,8 +117,8 @@ def rl_run(run: RunContext, name: str) -> None:
 
 def tell_overlap(run: RunContext, name: str, trainer: OnlineTrainer) -> None:
     """Where rollouts are sampled ahead: how much of that the training did not wait for."""
-    if isinstance(trainer.rollouts, RolloutsAhead):
-        run.progress.print(f"rl {name}: {trainer.rollouts.overlap.share:.0%} of the sampling went on during training")
+    if isinstance(trainer.source, RolloutsAhead):
+        run.progress.print(f"rl {name}: {trainer.source.overlap.share:.0%} of the sampling went on during training")
 
 
 def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training: OnlineConfig) -> None:
@@ -140,6 +141,7 @@ def evaluate_step(
 ) -> dict[str, int | float]:
     """A row of the frontier, and the texts of the prompts that are followed. Returns the means of the evaluation."""
     evaluation = judge.sampled(policy)
+    warn_of_unscored(run, f"rl {name}, evaluation at step {step}", evaluation)
     run.reward_means()  # those of the evaluation are not the next step's
     summary = evaluation.summary()
     row = {"stage": "evaluate", "policy": name, **identity, "step": step, "decoding": "sample"}

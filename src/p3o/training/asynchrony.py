@@ -38,7 +38,6 @@ from p3o.models.tokens import GroupTokens, ResponseBatch, split_groups
 from p3o.training.checkpoint import State
 from p3o.training.passes import Passes
 from p3o.training.rollouts import Draw, LocalSampler, Rollout, Rollouts
-from p3o.training.scoring import ComparisonFeedback, RewardFeedback
 from p3o.types import Experience
 
 
@@ -61,7 +60,7 @@ class RolloutsAhead:
     """Makes the rollouts of the steps to come while the learner trains.
 
     Args:
-        rollouts: what draws and rates; only this object may use it from now on. Where this process samples, the sampler gets a
+        rollouts: what draws and rates; only this object may draw with it from now on. Where this process samples, the sampler gets a
             tokenizer of its own: tokenizers are not made for two threads.
         limit: of the staleness, in versions of the policy; at least 1.
         total: steps in all; nothing is sampled for later ones.
@@ -76,15 +75,6 @@ class RolloutsAhead:
         self._last: _Production | None = None
         self._copies: list[nn.Module] = []
         self.overlap = Overlap()
-
-    @property
-    def feedback(self) -> RewardFeedback | ComparisonFeedback:
-        """What responses are worth, from the next step on."""
-        return self._rollouts.feedback
-
-    @feedback.setter
-    def feedback(self, feedback: RewardFeedback | ComparisonFeedback) -> None:
-        self._rollouts.feedback = feedback
 
     def next(self, step: int, *, behaviour: bool) -> Rollout:
         """The rollout of this step; those of the steps after it are begun with the policy as it is.

@@ -5,8 +5,20 @@ from collections.abc import Mapping
 from torch import Tensor
 
 
+def effective_sample_share(ratio_mean: float, ratio_mean_square: float) -> float:
+    """(Σ w)² / (n Σ w²), in [1/n, 1]: the effective sample size of n importance weights w (Kish), over n.
+
+    At 1 every response counts alike; at 0.1 a mean over them is about as noisy as one over a tenth of them.
+    """
+    return ratio_mean**2 / ratio_mean_square
+
+
 class MetricsAverage:
-    """Averages the metrics of micro-batches and minibatches; maxima stay maxima and counts are summed."""
+    """Averages the metrics of micro-batches and minibatches; maxima stay maxima and counts are summed.
+
+    The effective sample share is taken of the averaged moments, that is of all importance weights of the step's updates
+    together: an average of shares would depend on how the batch was split for memory.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -27,5 +39,10 @@ class MetricsAverage:
                 self.weights[name] = self.weights.get(name, 0.0) + weight
 
     def result(self) -> dict[str, float]:
-        """The averages."""
-        return {name: total / self.weights[name] for name, total in self.sums.items()}
+        """The averages, and ``effective_sample_share`` where there were importance ratios."""
+        averages = {name: total / self.weights[name] for name, total in self.sums.items()}
+        if averages.get("ratio_mean_square", 0.0) > 0:
+            averages["effective_sample_share"] = effective_sample_share(
+                averages["ratio_mean"], averages.pop("ratio_mean_square")
+            )
+        return averages

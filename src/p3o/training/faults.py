@@ -23,7 +23,8 @@ class NumericalError(P3OError):
 class Watch:
     """Tells when a training begins to look unhealthy: once when a sign appears, again only after it had gone.
 
-    The signs: responses that are all alike, none that ends, every update of a step skipped, log-ratios that had to be clamped.
+    The signs: responses that are all alike, to all prompts or to each, no pair that the feedback tells apart, none that ends,
+    updates skipped, log-ratios that had to be clamped.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,15 @@ class Watch:
                 metrics.get("distinct", 1.0) <= COLLAPSED,
                 f"only {metrics.get('distinct', 1.0):.0%} of the responses differ from each other: the policy may have "
                 "collapsed; a larger beta or a lower learning rate keeps it closer to the reference",
+            ),
+            "repeating": (
+                metrics.get("repeated_groups", 0.0) == 1.0,
+                "every prompt got one and the same response each time: the policy may have collapsed, and nothing can be "
+                "compared; a larger beta, a lower learning rate or a higher temperature keeps responses apart",
+            ),
+            "undecided": (
+                metrics.get("tie_fraction", 0.0) == 1.0 and metrics.get("repeated_groups", 0.0) < 1.0,
+                "the feedback tells no two responses to a prompt apart: there is nothing to learn from such a step",
             ),
             "endless": (
                 metrics.get("ended", 1.0) == 0.0,

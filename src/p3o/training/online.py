@@ -107,7 +107,7 @@ class OnlineTrainer:
         )
         seeds = torch.Generator().manual_seed(seed)
         orders, sampling, minibatches = (int(torch.randint(2**62, (1,), generator=seeds)) for _ in range(3))
-        self.rollouts: Rollouts | RolloutsAhead = Rollouts(
+        self.rollouts = Rollouts(
             policy,
             reference,
             tokenizer,
@@ -118,8 +118,9 @@ class OnlineTrainer:
             self.passes,
             seed=orders,
         )
+        self.source: Rollouts | RolloutsAhead = self.rollouts
         if config.max_staleness:
-            self.rollouts = RolloutsAhead(
+            self.source = RolloutsAhead(
                 self.rollouts, limit=config.max_staleness, total=self.total, still=self.warmup_steps
             )
         self.minibatch_generator = torch.Generator().manual_seed(minibatches)
@@ -209,7 +210,7 @@ class OnlineTrainer:
     def sample(self) -> Rollout:
         """The rollout of the next step; without log π_old where the pass of the update gives it."""
         supplied = self.one_pass and self.done >= self.warmup_steps
-        return self.rollouts.next(self.done + 1, behaviour=not supplied)
+        return self.source.next(self.done + 1, behaviour=not supplied)
 
     def prepared(self, experience: Experience, groups: Sequence[GroupTokens]) -> Experience:
         """The experience with fresh critic values, where there is a critic, and the algorithm's targets."""
@@ -295,14 +296,14 @@ class OnlineTrainer:
 
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on."""
-        self.rollouts.divert(attempt)
+        self.source.divert(attempt)
 
     def state_dict(self) -> State:
         """Everything that the next step depends on, but for the configuration, the prompts and the frozen reference."""
         return {
             "done": self.done,
             "optimisation": self.optimisation.state_dict(),
-            "rollouts": self.rollouts.state_dict(),
+            "rollouts": self.source.state_dict(),
             "minibatches": self.minibatch_generator.get_state(),
             "beta": self.algorithm.config.beta,
             "buffer": [
@@ -318,7 +319,7 @@ class OnlineTrainer:
             P3OError: if the state belongs to another policy or critic.
         """
         self.optimisation.load_state_dict(state["optimisation"])
-        self.rollouts.load_state_dict(state["rollouts"])
+        self.source.load_state_dict(state["rollouts"])
         self.minibatch_generator.set_state(state["minibatches"])
         if self.kl_controller is not None:
             self.kl_controller.beta = state["beta"]

@@ -1,6 +1,6 @@
 """The first half of a step: K responses for each of the next prompts, scored, with log-probs of the learner's own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from p3o.errors import shorten
+from p3o.errors import P3OError, shorten
 from p3o.functional.kl import kl_policy_reference_k1
 from p3o.models.sampling import sample_responses
 from p3o.models.tokens import (
@@ -100,6 +100,8 @@ class Rollout:
     """Share of responses with their end of sequence."""
     distinct: float
     """Share of different texts among all responses."""
+    repeated: float
+    """Share of prompts whose K responses are one and the same text."""
     dropped: int
     """Groups left out because their feedback was not finite."""
     refused: int = 0
@@ -125,10 +127,12 @@ class Rollout:
             described["staleness"] = int(experience.age.max())
         return described | {
             "reward_gap": experience.reward_gaps.abs().mean().item(),
+            "tie_fraction": tie_fraction(experience.reward_gaps),
             "kl_k1": kl.mean().item(),
             "length": experience.response_mask.sum(-1).float().mean().item(),
             "ended": self.ended,
             "distinct": self.distinct,
+            "repeated_groups": self.repeated,
         }
 
 
@@ -144,6 +148,13 @@ class Draw:
     """Of the policy that sampled, where it is no longer the policy when the groups are learned from."""
     version: int = 0
     """Of that policy: how many steps had been taken."""
+
+
+def tie_fraction(gaps: Float[Tensor, "group response response"]) -> float:
+    """The share of pairs of one group with equal feedback, from which a relative algorithm learns nothing."""
+    groups, responses, _ = gaps.shape
+    ties = int((gaps == 0).sum()) - groups * responses  # a response always ties with itself
+    return ties / (groups * responses * (responses - 1))
 
 
 class Rollouts:
@@ -178,6 +189,8 @@ class Rollouts:
         self.prompts, self.encoded = list(prompts), encode_prompts(tokenizer, prompts)
         self.order = BatchOrder(len(prompts), config.prompts_per_step, seed=seed)
         self.device = next(policy.parameters()).device
+        self.notice: Callable[[str], object] = lambda _: None
+        """Told, in words, of the groups that are left out."""
 
     def next(self, step: int, *, behaviour: bool) -> Rollout:
         """K responses for each of the next prompts, scored, with the learner's own log-probs.
@@ -188,6 +201,7 @@ class Rollouts:
 
         Raises:
             NumericalError: if the feedback on every prompt, or any log-prob, is not finite.
+            P3OError: as the feedback does, with the step.
         """
         return self.rated(self.draw(self.policy), step, behaviour=behaviour)
 
@@ -215,9 +229,16 @@ class Rollouts:
         """
         chosen, responses = draw.chosen, draw.responses
         texts = decode_responses(self.tokenizer, responses, stop=self.config.stop)
-        worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
+        try:
+            worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
+        except P3OError as error:
+            raise type(error)(f"step {step}: {error}") from error
         if len(worth.kept) == 0:
-            raise NumericalError(f"step {step}: the feedback on every prompt of the step is not finite")
+            raise NumericalError(
+                f"step {step}: the feedback on every prompt of the step is not finite; the first: {worth.faults[0]}"
+            )
+        if worth.faults:
+            self.notice(f"step {step}: {len(worth.faults)} of {len(texts)} groups left out: {'; '.join(worth.faults)}")
         sampled = split_groups(draw.prompts, responses)
         groups = [sampled[i] for i in worth.kept.tolist()]
         kept = [self.prompts[chosen[i]] for i in worth.kept.tolist()]
@@ -237,7 +258,9 @@ class Rollouts:
             age=torch.full((len(groups),), age, dtype=torch.long, device=self.device),
         )
         distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
-        return Rollout(groups, experience, responses.ended.float().mean().item(), distinct, len(texts) - len(groups))
+        repeated = sum(len(set(group)) == 1 for group in texts) / len(texts)
+        ended = responses.ended.float().mean().item()
+        return Rollout(groups, experience, ended, distinct, repeated, len(texts) - len(groups))
 
     def logprobs(
         self,

@@ -26,11 +26,13 @@ class Worth:
         rewards: a score per response, or None where there are only comparisons.
         gaps: r(y_i) − r(y_j), or the preference of i over j.
         kept: the groups that it is about; others had feedback that is not finite and were dropped whole.
+        faults: what was wrong with each group that was dropped, its prompt named.
     """
 
     rewards: Float[Tensor, "group response"] | None
     gaps: Float[Tensor, "group response response"]
     kept: Int[Tensor, " group"]
+    faults: tuple[str, ...] = ()
 
 
 class RewardFeedback:
@@ -56,8 +58,8 @@ class RewardFeedback:
         flat = list(chain.from_iterable(responses))
         rewards = torch.tensor(list(self.scorer(repeated, flat)), dtype=torch.float64).view(ended.shape)
         rewards = rewards - self.penalty * (~ended).double().cpu()
-        kept = _finite_groups(rewards, prompts, responses, drop=self.drop, what="reward")
-        return Worth(rewards[kept], reward_gaps(rewards[kept]), kept)
+        kept, faults = _finite_groups(rewards, prompts, responses, drop=self.drop, what="reward")
+        return Worth(rewards[kept], reward_gaps(rewards[kept]), kept, faults)
 
 
 class ComparisonFeedback:
@@ -80,8 +82,8 @@ class ComparisonFeedback:
         """
         gaps = preference_matrix(self.comparator, prompts, responses)
         gaps = gaps - reward_gaps(self.penalty * (~ended).double().cpu())
-        kept = _finite_groups(gaps.flatten(1), prompts, responses, drop=self.drop, what="preference")
-        return Worth(None, gaps[kept], kept)
+        kept, faults = _finite_groups(gaps.flatten(1), prompts, responses, drop=self.drop, what="preference")
+        return Worth(None, gaps[kept], kept, faults)
 
 
 def rated_by(feedback: Scorer | ComparisonFeedback, config: OnlineConfig) -> RewardFeedback | ComparisonFeedback:
@@ -100,15 +102,20 @@ def _finite_groups(
     *,
     drop: bool,
     what: str,
-) -> Int[Tensor, " kept"]:
-    """The groups all of whose values are finite; the first other one is an error unless such groups are dropped."""
-    finite = values.isfinite().all(-1)
-    if not drop and not bool(finite.all()):
-        group = int((~finite).nonzero()[0])
-        at = int((~values[group].isfinite()).nonzero()[0])
+) -> tuple[Int[Tensor, " kept"], tuple[str, ...]]:
+    """The groups all of whose values are finite, and what is wrong with the others.
+
+    Raises:
+        NumericalError: for the first other one, unless such groups are dropped.
+    """
+    finite = values.isfinite()
+    faults = []
+    for group in (~finite.all(-1)).nonzero().squeeze(-1).tolist():
+        at = int((~finite[group]).nonzero()[0])
         told = f", response {shorten(responses[group][at])}" if what == "reward" else ""
+        faults.append(f"the {what} of a response is {values[group, at].item()}; prompt {shorten(prompts[group])}{told}")
+    if faults and not drop:
         raise NumericalError(
-            f"the {what} of a response is {values[group, at].item()}; prompt {shorten(prompts[group])}{told}: a {what} must be "
-            "a finite number (on_fault: skip drops such groups and counts them)"
+            f"{faults[0]}: a {what} must be a finite number (on_fault: skip drops such groups and counts them)"
         )
-    return finite.nonzero().squeeze(-1)
+    return finite.all(-1).nonzero().squeeze(-1), tuple(faults)

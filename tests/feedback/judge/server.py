@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,14 +106,23 @@ def server(behave: Behaviour) -> Iterator[tuple[str, Log]]:
         http.server_close()
 
 
-def completion(text: str) -> str:
+def completion(text: str, candidates: Sequence[Mapping[str, float]] = ()) -> str:
+    """A chat completion; ``candidates`` are the likeliest tokens at each place, with their log-probs."""
+    content = [
+        {"token": max(place, key=place.get), "logprob": max(place.values()), "bytes": None}
+        | {"top_logprobs": [{"token": token, "logprob": value, "bytes": None} for token, value in place.items()]}
+        for place in candidates
+    ]
     return json.dumps(
         {
             "id": "x",
             "object": "chat.completion",
             "created": 0,
             "model": "judge-2026-01-01",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+            "choices": [
+                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+                | ({"logprobs": {"content": content, "refusal": None}} if candidates else {})
+            ],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }
     )

@@ -103,15 +103,21 @@ def test_a_function_is_asked_in_both_orders() -> None:
         PROMPTS[:1], A[:1], B[:1]
     )
     assert mild[0].preference == 0.375
+    biased = lambda p, a, b: [0.75 if x == A[0] else 0.25 for x in a]  # noqa: E731
+    for contradictions, preference in (("tie", 0.0), ("average", 0.25)):
+        judge = FunctionJudge(biased, name="f", contradictions=contradictions)
+        (verdict,) = judge.compare(PROMPTS[:1], A[:1], B[:1])
+        assert (verdict.preference, verdict.flipped) == (preference, True)
 
 
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (None, "return a list of 3 numbers"),
-        ([1.0], "list of 3"),
-        ([1.0, 2.0, 0.0], "2.0 for pair 1"),
-        (["1"] * 3, "pair 0"),
+        (None, r"judge 'f' returned None \(is a return statement missing\?\); return a list of numbers"),
+        ([1.0], "judge 'f' returned 1 preferences for 6 comparisons; return one for each"),
+        ([1.0, 2.0, 0.0, 0.0, 0.0, 0.0], r"judge 'f' returned 2\.0 \(prompt 'Why"),
+        (["1"] * 6, "judge 'f' returned '1' for comparison 0"),
+        ([0.0, float("nan"), 0.0, 0.0, 0.0, 0.0], "judge 'f' returned nan for comparison 1"),
     ],
 )
 def test_a_function_that_returns_nonsense_is_told(returned: object, message: str) -> None:

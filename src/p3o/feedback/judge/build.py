@@ -20,7 +20,7 @@ def open_judge(config: JudgeConfig, *, cache: Path | None = None) -> Judge:
         P3OError: if its model, function, template, key or cache cannot be used.
     """
     if config.kind in ("openai", "transformers"):
-        question = Question(config.template)
+        question = Question(config.template, config.answer if config.kind == "openai" else "sentence")
         return SideBySideJudge(_asker(config), question, AnswerCache(cache), config)
     if config.kind == "reward_model":
         return _reward_model(config)
@@ -66,7 +66,9 @@ def _function(config: JudgeConfig) -> Judge:
     spec = config.function or ""
     if config.kind == "function":
         return FunctionJudge(
-            load_function(spec, kind="judge", parameters=("prompts", "responses_a", "responses_b")), name=spec
+            load_function(spec, kind="judge", parameters=("prompts", "responses_a", "responses_b")),
+            name=spec,
+            contradictions=config.contradictions,
         )
     function = load_reward_function(spec)
     return ScoreJudge(lambda p, r: call_reward_function(function, p, r, name=spec), name=spec, log_odds=False)

@@ -22,7 +22,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     model TEXT NOT NULL, pair TEXT NOT NULL, shown_first INTEGER NOT NULL, parameters TEXT NOT NULL,
     choice TEXT CHECK (choice IN ('first', 'second')), text TEXT NOT NULL,
-    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, served_by TEXT NOT NULL,
+    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, served_by TEXT NOT NULL, lean REAL,
     PRIMARY KEY (model, pair, shown_first, parameters)
 ) WITHOUT ROWID
 """
@@ -67,6 +67,8 @@ class AnswerCache:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute(_SCHEMA)
+            if all(name != "lean" for _, name, *_ in self._database.execute("PRAGMA table_info(answers)")):
+                self._database.execute("ALTER TABLE answers ADD COLUMN lean REAL")  # a file of an earlier version
 
     def __enter__(self) -> "AnswerCache":
         return self
@@ -83,7 +85,7 @@ class AnswerCache:
     def find(self, keys: Iterable[Key]) -> dict[Key, Answer]:
         """Those of the answers that are there."""
         query = (
-            "SELECT choice, text, input_tokens, output_tokens, served_by FROM answers "
+            "SELECT choice, text, input_tokens, output_tokens, served_by, lean FROM answers "
             "WHERE model = ? AND pair = ? AND shown_first = ? AND parameters = ?"
         )
         found: dict[Key, Answer] = {}
@@ -92,7 +94,7 @@ class AnswerCache:
                 row = self._database.execute(query, (key.model, key.pair, key.shown_first, key.parameters)).fetchone()
                 if row is not None:
                     choice: Choice | None = row[0]
-                    found[key] = Answer(choice, row[1], "", row[2], row[3], row[4])
+                    found[key] = Answer(choice, row[1], "", row[2], row[3], row[4], row[5])
         return found
 
     def keep(self, key: Key, answer: Answer) -> None:
@@ -104,9 +106,9 @@ class AnswerCache:
         if answer.error:
             return
         row = (key.model, key.pair, key.shown_first, key.parameters, answer.choice, answer.text)
-        tokens = (answer.input_tokens, answer.output_tokens, answer.served_by)
+        rest = (answer.input_tokens, answer.output_tokens, answer.served_by, answer.lean)
         with _told(self.path):
-            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row + tokens)
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row + rest)
 
 
 @contextmanager

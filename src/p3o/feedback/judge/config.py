@@ -4,7 +4,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from p3o.feedback.orders import Contradictions
+
 Kind = Literal["openai", "transformers", "reward_model", "reward_function", "function"]
+AnswerForm = Literal["sentence", "letter"]
+LETTER_TOKENS = 4
+"""Limit of an answer that is a letter."""
+
 _NEEDS = {
     "openai": ("model", "the model's name at the endpoint"),
     "transformers": ("model", "a folder or hub name of a causal language model"),
@@ -27,6 +33,13 @@ class JudgeConfig(BaseModel):
     template: str = Field("helpfulness", description="tldr, helpfulness, or a file of your own (jinja).")
     base_url: str | None = Field(None, description="Of the endpoint, such as http://localhost:8000/v1; null: OpenAI's.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the key.")
+    answer: AnswerForm = Field(
+        "sentence",
+        description="Of an endpoint: a sentence and the letter, or the letter alone, read from its log-probs.",
+    )
+    contradictions: Contradictions = Field(
+        "tie", description="Of two orders that name different responses: tie, or the average of what they say."
+    )
     temperature: float | None = Field(0.0, ge=0, description="Null: not sent, for models that take none.")
     max_tokens: int = Field(256, gt=0, description="Limit of an answer.")
     seed: int | None = Field(None, description="Sent to endpoints that know it.")
@@ -44,6 +57,11 @@ class JudgeConfig(BaseModel):
     ask_invalid_again: bool = Field(False, description="Ask again what an earlier run answered without a choice.")
     batch_size: int = Field(16, gt=0, description="Of a local model.")
     device: str = Field("cpu", description="Of a local model: cpu, cuda, cuda:1, mps.")
+
+    @property
+    def answer_tokens(self) -> int:
+        """Limit of an answer in its form."""
+        return min(self.max_tokens, LETTER_TOKENS) if self.answer == "letter" else self.max_tokens
 
     @model_validator(mode="after")
     def complete(self) -> "JudgeConfig":

@@ -10,6 +10,7 @@ searched for it before it is shown or kept.
 """
 
 import asyncio
+import math
 import os
 import random
 import re
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE = 60.0
 """Seconds."""
+
+SURE = 50.0
+"""Log-odds of a letter beyond which nothing changes; a server may call the other letter impossible."""
+
+CANDIDATES = 20
+"""Likeliest tokens that are asked for at each place: as many as OpenAI and vLLM give."""
 
 _REFUSED = {401: "the key was refused", 403: "access was refused", 404: "there is no such model or path"}
 _SENT_AGAIN = {408, 409, 425, 429}
@@ -53,10 +60,10 @@ class EndpointAsker:
         self.identity = f"{config.model} at {config.base_url or 'api.openai.com'}"
         self.parameters: Mapping[str, Any] = {
             "temperature": config.temperature,
-            "max_tokens": config.max_tokens,
+            "max_tokens": config.answer_tokens,
             "seed": config.seed,
             "extra_body": config.extra_body,
-        }
+        } | ({"answer": "letter"} if config.answer == "letter" else {})
 
     def ask(self, questions: Sequence[str], keep: Keep) -> None:
         """As ``Asker.ask``."""
@@ -121,7 +128,9 @@ class EndpointAsker:
         optional = {"temperature": config.temperature, "seed": config.seed}
         # OpenAI's own models know only the newer name of the limit, many servers only the older one.
         limit = "max_completion_tokens" if config.base_url is None else "max_tokens"
-        body = {limit: config.max_tokens} | {name: value for name, value in optional.items() if value is not None}
+        body = {limit: config.answer_tokens} | {name: value for name, value in optional.items() if value is not None}
+        if config.answer == "letter":
+            body |= {"logprobs": True, "top_logprobs": CANDIDATES}
         try:
             completion = await client.chat.completions.create(
                 model=config.model or "",
@@ -154,10 +163,16 @@ class EndpointAsker:
             AttributeError, TypeError, LookupError, ValueError, OverflowError: if it is none.
         """
         text = self._without_key(str(completion.choices[0].message.content or ""))
+        choice, lean = read_choice(text), None
+        if self.config.answer == "letter":
+            lean = letter_log_odds(getattr(completion.choices[0], "logprobs", None))
+            # A server that sends no log-probs has at least written a letter, or not.
+            choice = choice if lean is None else "first" if lean >= 0 else "second"
         usage = getattr(completion, "usage", None)
         return Answer(
-            read_choice(text),
+            choice,
             text,
+            lean=lean,
             input_tokens=_count(getattr(usage, "prompt_tokens", 0)),
             output_tokens=_count(getattr(usage, "completion_tokens", 0)),
             served_by=self._without_key(str(getattr(completion, "model", "") or "")),
@@ -171,6 +186,37 @@ class EndpointAsker:
         """Also without halves of surrogate pairs, which no file can hold."""
         text = text.encode(errors="backslashreplace").decode()
         return text.replace(self._key, "***") if self._key else text
+
+
+def letter_log_odds(logprobs: Any) -> float | None:
+    """log p(A) − log p(B) at the first token whose likeliest candidates include one of the letters, None if there is none.
+
+    A candidate counts for a letter whatever space or mark is around it ("A", " A", "**A"). A letter that is not among the
+    candidates is given the probability of the least likely of them: it has no more.
+
+    Raises:
+        AttributeError, TypeError, ValueError: if the log-probs are not of the chat completions' form.
+    """
+    for position in getattr(logprobs, "content", None) or []:
+        found: dict[str, list[float]] = {"A": [], "B": []}
+        candidates = [(str(one.token), float(one.logprob)) for one in position.top_logprobs]
+        for token, logprob in candidates:
+            if (letter := token.strip(" \t\n*\"'`([{.:)]}▁Ġ")) in found:
+                found[letter].append(logprob)
+        if found["A"] or found["B"]:
+            least = min(logprob for _, logprob in candidates)
+            a, b = (_log_sum(found[letter]) if found[letter] else least for letter in "AB")
+            if math.isnan(a - b):
+                raise ValueError(f"log-probs {a} and {b}")
+            return min(max(a - b, -SURE), SURE)
+    return None
+
+
+def _log_sum(logprobs: Sequence[float]) -> float:
+    highest = max(logprobs)
+    if highest == -math.inf:
+        return highest
+    return highest + math.log(sum(math.exp(one - highest) for one in logprobs))
 
 
 @dataclass

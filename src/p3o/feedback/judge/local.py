@@ -36,7 +36,7 @@ class LocalAsker:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, identity: str, batch_size: int = 16
     ) -> None:
         self.model, self.tokenizer, self.identity, self.batch_size = model, tokenizer, identity, batch_size
-        self.parameters: Mapping[str, Any] = {"answer": "letter log-probs"}
+        self.parameters: Mapping[str, Any] = {"answer": "letter log-odds"}
         self._letters = _letter_ids(tokenizer)
         self._limit = min(
             int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", None) or 2**62)
@@ -62,7 +62,12 @@ class LocalAsker:
         logits = self.model(input_ids=batch.tokens, attention_mask=batch.mask.long(), **arguments).logits
         logprobs = logits[:, -1].float().log_softmax(-1)[:, self._letters].tolist()
         return [
-            Answer("first" if a >= b else "second", f"log p(A) {a:.4f}, log p(B) {b:.4f}", input_tokens=len(row))
+            Answer(
+                "first" if a >= b else "second",
+                f"log p(A) {a:.4f}, log p(B) {b:.4f}",
+                input_tokens=len(row),
+                lean=a - b,
+            )
             for (a, b), row in zip(logprobs, rows, strict=True)
         ]
 

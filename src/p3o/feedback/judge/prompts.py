@@ -12,6 +12,7 @@ from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from p3o.errors import P3OError, first_line
+from p3o.feedback.judge.config import AnswerForm
 from p3o.feedback.judge.verdicts import Choice
 from p3o.files import open_for_reading
 
@@ -20,6 +21,7 @@ Write exactly two lines in this form:
 Comparison: <one sentence that compares the two and says what decides>
 Preferred: <A or B>
 """
+_LETTER_FORM = "Which is better, A or B? Answer with that one letter and nothing else.\n"
 
 TEMPLATES = {
     "tldr": """\
@@ -85,16 +87,19 @@ class Question:
         text: of the template; part of what an answer is kept under.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, answer: AnswerForm = "sentence") -> None:
         """
         Args:
             name: of a template that comes with the package, or the path of one's own.
+            answer: "letter" asks for the letter alone, at the end of a template of one's own.
 
         Raises:
             P3OError: if there is no such template, or it is not one that shows a prompt and two responses.
         """
         self.name = name
         self.text = TEMPLATES[name] if name in TEMPLATES else _read(name)
+        if answer == "letter":
+            self.text = f"{self.text.removesuffix(_FORM).rstrip()}\n\n{_LETTER_FORM}"
         self._template = _compile(name, self.text)
 
     def fill(self, prompt: str, first: str, second: str) -> str:

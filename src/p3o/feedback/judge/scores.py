@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from p3o.errors import P3OError, shorten
-from p3o.feedback.judge.verdicts import Advance, Answer, Verdict, check_lengths, unwatched
+from p3o.feedback.judge.verdicts import Advance, Answer, Choice, Verdict, check_lengths, unwatched
+from p3o.feedback.orders import ComparisonFunction, Contradictions, ask_both_orders, together
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-Comparer = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
-"""(prompts, responses_a, responses_b) -> preferences in [−1, 1]; 1 where A is better."""
 
 PORTION = 256
 """Pairs between two signs of progress."""
@@ -53,10 +50,16 @@ class ScoreJudge:
 
 
 class FunctionJudge:
-    """A Python function that compares; it is asked in both orders as any judge is, and a contradiction is a tie."""
+    """A Python function that compares; it is asked in both orders as any judge is.
 
-    def __init__(self, function: Comparer, *, name: str) -> None:
-        self.function, self.name = function, name
+    Args:
+        function: preferences in [−1, 1] of (prompts, responses_a, responses_b), 1 where A is better.
+        name: for tables, files and errors.
+        contradictions: what two answers make that name different responses.
+    """
+
+    def __init__(self, function: ComparisonFunction, *, name: str, contradictions: Contradictions = "tie") -> None:
+        self.function, self.name, self.contradictions = function, name, contradictions
 
     def compare(
         self,
@@ -69,42 +72,19 @@ class FunctionJudge:
         """As ``Judge.compare``.
 
         Raises:
-            P3OError: if the function raises, or returns anything but a number in [−1, 1] for each pair.
+            P3OError: as of ``p3o.feedback.orders.ask_both_orders``.
         """
         check_lengths(prompts, responses_a, responses_b)
         verdicts: list[Verdict] = []
         for start in range(0, len(prompts), PORTION):
-            part = slice(start, start + PORTION)
-            texts = list(prompts[part]), list(responses_a[part]), list(responses_b[part])
-            forward, backward = self._call(*texts), self._call(texts[0], texts[2], texts[1])
-            verdicts += [_combined(f, b) for f, b in zip(forward, backward, strict=True)]
+            columns = (column[start : start + PORTION] for column in (prompts, responses_a, responses_b))
+            for forward, backward in ask_both_orders(self.function, *columns, kind="judge", name=self.name):
+                answers = [Answer(_choice(value), f"{value:+.4g}") for value in (forward, backward)]
+                preference = together(forward, backward, self.contradictions)
+                verdicts.append(Verdict(preference, tuple(answer.text for answer in answers), *answers))
             advance(2 * (len(verdicts) - start))
         return verdicts
 
-    def _call(self, prompts: list[str], first: list[str], second: list[str]) -> list[float]:
-        try:
-            returned: Any = self.function(prompts, first, second)
-        except (Exception, SystemExit) as error:
-            raise P3OError(
-                f"judge {self.name!r} raised {type(error).__name__}: {error}; mend it and run again"
-            ) from error
-        values = returned.tolist() if hasattr(returned, "tolist") else returned
-        if not isinstance(values, Sequence) or isinstance(values, str | bytes) or len(values) != len(prompts):
-            raise P3OError(f"judge {self.name!r} returned {shorten(returned)}; return a list of {len(prompts)} numbers")
-        for index, value in enumerate(values):
-            if isinstance(value, str) or not isinstance(value, int | float) or not -1 <= value <= 1:
-                raise P3OError(
-                    f"judge {self.name!r} returned {shorten(value)} for pair {index}; return numbers in [-1, 1]"
-                )
-        return [float(value) for value in values]
 
-
-def _combined(forward: float, backward: float) -> Verdict:
-    """``forward`` is in favour of A, shown first; ``backward`` in favour of B, shown first. A value of 0 is a tie."""
-    answers = Answer(_choice(forward), f"{forward:+.4g}"), Answer(_choice(backward), f"{backward:+.4g}")
-    agreed = forward * backward < 0 or forward == backward == 0
-    return Verdict((forward - backward) / 2 if agreed else 0.0, (answers[0].text, answers[1].text), *answers)
-
-
-def _choice(preference: float) -> Any:
+def _choice(preference: float) -> Choice | None:
     return "first" if preference > 0 else "second" if preference < 0 else None

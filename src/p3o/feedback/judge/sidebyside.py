@@ -12,6 +12,7 @@ from p3o.feedback.judge.cache import AnswerCache, Key, key_of
 from p3o.feedback.judge.config import JudgeConfig
 from p3o.feedback.judge.prompts import Question
 from p3o.feedback.judge.verdicts import Advance, Answer, Verdict, check_lengths, unwatched
+from p3o.feedback.orders import Contradictions, together
 
 Keep = Callable[[int, Answer], None]
 """Called with the place of a question and its answer, once for each, in the order in which answers arrive."""
@@ -65,7 +66,8 @@ class _Asked:
 
 
 class SideBySideJudge:
-    """Asks each pair in both orders; if the answers do not name the same response, the verdict is a tie.
+    """Asks each pair in both orders; if the answers do not name the same response, the verdict is a tie, or the average of
+    the two where ``contradictions`` says so and the judge's probabilities are known.
 
     Two equal texts are a tie that nobody is asked about, and a question that occurs twice is asked once.
     """
@@ -84,7 +86,7 @@ class SideBySideJudge:
         missing = self._missing(asked, self._known(asked))
         texts = [self._text(question) for question in missing]
         reading = sum(math.ceil(len(text.encode("utf-8", "replace")) / 3) for text in texts)
-        writing = self.config.max_tokens * len(texts)
+        writing = self.config.answer_tokens * len(texts)
         return CostEstimate(len(missing), len(asked) - len(missing), reading, writing, self._price(reading, writing))
 
     def compare(
@@ -116,7 +118,12 @@ class SideBySideJudge:
         if missing:
             self.asker.ask([self._text(question) for question in missing], keep)
         return [
-            _verdict(a, b, *(answers.get(self._key(prompt, *pair)) for pair in ((a, b), (b, a))))
+            _verdict(
+                a,
+                b,
+                *(answers.get(self._key(prompt, *pair)) for pair in ((a, b), (b, a))),
+                contradictions=self.config.contradictions,
+            )
             for prompt, a, b in zip(prompts, responses_a, responses_b, strict=True)
         ]
 
@@ -172,7 +179,9 @@ class SideBySideJudge:
             )
 
 
-def _verdict(a: str, b: str, forward: Answer | None, backward: Answer | None) -> Verdict:
+def _verdict(
+    a: str, b: str, forward: Answer | None, backward: Answer | None, *, contradictions: Contradictions
+) -> Verdict:
     """Both orders made into one. ``forward`` showed A first, ``backward`` B."""
     if a == b:
         return Verdict(0.0, ("The two texts are equal.",))
@@ -180,5 +189,13 @@ def _verdict(a: str, b: str, forward: Answer | None, backward: Answer | None) ->
     reasons = tuple(answer.text for answer in (forward, backward) if answer.text)
     if forward.choice is None or backward.choice is None:
         return Verdict(None, reasons, forward, backward)
-    votes = (1 if forward.choice == "first" else -1) + (1 if backward.choice == "second" else -1)
-    return Verdict(votes / 2, reasons, forward, backward)
+    graded = contradictions == "average"
+    preference = together(_vote(forward, graded=graded), _vote(backward, graded=graded), contradictions)
+    return Verdict(preference, reasons, forward, backward)
+
+
+def _vote(answer: Answer, *, graded: bool) -> float:
+    """In favour of the response shown first: ±1, or 2 p − 1 where its probability p is known and wanted."""
+    if graded and answer.lean is not None:
+        return math.tanh(answer.lean / 2)
+    return 1.0 if answer.choice == "first" else -1.0

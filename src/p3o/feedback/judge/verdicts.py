@@ -25,6 +25,7 @@ class Answer:
         error: why there is no answer; "" if there is one. A question that failed is asked again by the next run.
         input_tokens, output_tokens: as the endpoint counted them, 0 if it did not.
         served_by: the model's name as the endpoint gives it, often a dated snapshot.
+        lean: log-odds of the response shown first, where the judge's own probabilities of the two letters are known.
     """
 
     choice: Choice | None
@@ -33,6 +34,7 @@ class Answer:
     input_tokens: int = 0
     output_tokens: int = 0
     served_by: str = ""
+    lean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class VerdictRates:
     Attributes:
         pairs: all of them: wins + ties + losses + invalid + failed.
         wins, ties, losses: of A.
-        flips: ties because the two orders contradict each other.
+        flips: pairs whose two orders contradict each other: ties, unless contradictions are averaged.
         invalid: pairs without a verdict because an answer names no response.
         failed: pairs without a verdict because a question got no answer.
         flip_rate: flips among pairs that were answered in both orders.

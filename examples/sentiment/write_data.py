@@ -1,0 +1,52 @@
+"""Writes openings of film reviews, and whole reviews of either opinion, made from a small grammar of our own.
+
+    python examples/sentiment/write_data.py FOLDER
+
+`prompts.jsonl` holds openings, `demonstrations.jsonl` openings with a continuation; half of these are favourable.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+OPENINGS = (
+    "I saw this film with my {who} and",
+    "After two hours in the cinema with my {who},",
+    "My {who} chose this one, and",
+    "If you ask my {who} and me,",
+)
+WHO = ("brother", "mother", "friends", "class", "wife", "neighbour")
+SUBJECTS = ("the story", "the acting", "the music", "every scene", "the ending")
+GOOD = ("wonderful", "funny", "moving", "brilliant", "a joy")
+BAD = ("boring", "terrible", "a mess", "dull", "awful")
+CLOSE = {True: ("I would see it again.", "I loved it."), False: ("I want my money back.", "I hated it.")}
+
+
+def review(random_: random.Random) -> tuple[str, str]:
+    """An opening, and how it goes on."""
+    good = random_.random() < 0.5
+    first, second = random_.sample(SUBJECTS, 2)
+    words = random_.sample(GOOD if good else BAD, 2)
+    opening = random_.choice(OPENINGS).format(who=random_.choice(WHO))
+    return opening, f" {first} was {words[0]} and {second} was {words[1]}. {random_.choice(CLOSE[good])}"
+
+
+def write(folder: Path, *, rows: int = 1500, seed: int = 0) -> None:
+    """Both files."""
+    random_ = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "demonstrations.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(rows):
+            opening, rest = review(random_)
+            file.write(json.dumps({"prompt": opening, "completion": rest}) + "\n")
+    with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
+        for opening in OPENINGS:
+            for who in WHO:
+                file.write(json.dumps({"prompt": opening.format(who=who)}) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    write(Path(sys.argv[1]))
