@@ -60,8 +60,8 @@ class RolloutsAhead:
     """Makes the rollouts of the steps to come while the learner trains.
 
     Args:
-        rollouts: what draws and rates; only this object may draw with it from now on. Where this process samples, the sampler gets a
-            tokenizer of its own: tokenizers are not made for two threads.
+        rollouts: what draws and rates; only this object may draw with it from now on. Where this process samples, the
+            sampler gets a tokenizer of its own: tokenizers are not made for two threads.
         limit: of the staleness, in versions of the policy; at least 1.
         total: steps in all; nothing is sampled for later ones.
         still: steps at the start in which the policy does not change (the critic's warm-up).
