@@ -18,7 +18,7 @@ from p3o.bench import staleness
 from p3o.bench.bandit import ShiftedBandit
 from p3o.bench.methods import METHODS, TASKS, Task, schedule_of
 from p3o.bench.problems import Point, Rollout
-from p3o.bench.staleness import COMPARED, LAGS, Variant, describe, is_blind, late_arms, measure, variants
+from p3o.bench.staleness import COMPARED, LAGS, ON, Variant, describe, is_blind, late_arms, measure, variants
 from p3o.bench.staleness_report import staleness_chart, staleness_tables
 from p3o.bench.train import Arm, Schedule, train
 from p3o.bench.tune import read_settings
@@ -89,8 +89,8 @@ def test_blind_methods_are_those_whose_losses_do_not_read_the_behaviour_policy(m
 
 def test_online_dpo_is_blind_and_p3o_r_where_its_settings_have_no_clip() -> None:
     chosen = read_settings()
-    blind = {(m, t) for m in COMPARED for t in LAGS if is_blind(METHODS[m], chosen[t, m])}
-    assert blind == {("online_dpo", t) for t in LAGS} | {("p3o_r", "bandit_0"), ("p3o_r", "factorised_80")}
+    blind = {(m, t) for m in COMPARED for t in ON if is_blind(METHODS[m], chosen[t, m])}
+    assert blind == {("online_dpo", t) for t in ON} | {("p3o_r", "bandit_0"), ("p3o_r", "factorised_80")}
 
 
 def test_the_kl_stop_of_a_late_step_measures_from_its_beginning() -> None:
@@ -148,9 +148,7 @@ def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest
 def test_tables_fit_a_terminal_and_the_chart_shows_every_cell() -> None:
     record: dict[str, Any] = {"titles": {"p3o_v2": "P3O-V2, K=2", "online_dpo": "Online DPO, K=2"}, "seeds": [1, 2, 3]}
     chosen, rng = read_settings(), np.random.default_rng(0)
-    late = {
-        name: variants(METHODS[name], chosen["bandit_0", name], LAGS["bandit_0"]) for name in ("p3o_v2", "online_dpo")
-    }
+    late = {name: variants(METHODS[name], chosen["bandit_0", name], LAGS) for name in ("p3o_v2", "online_dpo")}
     record["results"] = {"bandit_0": {name: describe(each, rng.random((len(each), 3))) for name, each in late.items()}}
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(staleness_tables(record))

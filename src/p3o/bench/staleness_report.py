@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 COLOURS = ("#7fa8f0", "#1d5fd1", "#7a4fc9", "#cf4a2b", "#8a6d3b", "#2f8f4e")
-TITLES = {"bandit_0": "bandit", "factorised_80": "factorised, 80 tokens", "sequence": "sequence"}
+TITLES = {"bandit_0": "bandit", "factorised_80": "factorised, 80 tokens"}
 
 
 def staleness_tables(record: Mapping[str, Any]) -> Group:
@@ -72,6 +72,7 @@ def staleness_chart(record: Mapping[str, Any]) -> alt.HConcatChart:
             strokeDash=alt.StrokeDash(
                 "ratio:N",
                 title="importance ratio",
+                legend=alt.Legend(symbolType="stroke", symbolSize=300, symbolStrokeWidth=2),
                 scale=alt.Scale(domain=["to the sampler", "to the policy at arrival"], range=[[1, 0], [5, 3]]),
             ),
         )
