@@ -72,7 +72,9 @@ def staleness_chart(record: Mapping[str, Any]) -> alt.HConcatChart:
             strokeDash=alt.StrokeDash(
                 "ratio:N",
                 title="importance ratio",
-                legend=alt.Legend(symbolType="stroke", symbolSize=300, symbolStrokeWidth=2),
+                legend=alt.Legend(
+                    symbolType="stroke", symbolSize=300, symbolStrokeWidth=2, symbolStrokeColor="#1b1f24"
+                ),
                 scale=alt.Scale(domain=["to the sampler", "to the policy at arrival"], range=[[1, 0], [5, 3]]),
             ),
         )
