@@ -64,17 +64,18 @@ def staleness_chart(record: Mapping[str, Any]) -> alt.HConcatChart:
             if correction in corrections
         ]
         base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("lag:Q", title="lag, policy versions", axis=alt.Axis(values=sorted({row["lag"] for row in rows}))),
+            x=alt.X(
+                "lag:Q",
+                title="lag, versions (solid: ratio to the sampler; dashed: arrival)",
+                axis=alt.Axis(values=sorted({row["lag"] for row in rows})),
+            ),
             color=alt.Color("method:N", scale=alt.Scale(domain=titles, range=list(COLOURS[: len(titles)])), title=None),
         )
         lines = base.mark_line(point=True).encode(
             y=alt.Y("mean:Q", title="change of frontier efficiency"),
             strokeDash=alt.StrokeDash(
                 "ratio:N",
-                title="importance ratio",
-                legend=alt.Legend(
-                    symbolType="stroke", symbolSize=300, symbolStrokeWidth=2, symbolStrokeColor="#1b1f24"
-                ),
+                legend=None,
                 scale=alt.Scale(domain=["to the sampler", "to the policy at arrival"], range=[[1, 0], [5, 3]]),
             ),
         )
