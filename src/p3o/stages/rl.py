@@ -20,6 +20,7 @@ from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator, warn_of_unscored
 from p3o.stages.refit import REFITS, Refits
 from p3o.stages.rollout import sampler_of
+from p3o.training.asynchrony import RolloutsAhead
 from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.rollouts import Sampler
 from p3o.training.scoring import ComparisonFeedback
@@ -107,6 +108,7 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
             start=lambda: None if trainer.warmup_steps else evaluated(0),
             resumed=lambda done: use(refits.at(done - trainer.warmup_steps) if refits is not None else None),
         )
+    tell_overlap(run, name, trainer)
     with run.folder.directory(f"rl/{name}") as target:
         run.models.save(policy, run.tokenizer, target)
     run.forget(f"rl/{name}")
@@ -149,18 +151,24 @@ def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
     return refits.at(step)
 
 
+def tell_overlap(run: RunContext, name: str, trainer: OnlineTrainer) -> None:
+    """Where rollouts are sampled ahead: how much of that the training did not wait for."""
+    if isinstance(trainer.source, RolloutsAhead):
+        run.progress.print(f"rl {name}: {trainer.source.overlap.share:.0%} of the sampling went on during training")
+
+
 def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training: OnlineConfig) -> None:
     """Say so if the clip range of this run will never act."""
     if never_clips(algorithm, training):
         run.warn(
             f"rl {name}: one update per batch, so the importance ratio is 1 throughout and the clip range epsilon does "
-            "nothing; raise epochs, minibatches or replay_batches, or compare something else"
+            "nothing; raise epochs, minibatches, replay_batches or max_staleness, or compare something else"
         )
 
 
 def never_clips(algorithm: Algorithm, training: OnlineConfig) -> bool:
     """Whether the algorithm has a clip range that no update of this training can reach."""
-    once = training.epochs == training.minibatches == 1 and training.replay_batches == 0
+    once = training.epochs == training.minibatches == 1 and training.replay_batches == training.max_staleness == 0
     return once and getattr(algorithm.config, "epsilon", None) is not None
 
 

@@ -40,6 +40,7 @@ def sampler_of(run: RunContext, name: str) -> Iterator[Sampler | None]:
         # All runs share this seed, as they share that of the prompts.
         seed=run.seed("rollout"),
         warn=lambda text: run.warn(f"rl {name}: {text}"),
+        overlapped=training.max_staleness > 0,
     )
     run.progress.print(f"rl {name}: responses by vLLM at {', '.join(config.urls)}, weights by {config.weights}")
     try:

@@ -168,6 +168,8 @@ class Rollout:
     """Groups left out because their feedback was not finite."""
     sampler: Mapping[str, int | float] = field(default_factory=dict)
     """What the sampler tells of itself, and how far its log-probs are from the learner's."""
+    refused: int = 0
+    """Groups thrown away before these because they were older than the limit of staleness."""
 
     def describe(self) -> dict[str, int | float]:
         """What was sampled, in numbers."""
@@ -183,6 +185,10 @@ class Rollout:
             described["kl_k1_se"] = kl.mean(-1).std().item() / experience.groups**0.5
         if self.dropped:
             described["dropped_groups"] = self.dropped
+        if self.refused:
+            described["refused_groups"] = self.refused
+        if bool(experience.age.any()):
+            described["staleness"] = int(experience.age.max())
         return (
             described
             | dict(self.sampler)
@@ -196,6 +202,20 @@ class Rollout:
                 "repeated_groups": self.repeated,
             }
         )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was sampled for the next prompts, before anybody has rated it."""
+
+    chosen: list[int]
+    """Which of the training prompts."""
+    prompts: PromptBatch
+    responses: ResponseBatch
+    logprobs: Float[Tensor, "group response time"] | None = None
+    """Of the policy that sampled, where it is no longer the policy when the groups are learned from."""
+    version: int = 0
+    """Of that policy: how many steps had been taken."""
 
 
 def tie_fraction(gaps: Float[Tensor, "group response response"]) -> float:
@@ -251,9 +271,31 @@ class Rollouts:
             NumericalError: if the feedback on every prompt, or any log-prob, is not finite.
             P3OError: as the feedback does, with the step.
         """
+        return self.rated(self.draw(self.policy), step, behaviour=behaviour)
+
+    def draw(self, policy: nn.Module) -> Draw:
+        """K responses of this policy for each of the next prompts."""
         chosen = self.order.next().tolist()
-        prompts = pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
-        responses = self.sampler.sample(self.policy, prompts)
+        prompts = self.encoded_batch(chosen)
+        return Draw(chosen, prompts, self.sampler.sample(policy, prompts))
+
+    def encoded_batch(self, chosen: Sequence[int]) -> PromptBatch:
+        """These prompts, on the policy's device."""
+        return pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
+
+    def rated(self, draw: Draw, step: int, *, behaviour: bool, age: int = 0) -> Rollout:
+        """What was drawn with what it is worth and its log-probs, for the step of this number.
+
+        Args:
+            draw: with the log-probs of the policy that sampled, unless that is the policy as it is.
+            step: its number, for errors.
+            behaviour: whether to compute log π_old where the draw does not hold it.
+            age: how many versions of the policy lie between the one that sampled and the one as it is.
+
+        Raises:
+            NumericalError: as for ``next``.
+        """
+        chosen, responses = draw.chosen, draw.responses
         texts = decode_responses(self.tokenizer, responses, stop=self.config.stop)
         try:
             worth = rate(self.feedback, [self.prompts[i] for i in chosen], texts, responses.ended.cpu())
@@ -265,13 +307,16 @@ class Rollouts:
             )
         if worth.faults:
             self.notice(f"step {step}: {len(worth.faults)} of {len(texts)} groups left out: {'; '.join(worth.faults)}")
-        sampled = split_groups(prompts, responses)
+        sampled = split_groups(draw.prompts, responses)
         groups = [sampled[i] for i in worth.kept.tolist()]
         kept = [self.prompts[chosen[i]] for i in worth.kept.tolist()]
         mask = responses.mask[worth.kept.to(self.device)]
         theirs = None if responses.logprobs is None else responses.logprobs[worth.kept.to(self.device)]
-        needed = behaviour or theirs is not None
-        own = self.logprobs("behaviour", self.policy, groups, mask, kept, step) if needed else None
+        own = None
+        if draw.logprobs is not None:
+            own = finite("behaviour", draw.logprobs[worth.kept.to(self.device)], kept, step)
+        elif behaviour or theirs is not None:
+            own = self.logprobs("behaviour", self.policy, groups, mask, kept, step)
         reference = self.logprobs("reference", self.reference, groups, mask, kept, step)
         experience = Experience(
             response_mask=mask,
@@ -279,13 +324,15 @@ class Rollouts:
             reference_logprobs=reference,
             reward_gaps=worth.gaps.to(self.device),
             rewards=None if worth.rewards is None else worth.rewards.to(self.device),
-            age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
+            age=torch.full((len(groups),), age, dtype=torch.long, device=self.device),
         )
         distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
         ended, dropped = responses.ended.float().mean().item(), len(texts) - len(groups)
         repeated = sum(len(set(group)) == 1 for group in texts) / len(texts)
         rollout = Rollout(groups, experience, ended, distinct, repeated, dropped, self.sampler.take_metrics())
-        return rollout if theirs is None else self.corrected(rollout, theirs, step)
+        # Of late groups only the log-probs of the policy that sampled them can be compared with the sampler's own.
+        comparable = theirs is not None and (draw.logprobs is not None or age == 0)
+        return self.corrected(rollout, theirs, step) if comparable and theirs is not None else rollout
 
     def corrected(self, rollout: Rollout, theirs: Float[Tensor, "group response time"], step: int) -> Rollout:
         """The rollout weighed, or without some of its groups, for what the sampler's log-probs differ from the learner's.
@@ -329,15 +376,7 @@ class Rollouts:
         Raises:
             NumericalError: if one is not finite, naming the step and the first such prompt.
         """
-        found = self.passes.logprobs(model, groups, mask.shape[-1])
-        finite = found.isfinite().flatten(1).all(-1)
-        if not bool(finite.all()):
-            prompt = prompts[int((~finite).nonzero()[0])]
-            raise NumericalError(
-                f"step {step}: a {whose} log-prob is not finite, prompt {shorten(prompt)}; the weights are damaged: lower the "
-                "learning rate, or choose on_fault: rollback"
-            )
-        return found
+        return finite(whose, self.passes.logprobs(model, groups, mask.shape[-1]), prompts, step)
 
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on."""
@@ -352,3 +391,21 @@ class Rollouts:
         """Go back to where ``state_dict`` was taken."""
         self.order.load_state_dict(state["prompt_order"])
         self.sampler.load_state_dict(state["sampler"])
+
+
+def finite(
+    whose: str, found: Float[Tensor, "group response time"], prompts: Sequence[str], step: int
+) -> Float[Tensor, "group response time"]:
+    """These log-probs, if all are numbers.
+
+    Raises:
+        NumericalError: if one is not finite, naming the step and the first such prompt.
+    """
+    good = found.isfinite().flatten(1).all(-1)
+    if not bool(good.all()):
+        prompt = prompts[int((~good).nonzero()[0])]
+        raise NumericalError(
+            f"step {step}: a {whose} log-prob is not finite, prompt {shorten(prompt)}; the weights are damaged: lower the "
+            "learning rate, or choose on_fault: rollback"
+        )
+    return found
