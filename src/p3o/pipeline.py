@@ -3,7 +3,7 @@
 Each stage reads what the earlier ones left in the folder, so a run can be done in one go or stage by stage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -30,7 +30,9 @@ def report(run: RunContext) -> None:
         build_report(run.folder.path)
 
 
-STAGES: dict[str, Callable[[RunContext], None]] = {
+Stage = Callable[[RunContext], None]
+
+STAGES: dict[str, Stage] = {
     "sft": sft,
     "sample": sample,
     "reward": reward,
@@ -41,7 +43,13 @@ STAGES: dict[str, Callable[[RunContext], None]] = {
 
 
 def run(
-    config: RunConfig, *, folder: RunFolder, stages: Sequence[str] | None, progress: Progress, resume: bool = False
+    config: RunConfig,
+    *,
+    folder: RunFolder,
+    stages: Sequence[str] | None,
+    progress: Progress,
+    resume: bool = False,
+    elsewhere: Mapping[str, Stage] | None = None,
 ) -> None:
     """Run these stages (all by default) in the folder.
 
@@ -52,6 +60,7 @@ def run(
         progress: shows how far they are.
         resume: go on where an earlier attempt stopped: stages that are done are passed over, and the one that was
             interrupted goes on from its last checkpoint.
+        elsewhere: stages that other processes do, and the functions that have them done.
 
     Raises:
         P3OError: for bad input, before the first stage begins.
@@ -65,17 +74,22 @@ def run(
     if resume:
         clear_leftovers(folder.path)
     context = RunContext(config, folder, progress, chosen, resume=resume)
-    context.check()
+    elsewhere = elsewhere or {}
+    # Whoever does a stage loads its models and writes its metrics.
+    context.check(load_models=not elsewhere)
     if set(chosen) - {"report"}:
         write_row_reports(folder.path / ROWS_FILE, context.inputs.reports)
     settings = config.model_dump(mode="json")
     with open_trackers(
-        config.tracking, folder=folder.path, online=config.tracking_online, settings=settings
+        () if set(chosen) <= set(elsewhere) else config.tracking,
+        folder=folder.path,
+        online=config.tracking_online,
+        settings=settings,
     ) as folder.trackers:
         for stage in chosen:
             if resume and folder.done(stage):
                 progress.print(f"{stage}: done already")
                 continue
-            STAGES[stage](context)
+            (STAGES | dict(elsewhere))[stage](context)
             if stage != "report":
                 write_model_cards(folder.path, settings)

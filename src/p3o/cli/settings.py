@@ -151,6 +151,9 @@ def _resumed(asked: Asked) -> Work:
     settings = load_config(stored, [], RunConfig)
     if now is None and (asked.overrides or asked.given):
         now = _load(stored, asked)
+    if now is not None:
+        # Who starts the processes makes no difference to what comes of them.
+        settings = settings.model_copy(update={"engine": now.engine})
     if now is not None and (key := first_difference(settings, now.model_copy(update={"name": settings.name}))):
         raise P3OError(
             f"--resume: {key} differs from {stored}; leave it as it was, or take another --name for another run"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
+from p3o.cli.engine import stages_elsewhere
 from p3o.cli.options import STAGE_OPTIONS, Given, takes
 from p3o.cli.settings import Asked, Work, create_folder, open_folder, resolve
 from p3o.errors import P3OError
@@ -157,7 +158,14 @@ def _run_stages(
     from p3o.training.progress import Progress
 
     with folder:
-        pipeline.run(settings, folder=folder, stages=stages, progress=Progress(), resume=resume)
+        pipeline.run(
+            settings,
+            folder=folder,
+            stages=stages,
+            progress=Progress(),
+            resume=resume,
+            elsewhere=stages_elsewhere(settings, resume=resume),
+        )
     if stages is None:
         from rich.console import Console
 
