@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from p3o.distributed.world import world
+
 
 class MetricsAverage:
     """Averages the metrics of micro-batches and minibatches; maxima stay maxima and counts are summed."""
@@ -16,16 +18,25 @@ class MetricsAverage:
         """Take in the metrics of a micro-batch with its share of the minibatch."""
         for name, value in metrics.items():
             number = value.item()
-            if name.endswith("_max"):
-                self.sums[name] = max(self.sums.get(name, number), number)
-                self.weights[name] = 1.0
-            elif name.endswith("_clamped"):
-                self.sums[name] = self.sums.get(name, 0.0) + number
-                self.weights[name] = 1.0
-            else:
-                self.sums[name] = self.sums.get(name, 0.0) + number * weight
-                self.weights[name] = self.weights.get(name, 0.0) + weight
+            averaged = not name.endswith(("_max", "_clamped"))
+            self._join(name, number * weight if averaged else number, weight)
 
     def result(self) -> dict[str, float]:
-        """The averages."""
-        return {name: total / self.weights[name] for name, total in self.sums.items()}
+        """The averages over what all processes took in."""
+        whole = MetricsAverage()
+        for told in world().gather({"sums": self.sums, "weights": self.weights}):
+            for name, total in told["sums"].items():
+                whole._join(name, total, told["weights"][name])
+        return {name: total / whole.weights[name] for name, total in whole.sums.items()}
+
+    def _join(self, name: str, total: float, weight: float) -> None:
+        """One more sum, maximum or count under this name."""
+        if name.endswith("_max"):
+            self.sums[name] = max(self.sums.get(name, total), total)
+            self.weights[name] = 1.0
+        elif name.endswith("_clamped"):
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.weights[name] = 1.0
+        else:
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.weights[name] = self.weights.get(name, 0.0) + weight

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
 from p3o.algorithms.base import half_squared_log_ratio, with_beta
+from p3o.distributed.sharding import is_sharded
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
@@ -25,7 +27,7 @@ from p3o.training.checks import check_mode, check_prompts
 from p3o.training.kl_control import KLController
 from p3o.training.online_config import OnlineConfig
 from p3o.training.optimisation import Optimisation
-from p3o.training.passes import TOKENS, Passes, in_order
+from p3o.training.passes import TOKENS, Passes
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
 from p3o.training.rollouts import LocalSampler, Rollout, Rollouts, Sampler
 from p3o.training.scoring import ComparisonFeedback, Scorer, rated_by
@@ -97,6 +99,9 @@ class OnlineTrainer:
             responses=config.responses_per_prompt,
             context=max(map(len, encoded)) + config.max_new_tokens,
         )
+        if is_sharded(policy) and self.verdict.layout.name == "split":
+            # One forward or two, as the responses are: ranks could fall out of step.
+            self.verdict = choose_layout(policy, choice="padded", responses=config.responses_per_prompt)
         self.passes = Passes(
             self.verdict.layout,
             temperature=config.temperature,
@@ -224,16 +229,21 @@ class OnlineTrainer:
         first: bool,
         critic_only: bool = False,
     ) -> float:
-        """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over.
+        """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over; each process
+        takes its part of the groups.
 
         Returns the mean of ½·(log-ratio)² on the fresh groups: how far the policy has moved since it sampled them.
         """
         moved, fresh = 0.0, 0
         whole = self.weight(experience.select(chosen))
-        for batch in self.passes.micro_batches([groups[i] for i in chosen.tolist()]):
-            part = chosen[batch]
+        members, time = [groups[i] for i in chosen.tolist()], experience.response_mask.shape[-1]
+        share = self.passes.share(members, self.policy, self.critic)
+        for batch, counts in share.passes(members):
+            part, these = chosen[batch], [members[i] for i in batch]
+            if not counts:
+                self.keep_in_step(these, time, critic_only=critic_only)
+                continue
             minibatch = experience.select(part)
-            these, time = [groups[i] for i in part.tolist()], minibatch.response_mask.shape[-1]
             policy_logprobs = minibatch.behaviour_logprobs if critic_only else self.passes.one(self.policy, these, time)
             new = fresh_groups(minibatch)
             if first:
@@ -244,9 +254,9 @@ class OnlineTrainer:
                     experience.behaviour_logprobs[part] = behaviour
             values = self.critic(*self.collate(these, time)) if self.critic is not None else None
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
-            share = self.weight(minibatch) / whole
-            (output.loss * share).backward()
-            metrics.add({**output.metrics, "loss": output.loss.detach()}, share)
+            weight = self.weight(minibatch) / whole
+            (output.loss * weight).backward()
+            metrics.add({**output.metrics, "loss": output.loss.detach()}, weight)
             if bool(new.any()):
                 mask = minibatch.response_mask[new]
                 distance = half_squared_log_ratio(
@@ -255,7 +265,18 @@ class OnlineTrainer:
                 )
                 moved += distance.item() * int(new.sum())
                 fresh += int(new.sum())
+        if first and self.one_pass and world().size > 1:
+            own = [experience.behaviour_logprobs[chosen[batch]] for batch in share.batches]
+            experience.behaviour_logprobs[chosen] = share.gathered(own)
+        moved, fresh = world().totals(moved, fresh)
         return moved / max(fresh, 1)
+
+    def keep_in_step(self, groups: Sequence[GroupTokens], time: int, *, critic_only: bool) -> None:
+        """The passes of a micro-batch, forward and backward, that add nothing: another process has one more than this one."""
+        results = [] if critic_only else [self.passes.one(self.policy, groups, time)]
+        if self.critic is not None:
+            results.append(self.critic(*self.collate(groups, time)))
+        (torch.stack([result.sum().double() for result in results]).sum() * 0.0).backward()
 
     def weight(self, experience: Experience) -> float:
         """How much of a minibatch this part is, in the unit that the algorithm's loss averages over."""
@@ -280,9 +301,8 @@ class OnlineTrainer:
     def values(self, groups: Sequence[GroupTokens], time: int) -> Float[Tensor, "group response time"]:
         """The critic's values, micro-batch by micro-batch."""
         assert self.critic is not None
-        batches = self.passes.micro_batches(groups)
-        parts = [self.critic(*self.collate([groups[i] for i in batch], time)) for batch in batches]
-        return in_order(batches, parts)
+        critic = self.critic
+        return self.passes.share(groups, critic).compute(groups, lambda chosen: critic(*self.collate(chosen, time)))
 
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on."""

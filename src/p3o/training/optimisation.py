@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from p3o.distributed.sharding import clip_gradients, settle
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.training.checkpoint import State, optimiser_state, restore_optimiser, restore_trainable, trainable_state
 from p3o.training.faults import FaultAction, NumericalError
@@ -77,7 +79,8 @@ class Optimisation:
         )
 
     def update(self, where: Callable[[], str] = str) -> bool:
-        """One optimiser step on the gradients that have been accumulated; False if they were not finite and were skipped.
+        """One optimiser step on the gradients that have been accumulated, on all processes; False if they were not finite and
+        were skipped.
 
         Args:
             where: tells, for an error, in which data the fault is.
@@ -85,7 +88,9 @@ class Optimisation:
         Raises:
             NumericalError: if the gradients are not finite and ``on_fault`` is not "skip".
         """
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        settle(*self._modules.values())
+        world().add_gradients(self._parameters)
+        norm = clip_gradients(self._parameters, self._max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
             self.optimiser.step()

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from p3o.distributed.sharding import gathered
+from p3o.distributed.shares import shares
+from p3o.distributed.world import world
 from p3o.errors import shorten
 from p3o.functional.kl import kl_policy_reference_k1
-from p3o.models.sampling import sample_responses
+from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import (
     GroupTokens,
     PromptBatch,
@@ -28,7 +31,7 @@ from p3o.training.faults import NumericalError
 from p3o.training.online_config import OnlineConfig
 from p3o.training.optimisation import BatchOrder
 from p3o.training.passes import Passes
-from p3o.training.scoring import ComparisonFeedback, RewardFeedback
+from p3o.training.scoring import ComparisonFeedback, RewardFeedback, rate
 from p3o.types import Experience
 
 
@@ -37,7 +40,10 @@ class Sampler(Protocol):
     """Who writes the responses of a step."""
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
-        """K responses for each prompt, by the policy as it is now."""
+        """K responses for each prompt, by the policy as it is now.
+
+        Where several processes train together, each of them calls this with all prompts of the step and gets all responses.
+        """
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -50,7 +56,9 @@ class Sampler(Protocol):
 
 
 class LocalSampler:
-    """The learner's own process writes the responses.
+    """The learner's own processes write the responses, each those of its share of the prompts.
+
+    The random numbers belong to the response's place in the step, so how many processes there are changes nothing that is sampled.
 
     Args:
         tokenizer: of the policy.
@@ -64,6 +72,24 @@ class LocalSampler:
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
         """K responses for each prompt, by the policy as it is now."""
+        together, responses = world(), self.config.responses_per_prompt
+        groups = prompts.tokens.shape[0]
+        uniforms = draw_uniforms(groups * responses, self.config.max_new_tokens, self.generator)
+        if together.size == 1:
+            return self._write(policy, prompts, uniforms)
+        lengths = prompts.mask.sum(-1).tolist()
+        mine = shares(lengths, together.size, equal_counts=True)[together.rank]
+        own = None
+        if mine:
+            width = max(lengths[i] for i in mine)
+            part = PromptBatch(prompts.tokens[mine, -width:], prompts.mask[mine, -width:])
+            rows = uniforms.view(groups, responses, -1)[mine].flatten(0, 1)
+        with gathered(policy):
+            own = together.together(lambda: self._write(policy, part, rows) if mine else None)
+        told = together.gather(None if own is None else {"groups": mine, **vars(own)})
+        return _in_place([part for part in told if part is not None], pad_id(self.tokenizer)).to(prompts.tokens.device)
+
+    def _write(self, policy: nn.Module, prompts: PromptBatch, uniforms: Tensor) -> ResponseBatch:
         return sample_responses(
             policy,
             prompts,
@@ -72,7 +98,7 @@ class LocalSampler:
             eos_id=end_id(self.tokenizer),
             pad_id=pad_id(self.tokenizer),
             temperature=self.config.temperature,
-            generator=self.generator,
+            uniforms=uniforms,
             stop=self.config.stop,
             tokenizer=self.tokenizer,
         )
@@ -88,6 +114,19 @@ class LocalSampler:
     def load_state_dict(self, state: State) -> None:
         """Go back to where ``state_dict`` was taken."""
         self.generator.set_state(state["generator"])
+
+
+def _in_place(parts: Sequence[dict[str, Any]], fill: int) -> ResponseBatch:
+    """The responses of all processes, each group where its prompt is, padded to the longest."""
+    time = max(part["tokens"].shape[-1] for part in parts)
+    order = torch.tensor([group for part in parts for group in part["groups"]]).argsort()
+
+    def joined(name: str, value: int | bool) -> Tensor:
+        padded = [nn.functional.pad(part[name], (0, time - part[name].shape[-1]), value=value) for part in parts]
+        return torch.cat(padded)[order]
+
+    ended = torch.cat([part["ended"] for part in parts])[order]
+    return ResponseBatch(joined("tokens", fill), joined("mask", False), ended)
 
 
 @dataclass(frozen=True)
@@ -173,7 +212,7 @@ class Rollouts:
         prompts = pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
         responses = self.sampler.sample(self.policy, prompts)
         texts = decode_responses(self.tokenizer, responses, stop=self.config.stop)
-        worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
+        worth = rate(self.feedback, [self.prompts[i] for i in chosen], texts, responses.ended.cpu())
         if len(worth.kept) == 0:
             raise NumericalError(f"step {step}: the feedback on every prompt of the step is not finite")
         sampled = split_groups(prompts, responses)
