@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from p3o.algorithms import ALGORITHMS
 from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
+from p3o.distributed.settings import ParallelConfig
 from p3o.errors import P3OError, shorten
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.feedback.judge import JudgeConfig
@@ -238,6 +239,7 @@ class RunConfig(Section):
         False, description="Compute activations again in the backward pass: less memory, a third more time."
     )
     trust_remote_code: bool = Field(False, description="Whether Python code in a model's repository may run.")
+    parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     embedded: EmbeddedTaskConfig | None = Field(None, description="Use the embedded task in the place of data files.")
     sft: SFTConfig | None = Field(None, description="Null: start RL from the model as it is.")

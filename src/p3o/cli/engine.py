@@ -17,6 +17,21 @@ RAY_FILES = ".ray"
 """In the run's folder while Ray trains: what its controller writes."""
 
 
+def require_one_process() -> None:
+    """Check that the engine is not asked by each of several processes.
+
+    Raises:
+        P3OError: if torchrun or Slurm started this process among others.
+    """
+    from p3o.errors import P3OError
+
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise P3OError(
+            f"engine: ray starts its own workers, but this is one of {os.environ['WORLD_SIZE']} processes that were started "
+            "already; leave torchrun away, or use --engine local"
+        )
+
+
 def stages_elsewhere(settings: "RunConfig", *, resume: bool) -> "Mapping[str, Stage]":
     """The stages that the engine does, each as a function for the pipeline; none if this process does all.
 
@@ -43,7 +58,7 @@ def _on_ray(run: "RunContext", *, resume: bool) -> None:
             folder=run.folder.path / RAY_FILES,
             use_gpu=run.config.device == "auto" or run.config.device.startswith("cuda"),
             progress=run.progress,
-            collective_seconds=1800,
+            collective_seconds=60 * run.config.parallel.timeout_minutes,
         )
     finally:
         run.folder.refresh()
@@ -60,7 +75,9 @@ def _stage_of_worker(
 ) -> None:
     """The RL stage as one process would do it, in a worker; from its checkpoint if an earlier attempt was lost."""
     from p3o import pipeline
+    from p3o.distributed import started
     from p3o.errors import P3OError
+    from p3o.training.following import open_together
     from p3o.training.tracking import RUN_FILE, RunFolder
 
     if not (output / name / RUN_FILE).is_file():
@@ -68,5 +85,6 @@ def _stage_of_worker(
             f"{(output / name).absolute()}: not on the worker's host {os.uname().nodename}; --output must name a folder on "
             "storage that all hosts of the cluster share"
         )
-    folder = RunFolder.open(output, name, overwrite=overwrite)
-    pipeline.run(settings, folder=folder, stages=["rl"], progress=progress, resume=resume or seat.attempt > 0)
+    with started(settings.parallel, use_gpu=settings.device not in ("cpu", "mps")):
+        folder = open_together(lambda: RunFolder.open(output, name, overwrite=overwrite))
+        pipeline.run(settings, folder=folder, stages=["rl"], progress=progress, resume=resume or seat.attempt > 0)

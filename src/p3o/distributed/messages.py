@@ -1,4 +1,4 @@
-"""What processes tell each other, as bytes: a tree of plain values and tensors. Never a pickle, which would run what it holds."""
+"""What processes tell each other, as bytes: a tree of plain values and tensors. Never a pickle, which can run code."""
 
 import json
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return [take_tensors(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"a tree cannot hold a {type(value).__name__} (at {path})")
+    raise TypeError(f"a checkpoint or message cannot hold a {type(value).__name__} (at {path})")
 
 
 def put_tensors(value: Any, tensors: Mapping[str, Any]) -> Any:

@@ -19,8 +19,10 @@ class ParallelConfig(BaseModel):
     )
     timeout_minutes: int | float = Field(30, gt=0, description="Limit on every collective operation.")
     reshard_after_forward: bool = Field(
-        True, description="fsdp: drop a block's whole weights after its forward pass and gather them again for the backward."
+        True,
+        description="fsdp: drop a block's whole weights after its forward pass and gather them again for the backward.",
     )
     cpu_offload: bool = Field(
-        False, description="fsdp: keep shards, gradients and moments in the CPU's memory; the GPU holds a block at a time."
+        False,
+        description="fsdp: keep shards, gradients and moments in the CPU's memory; the GPU holds a block at a time.",
     )

@@ -69,8 +69,8 @@ def shard(
     whole = [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
     if whole or next(module.parameters()).device_mesh.size() != world().size:  # type: ignore[operator]
         raise P3OError(
-            f"parallel.mode: fsdp left {whole[0] if whole else 'the model'} whole on every process; this is a mistake in p3o, use "
-            "mode: data and report it"
+            f"parallel.mode: fsdp left {whole[0] if whole else 'the model'} whole on every process; this is a mistake in p3o: "
+            "report it, and use mode: data"
         )
     return module
 
@@ -89,8 +89,8 @@ def is_sharded(module: nn.Module) -> bool:
 def gathered(*modules: nn.Module) -> Iterator[None]:
     """Inside, every rank holds these modules whole, and its passes without gradients need no other rank.
 
-    For generation: a rank decodes as many tokens as its own responses take, and nothing is gathered token by token. The price is
-    memory for the whole weights in the dtype of passes. Modules that are not sharded are left as they are.
+    For generation: a rank decodes as many tokens as its own responses take, and nothing is gathered token by token. The price
+    is memory for the whole weights in the dtype of passes. Modules that are not sharded are left as they are.
     """
     handled = [part for module in modules for part in parts(module)]
     for part in handled:
@@ -105,7 +105,7 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
 
 
 def settle(*modules: nn.Module) -> None:
-    """Every parameter back to its shard. A pass without gradients leaves the root gathered: its copy would not see an update."""
+    """Every parameter back to its shard. A pass without gradients leaves the root gathered: a copy that sees no update."""
     for module in modules:
         for part in parts(module):
             part.reshard()
@@ -136,20 +136,3 @@ def rows_here(like: DTensor) -> tuple[int, int]:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be spread over the ranks, whole; all ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients down to this norm over all parameters and all shards. Returns the norm before; the same on all ranks."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not any(isinstance(gradient, DTensor) for gradient in gradients):
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
-    # torch's own, on shards, was seen to give another norm than the whole tensors have (torch 2.13, gloo).
-    shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-    rest = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    square = world().sum_(torch.nn.utils.get_total_norm(shards).double().square())
-    if rest:
-        square += torch.nn.utils.get_total_norm(rest).double().square()
-    norm = square.sqrt()
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([*shards, *rest], scale.to(shards[0].device))  # noqa: SLF001 what torch's own clipping calls
-    return norm

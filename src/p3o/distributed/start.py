@@ -12,7 +12,7 @@ from p3o.distributed.settings import ParallelConfig
 from p3o.distributed.world import World, within
 from p3o.errors import P3OError
 
-RANK, SIZE, LOCAL_RANK, RESTARTS = "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
+SIZE, LOCAL_RANK = "WORLD_SIZE", "LOCAL_RANK"
 _PATIENCE = timedelta(days=30)
 
 
@@ -34,7 +34,7 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
     if settings.processes is not None and size != settings.processes:
         raise P3OError(
             f"parallel.processes: {settings.processes} processes must train together, but there is "
-            f"{'only this one' if size == 1 else f'a world of {size}'}; start it with torchrun --nproc-per-node, see docs/scale.md"
+            f"{'only this one' if size == 1 else f'a world of {size}'}; start it with torchrun, see docs/scale.md"
         )
     if size == 1:
         with within(World()) as found:
@@ -49,8 +49,8 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=limit)
         except (RuntimeError, ValueError) as error:
             raise P3OError(
-                f"the {size} processes cannot meet ({str(error).splitlines()[0][:200]}); check MASTER_ADDR, MASTER_PORT and the "
-                "firewall between the hosts"
+                f"the {size} processes cannot meet ({str(error).splitlines()[0][:200]}); check MASTER_ADDR, MASTER_PORT and "
+                "the firewall between the hosts"
             ) from error
     try:
         groups = (dist.new_group(backend="gloo", timeout=time) for time in (limit, _PATIENCE))
@@ -61,11 +61,6 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
     finally:
         if not known:
             dist.destroy_process_group()
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this process again after a failure: it shall go on where the last checkpoint is."""
-    return _number(RESTARTS, 0) > 0
 
 
 def _check(found: World) -> None:

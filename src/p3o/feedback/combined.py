@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.feedback.functions import RewardFunction
 
@@ -49,9 +50,11 @@ class CombinedReward:
         return totals
 
     def take_means(self) -> dict[str, float]:
-        """The mean of each part, before its weight, over all responses since the last time this was asked; {} if none."""
-        if not self._scored:
+        """The mean of each part, before its weight, over all responses since the last time this was asked; {} if
+        none. Of several processes, all of them ask."""
+        scored, *totals = world().totals(self._scored, *self._sums.values())
+        if not scored:
             return {}
-        means = {f"reward_{name}": total / self._scored for name, total in self._sums.items()}
+        means = {f"reward_{name}": total / scored for name, total in zip(self._sums, totals, strict=True)}
         self._sums, self._scored = dict.fromkeys(self.parts, 0.0), 0
         return means

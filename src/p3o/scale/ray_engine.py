@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from p3o.distributed import LostProcessError
 from p3o.errors import P3OError, first_line
 from p3o.files import remove
 from p3o.scale.ray_cluster import cluster
@@ -163,10 +164,10 @@ def _in_worker(settings: dict[str, Any]) -> None:
                 work(seat, Progress(Teller(say), terminal=False))
         except Stopped as stop:
             finish(Outcome("stopped", str(stop), stop.signal))
+        except LostProcessError:
+            raise  # no mistake in what was given: Ray starts all of them again
         except P3OError as error:
-            # That another one is gone is no mistake in what was given: Ray shall start all again.
-            if not getattr(error, "peer_is_lost", False):
-                finish(Outcome("mistake", str(error)))
+            finish(Outcome("mistake", str(error)))
             raise
 
 
@@ -293,7 +294,16 @@ def _explained(error: BaseException, engine: EngineConfig) -> BaseException:
 
 def _lost_a_peer(error: BaseException) -> bool:
     """Whether a worker failed because another one had gone."""
-    return "has gone, or has not answered" in str(error) or "onnection closed by peer" in str(error)
+    return any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
+
+
+_SIGNS_OF_A_LOST_PEER = (
+    LostProcessError.__name__,  # in the traceback that Ray sends
+    "onnection closed by peer",
+    "onnection reset by peer",
+    "Timed out waiting",
+    "ProcessGroup",
+)
 
 
 def _resources(ray: Any, engine: EngineConfig, use_gpu: bool) -> dict[str, int | float]:

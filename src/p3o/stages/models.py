@@ -7,13 +7,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.config import RunConfig
+from p3o.distributed.sharding import shard
 from p3o.feedback.reward_model import load_reward_model
 from p3o.inputs import starting_model
 from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.heads import Critic
 from p3o.models.language import load_language_model, save_model
 from p3o.models.precision import Precision, choose_precision, compute_in
-from p3o.models.recomputation import enable_gradient_checkpointing
+from p3o.models.recomputation import blocks, enable_gradient_checkpointing
 
 
 class Models:
@@ -71,6 +72,11 @@ class Models:
         )
         self._computing(critic.body, precision, trained=True)
         return critic
+
+    def shard(self, model: nn.Module, *, trained: bool) -> None:
+        """Spread a model over all processes, layer by layer."""
+        compute = self.precision(trained=trained).compute
+        shard(model, blocks(model), self.config.parallel, compute=compute, device=self.device)
 
     def save(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """Write a plain folder of transformers or peft."""

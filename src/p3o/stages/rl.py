@@ -6,10 +6,12 @@ from typing import Any
 from torch import nn
 
 from p3o.algorithms import Algorithm, make_algorithm
+from p3o.distributed import world
+from p3o.distributed.sharding import gathered
 from p3o.evaluation.policy import Evaluator
 from p3o.feedback.reward_model import RewardModel
 from p3o.feedback.simulated import prompt_offsets
-from p3o.files import append_jsonl, remove
+from p3o.files import remove
 from p3o.inputs import Scorer
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
@@ -30,11 +32,11 @@ def rl(run: RunContext) -> None:
         )
 
     with run.folder.stage("rl", owns=owns, resume=run.resume):
-        if not run.resume:
+        if not run.resume and world().first:
             for file in (SAMPLES_FILE, REFITS, *(f"rl/{name}" for name in run.config.rl.runs)):
                 remove(run.folder.path / file)
         for name in run.config.rl.runs:
-            if (run.folder.path / "rl" / name).is_dir():
+            if world().from_first((run.folder.path / "rl" / name).is_dir()):
                 run.progress.print(f"rl {name}: done already")
                 run.forget(f"rl/{name}")  # it may have been killed between the two
             else:
@@ -45,14 +47,7 @@ def rl_run(run: RunContext, name: str) -> None:
     """One RL run: train, evaluate at intervals, save."""
     entry, training = run.config.rl.runs[name], run.config.rl.training_of(name)
     algorithm = make_algorithm(entry.algorithm, **entry.settings)
-    policy = run.models.policy(run.sft_folder)
-    reference = frozen_copy(policy)
-    critic = None
-    if algorithm.needs_critic:
-        trained = run.config.reward.is_trained
-        critic = run.models.critic(run.required("reward_model", "p3o reward") if trained else run.sft_folder)
-    if run.config.lora is not None:
-        share_frozen_weights_with(policy, critic, run.scorer)
+    policy, reference, critic = learners(run, algorithm)
     trainer = OnlineTrainer(
         policy,
         reference,
@@ -65,7 +60,7 @@ def rl_run(run: RunContext, name: str) -> None:
         seed=run.seed("rl"),
         critic=critic,
     )
-    run.progress.print(f"rl {name}: {trainer.verdict}")
+    run.progress.print(f"rl {name}: {trainer.verdict}; {describe_processes(run)}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
@@ -95,7 +90,7 @@ def rl_run(run: RunContext, name: str) -> None:
             if step == 0 or (step > 0 and step % run.config.evaluation.every == 0) or done == trainer.total:
                 evaluated(step)
             if refits is not None and refits.due(step, training.steps):
-                use(refits.refit(step, policy))
+                use(refit(refits, step, policy))
 
         run.fit(
             f"rl/{name}",
@@ -110,6 +105,46 @@ def rl_run(run: RunContext, name: str) -> None:
     with run.folder.directory(f"rl/{name}") as target:
         run.models.save(policy, run.tokenizer, target)
     run.forget(f"rl/{name}")
+
+
+def learners(run: RunContext, algorithm: Algorithm) -> tuple[nn.Module, nn.Module, Critic | None]:
+    """The policy, the reference as it was handed over, and a critic where the algorithm needs one; sharded if they are to be."""
+    policy = run.models.policy(run.sft_folder)
+    reference = frozen_copy(policy)
+    critic = None
+    if algorithm.needs_critic:
+        trained = run.config.reward.is_trained
+        critic = run.models.critic(run.required("reward_model", "p3o reward") if trained else run.sft_folder)
+    if is_fsdp(run):
+        run.models.shard(policy, trained=True)
+        run.models.shard(reference, trained=False)
+        if critic is not None:
+            run.models.shard(critic, trained=True)
+    elif run.config.lora is not None:
+        share_frozen_weights_with(policy, critic, run.scorer)
+    return policy, reference, critic
+
+
+def is_fsdp(run: RunContext) -> bool:
+    """Whether parameters are to be sharded; with one process there is nobody to share with."""
+    return run.config.parallel.mode == "fsdp" and world().size > 1
+
+
+def describe_processes(run: RunContext) -> str:
+    """How many processes train, and what they share."""
+    size = world().size
+    if size == 1:
+        return "one process" + (", nothing is sharded" if run.config.parallel.mode == "fsdp" else "")
+    return f"{size} processes, {'sharded' if is_fsdp(run) else 'each with the whole models'}"
+
+
+def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
+    """A refit of the reward model: of several processes the first makes it, and the others read it."""
+    if world().size == 1:
+        return refits.refit(step, policy)
+    with gathered(policy):
+        world().wait_for_first(lambda: refits.refit(step, policy) and None)
+    return refits.at(step)
 
 
 def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training: OnlineConfig) -> None:
@@ -139,7 +174,7 @@ def evaluate_step(
     for index, record in enumerate(evaluation.rows()[: run.config.evaluation.followed_prompts]):
         prompt = run.inputs.heldout_prompts[index]
         identity = {"policy": name, "step": step, "prompt_index": index, "prompt": prompt}
-        append_jsonl(run.folder.path / SAMPLES_FILE, identity | record)
+        run.folder.append(SAMPLES_FILE, identity | record)
     return summary
 
 

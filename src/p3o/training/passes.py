@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from p3o.distributed.shares import shares
 from p3o.distributed.sharding import is_sharded
+from p3o.distributed.shares import shares
 from p3o.distributed.world import world
 from p3o.models.layouts import Layout, device_of
 from p3o.models.packing import length_buckets
@@ -43,8 +43,8 @@ class Passes:
     def share(self, groups: Sequence[GroupTokens], *models: nn.Module | None) -> "Share":
         """The passes that fall to this process: whole groups, balanced by tokens.
 
-        Every rank knows all groups, so it also knows how many passes the busiest one makes; where a model is sharded, it makes as
-        many (a pass through it is a collective operation), the last of them of no weight.
+        Every rank knows all groups, so it also knows how many passes the busiest one makes; where a model is sharded, it makes
+        as many (a pass through it is a collective operation), the last of them of no weight.
 
         Args:
             groups: of the whole batch, the same on every rank.

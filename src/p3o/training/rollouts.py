@@ -58,7 +58,7 @@ class Sampler(Protocol):
 class LocalSampler:
     """The learner's own processes write the responses, each those of its share of the prompts.
 
-    The random numbers belong to the response's place in the step, so how many processes there are changes nothing that is sampled.
+    The random numbers belong to the response's place in the step: the number of processes changes nothing that is sampled.
 
     Args:
         tokenizer: of the policy.
