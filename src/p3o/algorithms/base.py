@@ -98,6 +98,10 @@ def half_squared_log_ratio(
     return 0.5 * ((policy_logprobs - behaviour_logprobs).detach() ** 2).mean()
 
 
+RESPONSE_MEANS = ("ratio_mean", "half_squared_log_ratio")
+"""Metrics that are means over responses, whatever the loss is a mean over."""
+
+
 def ratio_metrics(log_ratio: Float[Tensor, "group response"], clamped: Float[Tensor, ""]) -> dict[str, Tensor]:
     """The log's view of the importance ratios: mean and maximum of ρ, mean ½·(log ρ)², number of clamps."""
     ratio = log_ratio.detach().exp()

@@ -67,7 +67,7 @@ def shard(
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo knows sums only
     whole = [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
-    if whole or next(module.parameters()).device_mesh.size() != world().size:  # type: ignore[operator]
+    if whole or mesh.size() != world().size:
         raise P3OError(
             f"parallel.mode: fsdp left {whole[0] if whole else 'the model'} whole on every process; this is a mistake in p3o: "
             "report it, and use mode: data"

@@ -78,4 +78,5 @@ class Critic(nn.Module):
             input_ids=tokens, attention_mask=mask.long(), **accepted(self.body, arguments)
         ).last_hidden_state
         values: Tensor = self.head(hidden[:, -(time + 1) : -1].to(self.head.weight.dtype)).squeeze(-1)
-        return values.view(group, response, time).float()
+        # A tensor of its own: FSDP hooks the backward pass onto what a module returns, and a view could lose the hook.
+        return values.view(group, response, time).float().clone()

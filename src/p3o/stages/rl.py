@@ -108,7 +108,7 @@ def rl_run(run: RunContext, name: str) -> None:
 
 
 def learners(run: RunContext, algorithm: Algorithm) -> tuple[nn.Module, nn.Module, Critic | None]:
-    """The policy, the reference as it was handed over, and a critic where the algorithm needs one; sharded if they are to be."""
+    """The policy, the reference as it was handed over, and a critic if the algorithm needs one; sharded if they shall be."""
     policy = run.models.policy(run.sft_folder)
     reference = frozen_copy(policy)
     critic = None

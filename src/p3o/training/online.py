@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
-from p3o.algorithms.base import half_squared_log_ratio, with_beta
+from p3o.algorithms.base import RESPONSE_MEANS, half_squared_log_ratio, with_beta
 from p3o.distributed.sharding import is_sharded
 from p3o.distributed.world import world
 from p3o.errors import P3OError
@@ -256,7 +256,9 @@ class OnlineTrainer:
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
             weight = self.weight(minibatch) / whole
             (output.loss * weight).backward()
-            metrics.add({**output.metrics, "loss": output.loss.detach()}, weight)
+            told = {**output.metrics, "loss": output.loss.detach()}
+            metrics.add({name: told.pop(name) for name in RESPONSE_MEANS if name in told}, len(batch) / len(members))
+            metrics.add(told, weight)
             if bool(new.any()):
                 mask = minibatch.response_mask[new]
                 distance = half_squared_log_ratio(

@@ -69,7 +69,7 @@ class SavedShards:
 def take_shards(value: Any, path: str, shards: dict[str, Tensor]) -> Any:
     """The tree with a mark in the place of every sharded tensor, whose rows of this rank go into ``shards``."""
     if isinstance(value, DTensor):
-        local = value.detach().to_local().cpu().contiguous()
+        local = value.to_local().detach().cpu().contiguous()
         # A shard is a view into what all shards of its block share.
         shards[path] = local.clone() if local.untyped_storage().nbytes() > local.nbytes else local
         return {SHARDED: path, "shape": list(value.shape), "files": world().size}
