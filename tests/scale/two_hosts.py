@@ -62,8 +62,8 @@ class Host:
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts with a cable between them, gone when the block ends."""
-    names = tuple(f"p3o-{os.getpid()}-{letter}" for letter in "ab")
-    hosts = tuple(map(Host, names, ADDRESSES, strict=True))
+    names = [f"p3o-{os.getpid()}-{letter}" for letter in "ab"]
+    hosts = [Host(name, address) for name, address in zip(names, ADDRESSES, strict=True)]
     with ExitStack() as stack:
         for host in hosts:
             _do("ip", "netns", "add", host.name)
