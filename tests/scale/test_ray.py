@@ -1,4 +1,4 @@
-"""RL on workers of Ray Train: equal to one process, whatever is killed; on a cluster of this machine that listens on the loopback."""
+"""RL on workers of Ray Train: equal to one process, whatever is killed; on a cluster that listens on the loopback."""
 
 import os
 import secrets
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.scale.runs import (
     LONG,
     STEPS,
@@ -163,7 +162,7 @@ def test_ctrl_c_on_two_workers_then_resume_on_one_process(base: Path, long: Path
     assert "error: stopped by SIGINT after step" in told.splitlines()[-1]
     steps = sum(row["stage"] == "rl" for row in metrics(folder))
     assert 10 <= steps < STEPS
-    result = done(folder, "--resume", "--engine", "local", "--set", "engine.workers=1")
+    result = done(folder, "--resume", "--engine", "local")
     assert result.returncode == 0, result.stderr
     assert f"rl/p3o_v2: going on after step {steps}" in result.stderr
     assert_equal(long, folder)

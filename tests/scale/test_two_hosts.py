@@ -1,9 +1,8 @@
-"""Two virtual hosts with a cable between them, which is cut while they train; scenarios and measurements are in two_hosts.py."""
+"""Two virtual hosts with a cable between them, which is cut while they train; the scenarios are in two_hosts.py."""
 
 from pathlib import Path
 
 import pytest
-
 from tests.scale.two_hosts import measure, refusal
 
 pytest.importorskip("ray")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p3o.cli.options import ALGORITHM, ALGORITHM_SETTINGS, STAGE_OPTIONS, Given
+from p3o.cli.options import ALGORITHM, ALGORITHM_SETTINGS, ENGINE, STAGE_OPTIONS, Given
 from p3o.errors import P3OError, did_you_mean
 from p3o.files import open_for_reading
 
@@ -189,6 +189,8 @@ def _load(source: Path | None, asked: Asked) -> "RunConfig":
         for option in STAGE_OPTIONS[asked.command]
         if option.key and option.flag in asked.given
     ]
+    if asked.given.get(ENGINE.flag) == "local":  # what the file says of workers and addresses is of another engine
+        options = [Override(("engine",), {}, f"--{ENGINE.flag} local"), *options]
     settings = load_config(source, [*options, *asked.overrides], RunConfig)
     derived = [*_wanted_sft(settings, asked), *_algorithm(settings, asked)]
     return load_config(source, [*options, *derived, *asked.overrides], RunConfig) if derived else settings
