@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
 
 from p3o.algorithms import make_algorithm
 from p3o.data.embedded import task
@@ -19,6 +20,7 @@ from p3o.errors import P3OError
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy, save_model
 from p3o.models.recomputation import blocks, enable_gradient_checkpointing
+from p3o.models.sharded_loading import empty_model, fill
 from p3o.stopping import Stopped
 from p3o.training.checkpoint import Checkpoints
 from p3o.training.faults import NumericalError
@@ -74,6 +76,16 @@ def weights(model: nn.Module) -> list[float]:
     """All of them, whole, in float64."""
     settle(model)
     return torch.cat([whole(parameter.detach()).flatten().double() for parameter in model.parameters()]).tolist()
+
+
+def loaded(folder: Path, auto_class: Any = AutoModelForCausalLM) -> nn.Module:
+    """A model read straight into its shards."""
+    model = empty_model(auto_class, str(folder), what="model", dtype=torch.float64)
+    assert model is not None
+    assert all(parameter.is_meta for parameter in model.parameters())
+    shard(model, blocks(model), ParallelConfig(mode="fsdp"), compute=torch.float64, device=CPU)
+    fill(model, str(folder), what="model", device=CPU)
+    return model
 
 
 def taken(trainer: OnlineTrainer, steps: int) -> dict[str, Any]:
@@ -135,6 +147,10 @@ def everything(folder: Path) -> dict[str, Any]:
     ]
     save_model(sharded.policy, build_tokenizer(), folder / "model")
     world().barrier()
+    found["loaded"] = weights(loaded(folder / "model"))
+    body = loaded(folder / "model", AutoModel)
+    found["loaded body"] = weights(body)
+    found["buffers"] = [buffer.double().tolist() for buffer in body.buffers()]
     found |= faults(folder)
     return found
 

@@ -12,7 +12,7 @@ import torch
 from tests.distributed import learner
 from tests.distributed.learner import ALGORITHMS, MODES
 from tests.distributed.ranks import on_ranks
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from p3o.training.checkpoint import MANIFEST, Checkpoints, load_state
 from p3o.training.online import OnlineTrainer
@@ -160,6 +160,16 @@ def test_a_sharded_model_is_saved_as_a_plain_folder(ranks: list[dict[str, Any]],
     right = dict(learner.learner("p3o_v2", "one").policy.named_parameters())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, right[name]), name
+
+
+def test_shards_are_read_straight_from_the_files(ranks: list[dict[str, Any]], folder: Path) -> None:
+    for name, auto_class in (("loaded", AutoModelForCausalLM), ("loaded body", AutoModel)):
+        model = auto_class.from_pretrained(folder / "model", dtype=torch.float64)
+        right = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).tolist()
+        assert all(rank[name] == right for rank in ranks)
+    buffers = [buffer.double().tolist() for buffer in model.buffers()]
+    assert buffers
+    assert all(rank["buffers"] == buffers for rank in ranks)
 
 
 # Faults

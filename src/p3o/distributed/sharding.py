@@ -136,3 +136,8 @@ def rows_here(like: DTensor) -> tuple[int, int]:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be spread over the ranks, whole; all ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be spread over the ranks, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

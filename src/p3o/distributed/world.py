@@ -54,7 +54,7 @@ class World:
             with _answers():
                 dist.barrier(group=self.control)
 
-    def wait_for_first(self, work: Callable[[], None]) -> None:
+    def wait_for_first(self, work: Callable[[], object]) -> None:
         """The first process works, as if it were alone, while the others wait, for as long as it takes.
 
         Raises:

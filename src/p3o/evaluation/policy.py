@@ -152,10 +152,8 @@ class Evaluator:
         # Taken in turns, so the batches come back in turns.
         batches = [rank[turn] for turn in range(len(told[0])) for rank in told if turn < len(rank)]
         columns = {name: [value for batch in batches for value in batch[name]] for name in batches[0]}
-        columns = {
-            name: columns.get(name) for name in ("responses", "reward", "gold", "kl", "kl_k1", "length", "ended")
-        }
-        return PolicyEvaluation(**columns)
+        absent = dict.fromkeys(("gold", "kl", "kl_k1"))
+        return PolicyEvaluation(**absent | columns)
 
     def _batch(
         self, policy: nn.Module, part: slice, uniforms: Tensor, temperature: float, *, best_of: int, with_kl: bool

@@ -24,6 +24,10 @@ class Critic(nn.Module):
         self.body = body
         config: Any = plain_model(body).config
         self.head = nn.Linear(config.get_text_config().hidden_size, 1, device=next(body.parameters()).device)
+        self.start_at_zero()
+
+    def start_at_zero(self) -> None:
+        """Let every value be zero."""
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

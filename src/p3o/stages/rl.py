@@ -109,18 +109,15 @@ def rl_run(run: RunContext, name: str) -> None:
 
 def learners(run: RunContext, algorithm: Algorithm) -> tuple[nn.Module, nn.Module, Critic | None]:
     """The policy, the reference as it was handed over, and a critic if the algorithm needs one; sharded if they shall be."""
+    trained = run.config.reward.is_trained
+    valued = run.required("reward_model", "p3o reward") if trained and algorithm.needs_critic else run.sft_folder
+    if is_fsdp(run):
+        policy, reference = run.models.sharded(run.sft_folder)
+        return policy, reference, run.models.sharded_critic(valued) if algorithm.needs_critic else None
     policy = run.models.policy(run.sft_folder)
     reference = frozen_copy(policy)
-    critic = None
-    if algorithm.needs_critic:
-        trained = run.config.reward.is_trained
-        critic = run.models.critic(run.required("reward_model", "p3o reward") if trained else run.sft_folder)
-    if is_fsdp(run):
-        run.models.shard(policy, trained=True)
-        run.models.shard(reference, trained=False)
-        if critic is not None:
-            run.models.shard(critic, trained=True)
-    elif run.config.lora is not None:
+    critic = run.models.critic(valued) if algorithm.needs_critic else None
+    if run.config.lora is not None:
         share_frozen_weights_with(policy, critic, run.scorer)
     return policy, reference, critic
 
@@ -143,7 +140,7 @@ def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
     if world().size == 1:
         return refits.refit(step, policy)
     with gathered(policy):
-        world().wait_for_first(lambda: refits.refit(step, policy) and None)
+        world().wait_for_first(lambda: refits.refit(step, policy))
     return refits.at(step)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from p3o.algorithms.base import RESPONSE_MEANS
 from p3o.distributed.world import world
 
 
@@ -14,12 +15,19 @@ class MetricsAverage:
         self.sums: dict[str, float] = {}
         self.weights: dict[str, float] = {}
 
-    def add(self, metrics: Mapping[str, Tensor], weight: float) -> None:
-        """Take in the metrics of a micro-batch with its share of the minibatch."""
+    def add(self, metrics: Mapping[str, Tensor], weight: float, *, groups: float | None = None) -> None:
+        """Take in the metrics of a micro-batch.
+
+        Args:
+            metrics: by name.
+            weight: its share of what the loss of the minibatch is a mean over.
+            groups: its share of the groups, for metrics that are means over responses; None: the same.
+        """
         for name, value in metrics.items():
             number = value.item()
+            share = groups if groups is not None and name in RESPONSE_MEANS else weight
             averaged = not name.endswith(("_max", "_clamped"))
-            self._join(name, number * weight if averaged else number, weight)
+            self._join(name, number * share if averaged else number, share)
 
     def result(self) -> dict[str, float]:
         """The averages over what all processes took in."""

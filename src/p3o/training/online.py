@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
-from p3o.algorithms.base import RESPONSE_MEANS, half_squared_log_ratio, with_beta
+from p3o.algorithms.base import half_squared_log_ratio, with_beta
 from p3o.distributed.sharding import is_sharded
 from p3o.distributed.world import world
 from p3o.errors import P3OError
@@ -256,9 +256,7 @@ class OnlineTrainer:
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
             weight = self.weight(minibatch) / whole
             (output.loss * weight).backward()
-            told = {**output.metrics, "loss": output.loss.detach()}
-            metrics.add({name: told.pop(name) for name in RESPONSE_MEANS if name in told}, len(batch) / len(members))
-            metrics.add(told, weight)
+            metrics.add({**output.metrics, "loss": output.loss.detach()}, weight, groups=len(batch) / len(members))
             if bool(new.any()):
                 mask = minibatch.response_mask[new]
                 distance = half_squared_log_ratio(
@@ -270,8 +268,8 @@ class OnlineTrainer:
         if first and self.one_pass and world().size > 1:
             own = [experience.behaviour_logprobs[chosen[batch]] for batch in share.batches]
             experience.behaviour_logprobs[chosen] = share.gathered(own)
-        moved, fresh = world().totals(moved, fresh)
-        return moved / max(fresh, 1)
+        distance_moved, groups_moved = world().totals(moved, fresh)
+        return distance_moved / max(groups_moved, 1)
 
     def keep_in_step(self, groups: Sequence[GroupTokens], time: int, *, critic_only: bool) -> None:
         """The passes of a micro-batch, forward and backward, that add nothing: another process has one more than this one."""
