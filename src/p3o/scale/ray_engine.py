@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def run_on_ray(
     """
     progress.print(f"engine: Ray, {'on this machine' if engine.address is None else f'cluster at {engine.address}'}")
     began = time.monotonic()
-    with cluster(engine) as ray:
+    # Ray prints what it has to say of its nodes; standard output is the command's own.
+    with redirect_stdout(sys.stderr), cluster(engine) as ray:
         resources = _resources(ray, engine, use_gpu)
         # The driver's host has the actor: while it lives there is somebody to tell.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -159,7 +160,7 @@ def _in_worker(settings: dict[str, Any]) -> None:
             finish(_stopped(number))
 
         try:
-            with _stops(post, ray, stop_at_once) if rank == 0 else _nothing():
+            with _stops(post, ray, stop_at_once) if rank == 0 else nullcontext():
                 work: Work = settings["work"]
                 work(seat, Progress(Teller(say), terminal=False))
         except Stopped as stop:
@@ -175,11 +176,6 @@ def _in_worker(settings: dict[str, Any]) -> None:
 def _stops(post: Any, ray: Any, at_once: Callable[[int], None]) -> Iterator[None]:
     with stops_when_asked(lambda: ray.get(post.stop_asked.remote()), at_once):
         yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager
