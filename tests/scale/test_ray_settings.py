@@ -10,6 +10,7 @@ import pytest
 
 from p3o.cli import main
 from p3o.cli.engine import require_one_process, stages_elsewhere
+from p3o.cli.settings import Asked, resolve
 from p3o.config import RunConfig
 from p3o.config_loading import load_config
 from p3o.errors import P3OError
@@ -70,6 +71,38 @@ def test_without_ray_there_is_one_line_that_tells_what_to_install(
 def test_workers_without_an_engine_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rl", "--config", "demo_quick", "--workers", "2"]) == 2
     assert "workers: 2 need an engine that starts them; use name: ray (--engine ray)" in capsys.readouterr().err
+
+
+def asked(folder: Path, **more: Any) -> Asked:
+    """`p3o rl` on the run of this folder."""
+    common: dict[str, Any] = {"config": None, "overrides": (), "given": {}, "name": folder.name, "overwrite": False}
+    return Asked("rl", **(common | {"output": folder.parent} | more))
+
+
+@pytest.fixture
+def on_two_workers(tmp_path: Path) -> Path:
+    """The folder of a run that was begun on two workers of a cluster."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.yaml").write_text(
+        "name: x\nmodel: m\ndata: {prompts: p.jsonl}\nreward: {function: 'a:b'}\n"
+        "engine: {name: ray, workers: 2, address: 'head:6379'}\n"
+    )
+    (tmp_path / "x" / "run.json").write_text('{"seconds": {}}')
+    return tmp_path / "x"
+
+
+def test_the_engine_of_a_folder_stays_and_local_forgets_all_of_it(on_two_workers: Path) -> None:
+    assert resolve(asked(on_two_workers)).settings.engine.workers == 2
+    assert resolve(asked(on_two_workers, given={"engine": "local"})).settings.engine == EngineConfig()
+
+
+def test_a_resumed_run_may_have_another_engine_and_nothing_else(on_two_workers: Path) -> None:
+    resumed = resolve(asked(on_two_workers, resume=True))
+    assert resumed.settings.engine == EngineConfig(name="ray", workers=2, address="head:6379")
+    assert resolve(asked(on_two_workers, resume=True, given={"engine": "local"})).settings.engine == EngineConfig()
+    assert resolve(asked(on_two_workers, resume=True, given={"workers": 4})).settings.engine.workers == 4
+    with pytest.raises(P3OError, match="seed"):
+        resolve(asked(on_two_workers, resume=True, given={"seed": 1, "engine": "local"}))
 
 
 def test_ray_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,9 +133,12 @@ def on_torchrun(hosts: tuple[Host, Host], folder: Path) -> list[subprocess.Popen
     run = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
     run += ["--rdzv-endpoint", f"{hosts[0].address}:{MEETING_PORT}", "--rdzv-id", "p3o"]
     program = rl(folder, *LONG)[1:]
+    # Who keeps the store is guessed from host names otherwise, and these hosts share theirs.
+    keeps = {hosts[0]: "true", hosts[1]: "false"}
     return [
         host.start(
-            [sys.executable, *run, "--local-addr", host.address, *program], environment(GLOO_SOCKET_IFNAME=CABLE)
+            [sys.executable, *run, "--rdzv-conf", f"is_host={keeps[host]}", "--local-addr", host.address, *program],
+            environment(GLOO_SOCKET_IFNAME=CABLE),
         )
         for host in hosts
     ]
