@@ -87,4 +87,6 @@ def _stage_of_worker(
         )
     with started(settings.parallel, use_gpu=settings.device not in ("cpu", "mps")):
         folder = open_together(lambda: RunFolder.open(output, name, overwrite=overwrite))
-        pipeline.run(settings, folder=folder, stages=["rl"], progress=progress, resume=resume or seat.attempt > 0)
+        # Still done, from a run that is to be replaced: then the attempt that was lost had not begun with it.
+        begun = seat.attempt > 0 and not folder.done("rl")
+        pipeline.run(settings, folder=folder, stages=["rl"], progress=progress, resume=resume or begun)

@@ -5,6 +5,7 @@ fewer if it may. State is not its business: the work saves checkpoints of its ow
 see, and goes on from them when it is told that this is not the first attempt.
 """
 
+import math
 import os
 import signal
 import sys
@@ -119,7 +120,9 @@ def _trainer(
         _in_worker,
         train_loop_config=settings,
         # Numbers of the CPU are gathered as well: of both kinds of devices, each by its own library.
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=int(collective_seconds)),
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=math.ceil(collective_seconds)
+        ),
         scaling_config=ScalingConfig(
             num_workers=(engine.min_workers, engine.workers) if elastic else engine.workers,
             use_gpu=gpu,
@@ -142,40 +145,39 @@ def _in_worker(settings: dict[str, Any]) -> None:
     import ray
     import torch.distributed as dist
 
-    post = settings["post"]
-    with _in_folder(settings["folder"]):
-        rank = dist.get_rank()
-        agreed = [ray.get(post.attempt.remote()) if rank == 0 else None]
-        if dist.get_world_size() > 1:
-            dist.broadcast_object_list(agreed)
-        seat = Seat(rank, dist.get_world_size(), int(agreed[0] or 0))
-        say = post.say.remote if rank == 0 else None
-        if say is not None:
-            say(f"engine: attempt {seat.attempt + 1}, {seat.size} worker{'s' if seat.size > 1 else ''}")
+    post, work = settings["post"], settings["work"]
+    first = dist.get_rank() == 0
+    say = post.say.remote if first else None
 
-        def finish(outcome: Outcome) -> None:
-            ray.get(post.finish.remote(outcome))
+    def finish(outcome: Outcome) -> None:
+        ray.get(post.finish.remote(outcome))
 
-        def stop_at_once(number: int) -> None:
-            finish(_stopped(number))
-
-        try:
-            with _stops(post, ray, stop_at_once) if rank == 0 else nullcontext():
-                work: Work = settings["work"]
-                work(seat, Progress(Teller(say), terminal=False))
-        except Stopped as stop:
+    seat = _seat(ray.get(post.attempt.remote()) if first else 0)
+    if say is not None:
+        say(f"engine: attempt {seat.attempt + 1}, {seat.size} worker{'s' if seat.size > 1 else ''}")
+    stops = stops_when_asked(lambda: ray.get(post.stop_asked.remote()), lambda number: finish(_stopped(number)))
+    try:
+        with _in_folder(settings["folder"]), stops if first else nullcontext():
+            work(seat, Progress(Teller(say), terminal=False))
+    except Stopped as stop:
+        if first:  # the one that writes; the driver ends all workers when it hears of it
             finish(Outcome("stopped", str(stop), stop.signal))
-        except LostProcessError:
-            raise  # no mistake in what was given: Ray starts all of them again
-        except P3OError as error:
-            finish(Outcome("mistake", str(error)))
-            raise
+    except LostProcessError:
+        raise  # no mistake in what was given: Ray starts all of them again
+    except P3OError as error:
+        finish(Outcome("mistake", str(error)))
+        raise
 
 
-@contextmanager
-def _stops(post: Any, ray: Any, at_once: Callable[[int], None]) -> Iterator[None]:
-    with stops_when_asked(lambda: ray.get(post.stop_asked.remote()), at_once):
-        yield
+def _seat(attempt: int) -> Seat:
+    """This worker's place; the number of the attempt is the first worker's."""
+    import torch
+    import torch.distributed as dist
+
+    agreed = torch.tensor([attempt])
+    if dist.get_world_size() > 1:
+        dist.broadcast(agreed, src=0)
+    return Seat(dist.get_rank(), dist.get_world_size(), int(agreed))
 
 
 @contextmanager
