@@ -151,6 +151,29 @@ def finished(process: subprocess.Popen[str], seconds: float = 540) -> str:
     return output
 
 
+class Listener(threading.Thread):
+    """Reads what a process prints; each line with the seconds since it was started."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__(daemon=True)
+        self.process, self.began = process, time.monotonic()
+        self.lines: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(f"{time.monotonic() - self.began:.0f} s: {line.rstrip()}")
+
+    def told(self, seconds: float = 540) -> list[str]:
+        """The lines that tell of the engine, once it has succeeded."""
+        code = self.process.wait(seconds)
+        self.join(10)
+        assert code == 0, "\n".join(self.lines)
+        return [line for line in self.lines if "engine:" in line or "going on" in line]
+
+
 def cut_off(host: Host, seconds: float) -> None:
     """No packet to or from this host for a while."""
     host.cable("down")
@@ -177,17 +200,21 @@ def measure(folder: Path, cuts: Sequence[float]) -> Iterator[dict[str, Any]]:
                 called = copy(base, f"cut{cut:g}")
                 began = time.monotonic()
                 process = on_ray(hosts, called, env, "--set", "parallel.timeout_minutes=1")
+                listener = Listener(process)
+                events: dict[str, float] = {}
                 if cut:
                     wait_for_checkpoint(called, 10, process)
+                    events["cut"] = round(time.monotonic() - began)
                     cut_off(hosts[1], cut)
-                told = finished(process)
+                    events["back"] = round(time.monotonic() - began)
+                told = listener.told()
                 assert_equal(alone, called)
                 yield {
                     "run": f"Ray, two hosts, second cut off for {cut:g} s" if cut else "Ray, two hosts",
                     "seconds": round(time.monotonic() - began),
                     "steps": sum(row["stage"] == "rl" for row in metrics(called)),
-                    "told": [line for line in told.splitlines() if line.startswith("engine:") or "going on" in line],
-                }
+                    "told": told,
+                } | events
 
 
 def _do(*command: str) -> None:
