@@ -17,7 +17,8 @@ from p3o.errors import P3OError
 from p3o.scale import ray_cluster
 from p3o.scale.ray_cluster import LOOPBACK, _environment, _reach, cluster
 from p3o.scale.ray_config import EngineConfig
-from p3o.scale.ray_post import Outcome, Post, Teller, stops_when_asked
+from p3o.scale.ray_engine import LostWorkersError, _explained
+from p3o.scale.ray_post import Outcome, Post, Teller, in_words, stops_when_asked
 from p3o.stopping import ask_to_stop, note_signals
 from p3o.training.progress import Progress
 
@@ -152,6 +153,30 @@ def test_the_post_keeps_lines_once_and_the_first_outcome() -> None:
     assert post.stop_asked() is None
     post.ask_to_stop(signal.SIGTERM)
     assert post.stop_asked() == signal.SIGTERM
+
+
+def test_a_failure_is_told_in_a_line() -> None:
+    assert in_words(RuntimeError("Traceback (most recent call last):\n  File x\nKeyError: 'a'\n")) == "KeyError: 'a'"
+    unanswered = RuntimeError("A worker health check failed.\nWorker(...)")
+    assert in_words(unanswered) == "A worker health check failed."
+    unanswered.health_check_failure = RuntimeError("The actor died\nclass_name: W")  # type: ignore[attr-defined]
+    assert in_words(unanswered) == "The actor died"
+    assert in_words(RuntimeError()) == "RuntimeError"
+
+
+def test_a_lost_worker_is_told_apart_from_a_mistake_of_ours() -> None:
+    exceptions = pytest.importorskip("ray.exceptions")
+    from ray.train import WorkerGroupError
+
+    engine = EngineConfig(name="ray", max_failures=0)
+    unanswered = RuntimeError("A worker health check failed.")
+    unanswered.health_check_failure = exceptions.RayActorError()  # type: ignore[attr-defined]
+    left_behind = RuntimeError("Traceback\np3o.distributed.world.LostProcessError: another process has gone")
+    told = _explained(WorkerGroupError("", {0: left_behind, 1: unanswered}), engine)
+    assert isinstance(told, LostWorkersError)
+    assert "last: worker 1: The actor" in str(told)
+    ours = WorkerGroupError("", {0: left_behind, 1: RuntimeError("Traceback\nKeyError: 'a'")})
+    assert _explained(ours, engine) is ours
 
 
 def test_progress_reaches_the_driver_in_whole_lines() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from p3o.errors import first_line
+from p3o.scale.ray_post import in_words
 
 
 class TellFailures(UserCallback):  # type: ignore[misc]  # Ray is not looked into
@@ -22,9 +22,8 @@ class TellFailures(UserCallback):  # type: ignore[misc]  # Ray is not looked int
         """One or more workers of an attempt have failed."""
         self._seen += 1
         error = worker_exceptions[min(worker_exceptions)]
-        cause = getattr(error, "health_check_failure", error)  # of a worker that does not answer
         follows = "starting again" if self._seen <= self._allowed else "giving up"
         ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
         self._post.say.remote(
-            f"engine: failure {self._seen} (of {self._allowed} allowed), workers {ranks}: {first_line(cause)}; {follows}"
+            f"engine: failure {self._seen} (of {self._allowed} allowed), workers {ranks}: {in_words(error)}; {follows}"
         )

@@ -22,7 +22,7 @@ from p3o.errors import P3OError, first_line
 from p3o.files import remove
 from p3o.scale.ray_cluster import cluster
 from p3o.scale.ray_config import EngineConfig
-from p3o.scale.ray_post import News, Outcome, Post, Teller, stops_when_asked
+from p3o.scale.ray_post import News, Outcome, Post, Teller, cause_of, in_words, stops_when_asked
 from p3o.stopping import Stopped, note_signals
 from p3o.training.progress import Progress
 
@@ -280,11 +280,11 @@ def _explained(error: BaseException, engine: EngineConfig) -> BaseException:
         )
     if isinstance(error, WorkerGroupError):
         causes = error.worker_failures
-        if all(isinstance(cause, RayError) or _lost_a_peer(cause) for cause in causes.values()):
-            rank, cause = min(causes.items(), key=lambda item: (not isinstance(item[1], RayError), item[0]))
+        if all(isinstance(cause_of(cause), RayError) or _lost_a_peer(cause) for cause in causes.values()):
+            rank, cause = min(causes.items(), key=lambda item: (not isinstance(cause_of(item[1]), RayError), item[0]))
             return LostWorkersError(
                 f"engine: workers were lost {engine.max_failures + 1} times, more than engine.max_failures = "
-                f"{engine.max_failures} (last: worker {rank}: {first_line(cause)}); go on from the last checkpoint "
+                f"{engine.max_failures} (last: worker {rank}: {in_words(cause)}); go on from the last checkpoint "
                 "with --resume"
             )
     return error

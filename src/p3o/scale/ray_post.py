@@ -84,6 +84,19 @@ class Post:
         return News(lines, self._outcome, time.monotonic() - self._heard)
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """Why Ray says that a worker has failed: of one that does not answer, what became of it."""
+    cause = getattr(error, "health_check_failure", error)
+    assert isinstance(cause, BaseException)
+    return cause
+
+
+def in_words(error: BaseException) -> str:
+    """A worker's failure in a line; of a traceback the last one, which says what it was."""
+    lines = str(cause_of(error)).strip().splitlines() or [type(error).__name__]
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0])[:200]
+
+
 class Teller:
     """A stream of text whose lines go to the driver; of all workers but the first, nowhere."""
 
