@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.models.families import FAMILIES
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from p3o.algorithms import make_algorithm
-from p3o.data.embedded import task
-from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.distributed import ParallelConfig, world
 from p3o.distributed.sharding import is_sharded, settle, shard, whole
 from p3o.errors import P3OError
@@ -30,6 +29,24 @@ from p3o.training.online import OnlineConfig, OnlineTrainer
 ALGORITHMS = ("p3o_v2", "ppo", "online_dpo")
 MODES = ("data", "fsdp")
 CPU = torch.device("cpu")
+TOKENIZER = FAMILIES["llama"].tokenizer()
+PROMPTS = ["a", "b c d e f g h", "i j", "k l m n o", "p", "a b c", "d e f g", "h i", "c b a", "f"]
+
+
+def language_model() -> LlamaForCausalLM:
+    """Two layers, tied embeddings, and a vocabulary that two ranks cannot halve."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER) + 1 - len(TOKENIZER) % 2,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def varied(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -47,9 +64,9 @@ def learner(
     name: str, mode: str, scorer: Any = varied, dtype: torch.dtype = torch.float64, **training: Any
 ) -> OnlineTrainer:
     """A trainer of a small random model. Five prompts in two minibatches, one group a pass: ranks differ in passes."""
-    policy = build_model(build_tokenizer(), seed=0).eval().to(dtype)
+    policy = language_model().to(dtype)
     algorithm = make_algorithm(name)
-    critic = Critic(build_model(build_tokenizer(), seed=0).model).to(dtype) if algorithm.needs_critic else None
+    critic = Critic(language_model().model).to(dtype) if algorithm.needs_critic else None
     reference = frozen_copy(policy)
     if mode == "fsdp":
         for model in (policy, reference, critic):
@@ -65,11 +82,8 @@ def learner(
         "micro_batch_prompts": 1,
         "kl_stop": 0.5,
     }
-    prompts = task.prompts(24, seed=0, split="train")
     config = OnlineConfig(**(settings | training))
-    return OnlineTrainer(
-        policy, reference, build_tokenizer(), algorithm, scorer, prompts, config, seed=5, critic=critic
-    )
+    return OnlineTrainer(policy, reference, TOKENIZER, algorithm, scorer, PROMPTS, config, seed=5, critic=critic)
 
 
 def weights(model: nn.Module) -> list[float]:
@@ -145,7 +159,7 @@ def everything(folder: Path) -> dict[str, Any]:
     found["rows"] = [
         len(parameter.to_local()) for parameter in sharded.policy.parameters() if settle(sharded.policy) is None
     ]
-    save_model(sharded.policy, build_tokenizer(), folder / "model")
+    save_model(sharded.policy, TOKENIZER, folder / "model")
     world().barrier()
     found["loaded"] = weights(loaded(folder / "model"))
     body = loaded(folder / "model", AutoModel)

@@ -55,6 +55,7 @@ def _rank(
         "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
     }
     try:
         with started(ParallelConfig(timeout_minutes=minutes)):

@@ -55,11 +55,17 @@ def run(folder: Path, mode: str, ranks: int, **environment: str) -> list[dict[st
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "1"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "p3o", "rl"]
     command += ["--config", str(folder / "config.yaml"), "--output", str(folder)]
-    settings = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    settings = {
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **settings, **environment}, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
+    assert ("exitcode: -9" in done.stderr) == ("KILL_AT" in environment), "a rank was killed where it was to be"
     return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 

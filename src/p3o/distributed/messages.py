@@ -1,7 +1,12 @@
-"""What processes tell each other, as bytes: a tree of plain values and tensors. Never a pickle, which can run code."""
+"""What processes tell each other, as bytes: a tree of plain values and tensors. Never a pickle, which can run code.
+
+The same form is that of checkpoints: JSON, in which a mark {"\\0tensor": path} stands for each tensor, and the tensors as
+safetensors. Keys of the tree that begin with a zero byte get a second one, so that no tree can be taken for a mark.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +14,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 TENSOR = "\0tensor"
-"""Marks, in the JSON, where a tensor stands: a name that no key of a tree can have."""
-
 _LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Stands in a tree for something that is kept elsewhere; its one key begins with one zero byte."""
+
+    entry: dict[str, Any]
 
 
 def pack(value: Any) -> bytes:
@@ -28,11 +38,12 @@ def pack(value: Any) -> bytes:
 def unpack(message: bytes) -> Any:
     """What ``pack`` was given; tensors on the CPU, tuples as lists."""
     end = _LENGTH + int.from_bytes(message[:_LENGTH], "little")
-    return put_tensors(json.loads(message[_LENGTH:end]), load(message[end:]))
+    tensors = load(message[end:])
+    return put_back(json.loads(message[_LENGTH:end]), lambda mark: tensors[mark[TENSOR]])
 
 
 def take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The value with a mark in the place of every tensor, which goes into ``tensors`` under its path.
+    """The tree as plain JSON, with a mark in the place of every tensor, which goes into ``tensors`` under its path.
 
     Raises:
         TypeError: if there is anything in it that a tree cannot hold.
@@ -42,8 +53,10 @@ def take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         whole = value.detach().cpu().contiguous()
         tensors[path] = whole.clone() if whole.untyped_storage().nbytes() > whole.nbytes else whole
         return {TENSOR: path}
+    if isinstance(value, Mark):
+        return value.entry
     if isinstance(value, Mapping):
-        return {str(key): take_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        return {_escaped(str(key)): take_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [take_tensors(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
     if value is None or isinstance(value, str | int | float | bool):
@@ -51,17 +64,25 @@ def take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint or message cannot hold a {type(value).__name__} (at {path})")
 
 
-def put_tensors(value: Any, tensors: Mapping[str, Any]) -> Any:
-    """The tree that ``take_tensors`` was given, with what stands in ``tensors`` for each mark."""
+def put_back(value: Any, find: Callable[[dict[str, Any]], Any]) -> Any:
+    """The tree that ``take_tensors`` was given, with what ``find`` gives for each mark."""
     if isinstance(value, dict):
-        if TENSOR in value:
-            return tensors[value[TENSOR]]
-        return {key: put_tensors(item, tensors) for key, item in value.items()}
+        if any(key.startswith("\0") and not key.startswith("\0\0") for key in value):
+            return find(value)
+        return {_plain(key): put_back(item, find) for key, item in value.items()}
     if isinstance(value, list):
-        return [put_tensors(item, tensors) for item in value]
+        return [put_back(item, find) for item in value]
     return value
 
 
 def as_tensor(message: bytes) -> Tensor:
     """Bytes as a tensor of their own."""
     return torch.frombuffer(bytearray(message), dtype=torch.uint8)
+
+
+def _escaped(key: str) -> str:
+    return f"\0{key}" if key.startswith("\0") else key
+
+
+def _plain(key: str) -> str:
+    return key[1:] if key.startswith("\0") else key

@@ -141,3 +141,8 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that may be spread over the ranks, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathers_on(tensor: Tensor) -> str | None:
+    """The type of device on which a sharded tensor is gathered; None if it is not sharded."""
+    return str(tensor.device_mesh.device_type) if isinstance(tensor, DTensor) else None

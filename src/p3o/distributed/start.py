@@ -7,12 +7,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from p3o.distributed.settings import ParallelConfig
 from p3o.distributed.world import World, within
 from p3o.errors import P3OError
 
-SIZE, LOCAL_RANK = "WORLD_SIZE", "LOCAL_RANK"
+SIZE, LOCAL_RANK, RESTARTS = "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
 _PATIENCE = timedelta(days=30)
 
 
@@ -46,7 +48,7 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
         torch.cuda.set_device(_number(LOCAL_RANK, 0))
     if not known:
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=limit)
+            _meet("cpu:gloo,cuda:nccl" if gpu else "gloo", limit)
         except (RuntimeError, ValueError) as error:
             raise P3OError(
                 f"the {size} processes cannot meet ({str(error).splitlines()[0][:200]}); check MASTER_ADDR, MASTER_PORT and "
@@ -61,6 +63,14 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
     finally:
         if not known:
             dist.destroy_process_group()
+
+
+def _meet(backend: str, limit: timedelta) -> None:
+    """Make the process group. torchrun's store outlives the processes that it starts again; under a prefix for each attempt
+    nobody finds there the address of one that was killed, and waits for it."""
+    store, rank, size = next(rendezvous("env://", timeout=limit))
+    attempt = PrefixStore(f"attempt_{_number(RESTARTS, 0)}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=limit)
 
 
 def _check(found: World) -> None:

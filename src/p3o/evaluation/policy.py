@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from p3o.distributed.sharding import gathered
 from p3o.distributed.world import world
 from p3o.evaluation.divergence import divergences
+from p3o.models.layouts import device_of
 from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
 
@@ -115,7 +116,7 @@ class Evaluator:
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.batch_size, self.seed = batch_size, seed
         self.encoded = encode_prompts(tokenizer, prompts)
-        self.device = next(reference.parameters()).device
+        self.device = device_of(reference)
 
     @torch.no_grad()
     def sampled(self, policy: nn.Module) -> PolicyEvaluation:
@@ -152,8 +153,15 @@ class Evaluator:
         # Taken in turns, so the batches come back in turns.
         batches = [rank[turn] for turn in range(len(told[0])) for rank in told if turn < len(rank)]
         columns = {name: [value for batch in batches for value in batch[name]] for name in batches[0]}
-        absent = dict.fromkeys(("gold", "kl", "kl_k1"))
-        return PolicyEvaluation(**absent | columns)
+        return PolicyEvaluation(
+            columns["responses"],
+            columns["reward"],
+            columns.get("gold"),
+            columns.get("kl"),
+            columns.get("kl_k1"),
+            columns["length"],
+            columns["ended"],
+        )
 
     def _batch(
         self, policy: nn.Module, part: slice, uniforms: Tensor, temperature: float, *, best_of: int, with_kl: bool

@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from p3o.distributed.messages import put_tensors, take_tensors
+from p3o.distributed.messages import TENSOR, put_back, take_tensors
 from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.files import atomic_directory, open_for_reading, plain_os_errors, remove
-from p3o.training.shard_files import SavedShards, as_placed, put_shards, read_into, shard_name, take_shards
+from p3o.training.shard_files import SavedShards, as_placed, find_shards, read_into, shard_name, take_shards
 
 State = dict[str, Any]
 """A tree of dicts with text keys, lists, tuples (which come back as lists), tensors, texts, numbers, booleans and None."""
@@ -95,7 +95,11 @@ def load_state(folder: Path) -> State:
         tensors = load_file(folder / TENSORS)
     except SafetensorError as error:
         raise DamagedCheckpointError(f"{folder / TENSORS}: {error}") from error
-    state = put_tensors(put_shards(_read_json(folder / VALUES), folder), tensors)
+
+    def find(mark: dict[str, Any]) -> Any:
+        return tensors[mark[TENSOR]] if TENSOR in mark else find_shards(mark, folder)
+
+    state = put_back(_read_json(folder / VALUES), find)
     assert isinstance(state, dict)
     return state
 

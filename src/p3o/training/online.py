@@ -19,6 +19,7 @@ from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
+from p3o.models.layouts import device_of
 from p3o.models.probe import choose_layout
 from p3o.models.tokens import GroupTokens, PromptBatch, ResponseBatch, collate_groups, encode_prompts, pad_id
 from p3o.training.averages import MetricsAverage
@@ -89,7 +90,7 @@ class OnlineTrainer:
                 f"{type(algorithm).__name__} needs a reward for every response and cannot learn from comparisons alone; use "
                 "one of the P3O family, online DPO or REBEL, or give a reward"
             )
-        self.device = next(policy.parameters()).device
+        self.device = device_of(policy)
         check_mode(policy)
         encoded = encode_prompts(tokenizer, prompts)
         check_prompts(policy, prompts, encoded, config.max_new_tokens)

@@ -14,6 +14,7 @@ from p3o.distributed.shares import shares
 from p3o.distributed.world import world
 from p3o.errors import shorten
 from p3o.functional.kl import kl_policy_reference_k1
+from p3o.models.layouts import device_of
 from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import (
     GroupTokens,
@@ -196,7 +197,7 @@ class Rollouts:
         self.sampler, self.feedback, self.config, self.passes = sampler, feedback, config, passes
         self.prompts, self.encoded = list(prompts), encode_prompts(tokenizer, prompts)
         self.order = BatchOrder(len(prompts), config.prompts_per_step, seed=seed)
-        self.device = next(policy.parameters()).device
+        self.device = device_of(policy)
 
     def next(self, step: int, *, behaviour: bool) -> Rollout:
         """K responses for each of the next prompts, scored, with the learner's own log-probs.

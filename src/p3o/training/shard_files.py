@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from p3o.distributed.messages import Mark
 from p3o.distributed.sharding import rows_here
 from p3o.distributed.world import world
 
@@ -72,7 +73,7 @@ def take_shards(value: Any, path: str, shards: dict[str, Tensor]) -> Any:
         local = value.to_local().detach().cpu().contiguous()
         # A shard is a view into what all shards of its block share.
         shards[path] = local.clone() if local.untyped_storage().nbytes() > local.nbytes else local
-        return {SHARDED: path, "shape": list(value.shape), "files": world().size}
+        return Mark({SHARDED: path, "shape": list(value.shape), "files": world().size})
     if isinstance(value, Mapping):
         return {str(key): take_shards(item, f"{path}/{key}", shards) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -80,15 +81,9 @@ def take_shards(value: Any, path: str, shards: dict[str, Tensor]) -> Any:
     return value
 
 
-def put_shards(value: Any, folder: Path) -> Any:
-    """The tree with a :class:`SavedShards` in the place of every mark."""
-    if isinstance(value, dict):
-        if SHARDED in value:
-            return SavedShards(folder, value[SHARDED], tuple(value["shape"]), value["files"])
-        return {key: put_shards(item, folder) for key, item in value.items()}
-    if isinstance(value, list):
-        return [put_shards(item, folder) for item in value]
-    return value
+def find_shards(mark: Mapping[str, Any], folder: Path) -> SavedShards:
+    """What a mark stands for."""
+    return SavedShards(folder, mark[SHARDED], tuple(mark["shape"]), mark["files"])
 
 
 def read_into(target: Tensor, saved: Tensor | SavedShards) -> None:
