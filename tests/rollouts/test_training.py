@@ -105,6 +105,21 @@ def test_a_run_that_is_resumed_goes_on_as_it_would_have(servers: Servers, sample
     assert got["policy_version"] > 1
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_what_servers_sample_ahead_is_of_the_version_that_it_is_taken_for(
+    servers: Servers, sampler: Samplers, policy: nn.Module, ahead: int
+) -> None:
+    """While the policy learns, servers sample for later steps. log π_old is of a copy of the version that is meant: had a push
+    come between, the server's own log-probs would differ from it."""
+    run = trainer(sampler(servers(), overlapped=True), policy, max_staleness=ahead, steps=5, learning_rate=1e-2)
+    for step in range(5):
+        metrics = run.step()
+        assert metrics["mismatch_max"] < 1e-4
+        assert metrics.get("staleness", 0) == min(step, ahead)
+        if step:
+            assert metrics["moved_since_sampling"] > 1e-3, "a version later it is another policy"
+
+
 def test_a_server_that_differs_is_measured_and_corrected(
     servers: Servers, sampler: Samplers, policy: nn.Module
 ) -> None:
