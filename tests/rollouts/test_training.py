@@ -128,6 +128,7 @@ def test_what_servers_sample_ahead_is_of_the_version_that_it_is_taken_for(
         assert metrics.get("staleness", 0) == min(step, ahead)
         if step:
             assert metrics["moved_since_sampling"] > 1e-3, "a version later it is another policy"
+    assert slow.updates == 5 - ahead, "each of the versions 0 to 4 - ahead was pushed once"
 
 
 def test_a_server_that_differs_is_measured_and_corrected(
