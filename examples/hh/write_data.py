@@ -9,6 +9,7 @@ thing asked for and gives the two steps; the other one is rude, evasive, or abou
 import json
 import random
 import sys
+import zlib
 from pathlib import Path
 
 TASKS = {
@@ -40,6 +41,15 @@ def row(random_: random.Random) -> dict[str, str]:
     return {"chosen": f"{shared} {answer(task)}", "rejected": f"{shared} {worse}"}
 
 
+def row_of(random_: random.Random, *, held_out: bool) -> dict[str, str]:
+    """A pair of the split: about a fifth of the conversations, by a checksum, are kept for the test."""
+    while True:
+        pair = row(random_)
+        conversation = pair["chosen"].rpartition("Assistant:")[0]
+        if (zlib.crc32(conversation.encode()) % 5 == 0) == held_out:
+            return pair
+
+
 def write(folder: Path, *, train: int = 1500, test: int = 128, seed: int = 0) -> None:
     """The two splits. Half of the demonstrations are the answers that lost, as an assistant before RLHF would write."""
     random_ = random.Random(seed)
@@ -47,10 +57,10 @@ def write(folder: Path, *, train: int = 1500, test: int = 128, seed: int = 0) ->
     for name, count in (("train", train), ("test", test)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for _ in range(count):
-                file.write(json.dumps(row(random_)) + "\n")
+                file.write(json.dumps(row_of(random_, held_out=name == "test")) + "\n")
     with (folder / "demonstrations.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(train):
-            pair = row(random_)
+            pair = row_of(random_, held_out=False)
             if random_.random() < 0.5:
                 pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
             file.write(json.dumps(pair) + "\n")
