@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow torture audit check format release-check setup gate clean
+.PHONY: demo test test-slow torture audit check format docs release-check setup gate clean
 
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
@@ -36,8 +36,8 @@ audit: $(VENV)/.installed-dev ## known vulnerabilities of what is installed; whe
 	fi
 
 check: $(VENV)/.installed-dev ## format, lint, types, layers
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples docs/site
+	$(BIN)/ruff check src tests examples docs/site
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -45,8 +45,12 @@ release-check: $(VENV)/.installed-dev ## wheel and sdist; the wheel in an empty 
 	$(BIN)/python tests/release/check_wheel.py
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff format src tests examples
-	$(BIN)/ruff check --fix src tests examples
+	$(BIN)/ruff format src tests examples docs/site
+	$(BIN)/ruff check --fix src tests examples docs/site
+
+docs: $(VENV)/.installed-docs ## the site, in build/site: open build/site/index.html
+	$(BIN)/python docs/site/build.py build/pages
+	$(BIN)/zensical build --clean --strict
 
 gate: $(VENV)/.installed ## the embedded task's acceptance gate over 3 seeds
 	$(BIN)/p3o gate --json gate.json
@@ -68,5 +72,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

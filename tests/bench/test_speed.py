@@ -99,16 +99,13 @@ def test_phases_count_the_innermost(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ppo", {"forward", "reference pass", "behaviour pass", "critic forward", "critic values"}),
     ],
 )
-def test_a_step_of_ours_reports_its_phases(
-    algorithm: str, passes: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What the worker wraps lives in a process of its own there; here it must be put back.
-    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
-    monkeypatch.setattr("p3o.training.online.sample_responses", sample_responses)
+def test_a_step_of_ours_reports_its_phases(algorithm: str, passes: set[str], tmp_path: Path) -> None:
+    backward = torch.Tensor.backward
     tiny().save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     report = own_step(algorithm, TINY, str(tmp_path), 1, torch.device("cpu"))()
     assert set(report["phases"]) == passes | {"generation", "backward", "optimiser", "other"}
+    assert torch.Tensor.backward is backward
     assert report["tokens"] == 16
     assert report["layout"] == "layout shared"
 

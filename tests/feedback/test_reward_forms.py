@@ -102,8 +102,8 @@ def test_training_and_rl_read_the_same_form(tmp_path: Path) -> None:
     prompts = [rendered_by(policy_tokenizer, talk) for talk in talks]
     reward = RewardModel(classifier(tokenizer), tokenizer, conversations=dict(zip(prompts, talks, strict=True)))
     seen: list[Sequence[list[int]]] = []
-    forward = reward.forward
-    reward.forward = lambda rows: seen.append(rows) or forward(rows)
+    forward = reward.forward_groups
+    reward.forward_groups = lambda groups: seen.extend(groups) or forward(groups)
     pairs = [(prompt, "f", "g") for prompt in prompts]
     config = RewardTrainingConfig(steps=1, batch_size=2)
     fit(RewardTrainer(reward, pairs, config, seed=0))

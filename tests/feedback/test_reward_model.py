@@ -65,13 +65,13 @@ def test_the_end_of_sequence_is_scored_as_it_was_trained() -> None:
     """TRL's reward model learns from plain texts with their end and scores them without it; here both see the same ids."""
     scored = reward_model()
     seen: list[list[int]] = []
-    forward = scored.forward
+    forward = scored.forward_groups
 
-    def recorded(rows: Sequence[list[int]]) -> torch.Tensor:
-        seen.extend(rows)
-        return forward(rows)
+    def recorded(groups: Sequence[Sequence[list[int]]]) -> torch.Tensor:
+        seen.extend(row for group in groups for row in group)
+        return forward(groups)
 
-    scored.forward = recorded
+    scored.forward_groups = recorded
     pairs = [(prompt, answer, "No.") for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
     trainer = RewardTrainer(scored, pairs, RewardTrainingConfig(steps=1, batch_size=len(pairs)), seed=0)
     trainer.step()

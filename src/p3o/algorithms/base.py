@@ -114,7 +114,7 @@ def ratio_metrics(log_ratio: Float[Tensor, "group response"], clamped: Float[Ten
 def clipped_surrogate(
     ratio: Float[Tensor, "*batch"], advantages: Float[Tensor, "#*batch"], epsilon: float | None
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """min( ρ A , clip(ρ, 1−ε, 1+ε) A ), arXiv:1707.06347 Eq. 7, and 1 where the clip cut; ``epsilon=None`` does not clip."""
+    """min( ρ A , clip(ρ, 1−ε, 1+ε) A ), arXiv:1707.06347, Eq. 7, and 1 where the clip cut; ``epsilon=None`` does not clip."""
     unclipped = ratio * advantages
     if epsilon is None:
         return unclipped, torch.zeros_like(unclipped)

@@ -4,7 +4,7 @@ Prompts and the number of tokens sampled are the same for all; what is sampled i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,12 +139,17 @@ def end_responses(model: nn.Module, tokenizer: PreTrainedTokenizerBase, probabil
 
 
 class Phases:
-    """Where the seconds of a step go: named parts, the innermost counted."""
+    """Where the seconds of a step go: named parts, the innermost counted.
 
-    def __init__(self) -> None:
+    Args:
+        clock: gives seconds; None: those of the wall.
+    """
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock
         self.seconds: dict[str, float] = {}
         self._open: list[str] = []
-        self._since = perf_counter()
+        self._since = self._now()
 
     def take(self) -> dict[str, float]:
         """The seconds since the last call, by phase; ``other`` is outside of all."""
@@ -163,6 +168,16 @@ class Phases:
             self._turn()
             self._open.pop()
 
+    @contextmanager
+    def wrapped(self, owner: Any, attribute: str, name: str) -> Iterator[None]:
+        """Within, and no longer, as :meth:`wrap`: for what several measurements share."""
+        function = getattr(owner, attribute)
+        self.wrap(owner, attribute, name)
+        try:
+            yield
+        finally:
+            setattr(owner, attribute, function)
+
     def wrap(self, owner: Any, attribute: str, name: str, *, without_graph: str | None = None) -> None:
         """Count every call of ``owner.attribute`` for this phase, or another one where no graph is made."""
         function = getattr(owner, attribute)
@@ -178,7 +193,10 @@ class Phases:
         """Book the seconds until now."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = perf_counter()
+        now = self._now()
         name = self._open[-1] if self._open else "other"
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
+
+    def _now(self) -> float:
+        return perf_counter() if self._clock is None else self._clock()

@@ -19,7 +19,6 @@ from p3o.algorithms import make_algorithm
 from p3o.bench.speed_work import BETA, LEARNING_RATE, Phases, Setting, end_responses, prompt_texts, reward
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy, load_tokenizer
-from p3o.training import online
 from p3o.training.online import OnlineConfig, OnlineTrainer
 
 TRL_ROWS = 4
@@ -70,8 +69,15 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def own_step(algorithm: str, setting: Setting, folder: str, steps: int, device: torch.device) -> Callable[[], Report]:
-    """A function that takes a step of the package's loop: one update a batch, as TRL's default is."""
+def own_step(
+    algorithm: str,
+    setting: Setting,
+    folder: str,
+    steps: int,
+    device: torch.device,
+    clock: Callable[[], float] | None = None,
+) -> Callable[[], Report]:
+    """A function that takes a step of the package's loop: one update a batch, as TRL's default is. ``clock``: of the phases."""
     tokenizer = load_tokenizer(folder)
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     made = make_algorithm(algorithm, beta=BETA)
@@ -95,15 +101,15 @@ def own_step(algorithm: str, setting: Setting, folder: str, steps: int, device: 
 
     texts = prompt_texts(tokenizer, setting.prompts)
     trainer = OnlineTrainer(policy, reference, tokenizer, made, score, texts, config, seed=0, critic=critic)
-    phases = Phases()
-    phases.wrap(online, "sample_responses", "generation")
+    phases = Phases(clock)
+    phases.wrap(trainer.rollouts.sampler, "sample", "generation")
     time_passes(trainer, phases)
-    phases.wrap(Tensor, "backward", "backward")
     phases.wrap(trainer.optimisation, "update", "optimiser")
 
     def step() -> Report:
         phases.take()
-        metrics = trainer.step()
+        with phases.wrapped(Tensor, "backward", "backward"):
+            metrics = trainer.step()
         rows = len(setting.prompts) * setting.responses
         return {"phases": phases.take(), "tokens": round(metrics["length"] * rows), "layout": str(trainer.verdict)}
 
@@ -120,9 +126,11 @@ def time_passes(trainer: OnlineTrainer, phases: Phases) -> None:
             with phases.phase("forward" if torch.is_grad_enabled() else quiet):
                 return super().one(model, *arguments)
 
-    trainer.passes = Timed(**vars(passes))
-    if trainer.critic is not None:
-        phases.wrap(trainer.critic, "forward", "critic forward", without_graph="critic values")
+        def one_of_values(self, *arguments: Any) -> Any:
+            with phases.phase("critic forward" if torch.is_grad_enabled() else "critic values"):
+                return super().one_of_values(*arguments)
+
+    trainer.passes = trainer.rollouts.passes = Timed(**vars(passes))
 
 
 def trl_steps(connection: Connection, setting: Setting, folder: str, scratch: str, steps: int) -> None:

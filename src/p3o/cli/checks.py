@@ -86,3 +86,16 @@ def plan(
 
     work = Work(prompts, responses, prompt_tokens, response_tokens, tail, passes, max(passes, updates))
     benchmark.main(json_file, output, calibrate=calibrate, work=work)
+
+
+@bench.command()
+def scaling(
+    json_file: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write the curves to this .svg, .png or .html file.")
+    ] = None,
+) -> None:
+    """Measure how the cost of a P3O step grows with prompts, responses, lengths and model size, each varied alone."""
+    from p3o.bench import speed_scaling as benchmark
+
+    benchmark.main(json_file, plot)

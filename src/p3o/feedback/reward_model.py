@@ -8,9 +8,13 @@ policy's is. There are three forms:
 - conversation: the messages behind the prompt and the answer, by the reward model's own chat template and without any token
   that the template does not write.
 - pair: ``tokenizer(prompt, response)``, two segments with the tokenizer's separators, as encoders (BERT, DeBERTa) want it.
+
+Responses to one prompt share the beginning of their rows, whichever form and tokenizer: a causal model reads it once
+(``p3o.models.scores``) where a probe finds that this gives the scores of the classifier's own forward.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -23,10 +27,16 @@ from p3o.feedback.conversations import Conversations, render_conversation
 from p3o.models.adapters import plain_model
 from p3o.models.heads import HEADS
 from p3o.models.language import accepted
+from p3o.models.layouts import LAYOUTS, Layout, LayoutName
 from p3o.models.loading import is_adapter, load_pretrained
-from p3o.models.tokens import encode_prompts, encode_responses, end_id, pad_right
+from p3o.models.probe import LayoutChoice, Subject, Verdict, first_right
+from p3o.models.scores import group_scores, score_head, shared_part
+from p3o.models.tokens import GroupTokens, encode_prompts, encode_responses, end_id, pad_right
 
 Form = Literal["text", "pair"]
+
+MOST_RESPONSES = 8
+"""Of one prompt that are read together: the mask of a longer row would hide most of what its attention computes."""
 
 
 def load_reward_model(
@@ -64,6 +74,7 @@ class RewardModel:
         conversations: the messages behind the policy's rendered prompts. A prompt that is in it is read as a conversation
             if the tokenizer has a chat template, and as text if it has none.
         form: how all other prompts are read.
+        layout: of rows that share a prompt: shared, split, padded, or the first that is right for the model.
     """
 
     def __init__(
@@ -74,12 +85,14 @@ class RewardModel:
         batch_size: int = 64,
         conversations: Conversations | None = None,
         form: Form = "text",
+        layout: LayoutChoice = "auto",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.conversations: Conversations = conversations or {}
         self.form = form
+        self.choice: LayoutChoice = layout
         config: Any = plain_model(model).config
         self.fill = _padding(tokenizer, config)
         # The classifier finds the last token by this id.
@@ -101,12 +114,7 @@ class RewardModel:
         Raises:
             P3OError: if a row is longer than the model can read.
         """
-        longest = max(map(len, rows))
-        if self.longest is not None and longest > self.longest:
-            raise P3OError(
-                f"reward model: a prompt with its response takes {longest} of its tokens and it reads {self.longest} at most; "
-                "shorten the prompts, lower rl.training.max_new_tokens, or use another reward model"
-            )
+        self._check_lengths(rows)
         device = next(self.model.parameters()).device
         tokens, mask = pad_right(rows, self.fill)
         settings = accepted(self.model, {"use_cache": False})
@@ -115,18 +123,109 @@ class RewardModel:
         ).logits
         return scores.squeeze(-1).float()
 
+    def forward_groups(self, groups: Sequence[Sequence[list[int]]]) -> Float[Tensor, " row"]:
+        """Scores of the encoded rows of each prompt, group by group, with their graph; what a group shares is read once.
+
+        Raises:
+            P3OError: if a row is longer than the model can read.
+        """
+        rows = [row for group in groups for row in group]
+        layout = self.layout if any(len(group) > 1 for group in groups) else None
+        if layout is None:
+            return self.forward(rows)
+        self._check_lengths(rows)
+        numbers = torch.arange(len(rows)).split([len(group) for group in groups])
+        joined = [shared_part(group, fill=self.fill) for group in groups]
+        alone = [i for i, group in enumerate(joined) if group is None]
+        parts, order = [], [numbers[i] for i in alone]
+        if alone:
+            parts.append(self.forward([row for i in alone for row in groups[i]]))
+        for responses in sorted({len(group.responses) for group in joined if group is not None}):
+            chosen = {i: group for i, group in enumerate(joined) if group and len(group.responses) == responses}
+            parts.append(group_scores(self.model, layout, list(chosen.values()), fill=self.fill).flatten())
+            order += [numbers[i] for i in chosen]
+        return torch.cat(parts)[torch.cat(order).argsort().to(parts[0].device)]
+
+    @property
+    def layout(self) -> Layout | None:
+        """How rows that share a prompt are laid out; None: each by itself, through the model's own forward."""
+        return self.verdict.layout if isinstance(self.verdict, Verdict) else None
+
+    @cached_property
+    def verdict(self) -> Verdict | dict[LayoutName, str]:
+        """The layout that was chosen, or what speaks against each that was tried. The first look at it probes the model.
+
+        Raises:
+            P3OError: if the layout that was asked for is wrong for the model.
+        """
+        if self.choice == "padded":
+            return {}
+        wanted: list[LayoutName] = [name for name in LAYOUTS if name != "padded" and self.choice in ("auto", name)]
+        verdict: Verdict | dict[LayoutName, str] = dict.fromkeys(wanted, "the model has no head of a known name")
+        if score_head(self.model) is not None:
+
+            def rows(group: GroupTokens) -> list[list[int]]:
+                return [group.prompt + response for response in group.responses]
+
+            def plain(groups: Sequence[GroupTokens]) -> Tensor:
+                return self.forward([row for group in groups for row in rows(group)])
+
+            def laid_out(layout: Layout, groups: Sequence[GroupTokens]) -> Tensor:
+                shared = [shared_part(rows(group), fill=self.fill) for group in groups]
+                joined = [group for group in shared if group is not None]
+                return group_scores(self.model, layout, joined, fill=self.fill).flatten()
+
+            subject = Subject(self.model, plain, laid_out, off="scores are {:.2g} off")
+            verdict = first_right(subject, wanted, responses=3, context=None, ending=[self.fill])
+        if self.choice != "auto" and not isinstance(verdict, Verdict):
+            raise P3OError(
+                f"layout {self.choice}: wrong for this reward model ({verdict[self.choice]}); use layout auto"
+            )
+        return verdict
+
+    def __str__(self) -> str:
+        if isinstance(self.verdict, Verdict):
+            return f"reward model: {self.verdict}"
+        reasons = "".join(f"; not {name}: {reason}" for name, reason in self.verdict.items())
+        return f"reward model: layout padded{reasons}"
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """One score per response, in the units of Bradley–Terry log-odds; only differences on a prompt mean something."""
         rows = self.encode(prompts, responses)
-        # Rows of like length share a batch: less padding. The order is restored on return.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            for i, score in zip(chosen, self.forward([rows[i] for i in chosen]).tolist(), strict=True):
+        for batch in self._batches(prompts, [len(row) for row in rows]):
+            found = self.forward_groups([[rows[i] for i in group] for group in batch]).tolist()
+            for i, score in zip((i for group in batch for i in group), found, strict=True):
                 scores[i] = score
         return scores
+
+    def _batches(self, prompts: Sequence[str], lengths: Sequence[int]) -> list[list[list[int]]]:
+        """Indices of rows by prompt, prompts with rows of like length together: less padding."""
+        by_prompt: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            by_prompt.setdefault(prompt, []).append(i)
+        most = min(MOST_RESPONSES, self.batch_size)
+        if len(by_prompt) == len(prompts) or self.layout is None:
+            most = 1
+        groups = [rows[i : i + most] for rows in by_prompt.values() for i in range(0, len(rows), most)]
+        batches: list[list[list[int]]] = []
+        count = self.batch_size
+        for group in sorted(groups, key=lambda group: max(lengths[i] for i in group)):
+            if count + len(group) > self.batch_size:
+                batches.append([])
+                count = 0
+            batches[-1].append(group)
+            count += len(group)
+        return batches
+
+    def _check_lengths(self, rows: Sequence[list[int]]) -> None:
+        longest = max(map(len, rows))
+        if self.longest is not None and longest > self.longest:
+            raise P3OError(
+                f"reward model: a prompt with its response takes {longest} of its tokens and it reads {self.longest} at most; "
+                "shorten the prompts, lower rl.training.max_new_tokens, or use another reward model"
+            )
 
 
 def encode_for_reward(

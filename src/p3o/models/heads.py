@@ -1,5 +1,6 @@
-"""Scalar heads: the critic of PPO, one value per response token."""
+"""Scalar heads: the critic of PPO, one value per response token, read on the rows of a layout (``p3o.models.layouts``)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from p3o.models.adapters import LoraSettings, add_adapter, plain_model
 from p3o.models.language import accepted, joined
+from p3o.models.layouts import Layout
 from p3o.models.loading import adapter_task, is_adapter, load_pretrained
-from p3o.models.tokens import PromptBatch, ResponseBatch
+from p3o.models.probe import LayoutChoice, Subject, Verdict, choose
+from p3o.models.selection import Call
+from p3o.models.tokens import GroupTokens, PromptBatch, ResponseBatch, collate_groups
 
 HEADS = ("score", "classifier")
 """What transformers calls the head of a sequence classifier."""
@@ -70,12 +74,62 @@ class Critic(nn.Module):
         return cls(body.to(device)).eval()
 
     def forward(self, prompts: PromptBatch, responses: ResponseBatch) -> Float[Tensor, "group response time"]:
-        """V of the state in which each response token is chosen; meaningless on padding."""
+        """V of the state in which each response token is chosen, one row per response; meaningless on padding."""
+        return self._read(self._states(prompts, responses))
+
+    def values(
+        self, layout: Layout, groups: Sequence[GroupTokens], *, time: int, fill: int
+    ) -> Float[Tensor, "group response time"]:
+        """The same on the rows of a layout; 0 on padding."""
+
+        def read(call: Call) -> Tensor:
+            return self._read(call.run().last_hidden_state[call.selected])
+
+        return layout.scalars(self.body, read, groups, time=time, fill=fill)
+
+    def choose_layout(
+        self, *, choice: LayoutChoice = "auto", responses: int = 2, context: int | None = None
+    ) -> Verdict:
+        """The first layout that agrees with ``forward`` on this body, as ``p3o.models.probe.choose_layout`` does it.
+
+        A head that is still zero agrees with everything, so the probe looks along a random direction of the body's states.
+
+        Raises:
+            P3OError: if the layout that was asked for, or none, agrees.
+        """
+        device, dtype = self.head.weight.device, self.head.weight.dtype
+        direction = torch.randn(self.head.in_features, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+        def plain(groups: Sequence[GroupTokens]) -> Tensor:
+            time = max(len(response) for group in groups for response in group.responses)
+            prompts, responses = collate_groups(groups, 0, time=time)
+            states = self._states(prompts.to(device), responses.to(device)).to(dtype)
+            return (states @ direction)[responses.mask.to(device)]
+
+        def laid_out(layout: Layout, groups: Sequence[GroupTokens]) -> Tensor:
+            time = max(len(response) for group in groups for response in group.responses)
+
+            def read(call: Call) -> Tensor:
+                states: Tensor = call.run().last_hidden_state[call.selected]
+                return states.to(dtype) @ direction
+
+            values = layout.scalars(self.body, read, groups, time=time, fill=0)
+            return values[collate_groups(groups, 0, time=time)[1].mask.to(device)]
+
+        subject = Subject(self.body, plain, laid_out, what="critic", off="values are {:.2g} off")
+        return choose(subject, choice=choice, responses=responses, context=context)
+
+    def _states(self, prompts: PromptBatch, responses: ResponseBatch) -> Float[Tensor, "group response time hidden"]:
+        """What the body makes of every position that a response token is chosen in."""
         tokens, mask, positions = joined(prompts, responses)
         group, response, time = responses.tokens.shape
         arguments = {"position_ids": positions, "use_cache": False}
-        hidden = self.body(
+        hidden: Tensor = self.body(
             input_ids=tokens, attention_mask=mask.long(), **accepted(self.body, arguments)
         ).last_hidden_state
-        values: Tensor = self.head(hidden[:, -(time + 1) : -1].to(self.head.weight.dtype)).squeeze(-1)
-        return values.view(group, response, time).float()
+        return hidden[:, -(time + 1) : -1].view(group, response, time, -1)
+
+    def _read(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
+        """The head, in its own dtype."""
+        values: Tensor = self.head(states.to(self.head.weight.dtype))
+        return values.squeeze(-1).float()

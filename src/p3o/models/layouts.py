@@ -12,7 +12,7 @@ they differ in the last bits.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +54,27 @@ class Layout(ABC):
         """
         calls, predictions = self.passes(model, groups, time=time, fill=fill)
         return Head(temperature, self.budget).logprobs(model, calls, predictions)
+
+    def scalars(
+        self,
+        model: nn.Module,
+        read: Callable[[Call], Float[Tensor, " selected"]],
+        groups: Sequence[GroupTokens],
+        *,
+        time: int,
+        fill: int,
+    ) -> Float[Tensor, "group response time"]:
+        """What a scalar head makes of the state in which each response token is chosen, with its graph; 0 on padding.
+
+        Args:
+            model: the transformer that the head reads.
+            read: runs a pass and gives the head's numbers at its selected positions.
+            groups: with the same number of responses each.
+            time: the last axis of the result, at least the longest response.
+            fill: the id that padding holds.
+        """
+        calls, predictions = self.passes(model, groups, time=time, fill=fill)
+        return predictions.scattered(torch.cat([read(call) for call in calls])[predictions.rows])
 
     @abstractmethod
     def passes(

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from p3o.models.tokens import GroupTokens, pad_left, pad_right
 
+UNREAD = 0
+"""Stands at the end of a continuation; any id would do."""
+
 PADDING = -1
 """Segment of a padded position; 0 is the prompt, 1 … K are the responses."""
 
@@ -172,6 +175,26 @@ def split_rows(groups: Sequence[GroupTokens], *, time: int, fill: int) -> SplitR
 def shared_length(group: GroupTokens) -> int:
     """Positions of a group's shared row."""
     return len(group.prompt) + sum(max(len(response) - 1, 0) for response in group.responses)
+
+
+def continuations(rows: Sequence[Sequence[int]]) -> GroupTokens | None:
+    """Whole rows of ids as one group: the beginning that all of them share is its prompt, what follows are its responses.
+
+    For a head that reads the state after a row's last token: every response has a token more than its row, of which no pass
+    makes an input, and the state in which that token is chosen is the one after the row. Ids decide what is shared, not where
+    a prompt ends in the text, so any tokenizer and template will do.
+
+    Returns:
+        None if there is one row only, or no first token that all share.
+    """
+    if len(rows) < 2:
+        return None
+    # Even of equal rows each keeps its last token to itself.
+    limit = min(map(len, rows)) - 1
+    shared = next((t for t in range(limit) if any(row[t] != rows[0][t] for row in rows)), max(limit, 0))
+    if shared == 0:
+        return None
+    return GroupTokens(list(rows[0][:shared]), [[*row[shared:], UNREAD] for row in rows], [True] * len(rows))
 
 
 def length_buckets(lengths: Sequence[int], budget: int, *, most: int | None = None) -> list[list[int]]:

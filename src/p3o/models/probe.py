@@ -1,15 +1,15 @@
 """Which layout is right for a model: tried on it, not looked up.
 
-Each layout computes the log-probs of a few random groups, and their gradient with respect to the input embeddings, and is
-compared with the plain path of ``p3o.models.language`` on every response alone, without padding. How far two right ways may
-differ depends on the model's depth and dtype, so it is measured as well: the plain path once more, on one padded batch.
+Each layout computes the log-probs (or values, or scores) of a few random groups, and their gradient with respect to the input
+embeddings, and is compared with the plain path on every response alone, without padding. How far two right ways may differ
+depends on the model's depth and dtype, so it is measured as well: the plain path once more, on one padded batch.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,15 @@ from p3o.models.tokens import GroupTokens, collate_groups
 
 LayoutChoice = Literal["auto", "shared", "split", "padded"]
 
+
+class LayoutNeeds(TypedDict):
+    """What a run asks of its layouts; see :func:`choose_layout`."""
+
+    choice: LayoutChoice
+    responses: int
+    context: int
+
+
 SLACK = 16.0
 """A layout may differ from the plain path by so many times what padding does."""
 
@@ -34,18 +43,39 @@ class Verdict:
     """The layout that was chosen, and why.
 
     Attributes:
-        layout: to be used for every log-prob of the run.
+        layout: to be used for every number of the run that is of its kind: log-probs, values, scores.
         rejected: the layouts that were tried before it, with the reason.
         chunked: whether logits over the byte budget may be computed in chunks.
     """
 
     layout: Layout
     rejected: dict[LayoutName, str]
-    chunked: bool
+    chunked: bool = False
 
     def __str__(self) -> str:
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
         return f"layout {self.layout.name}{reasons}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a probe tries.
+
+    Attributes:
+        model: the transformer, whose embeddings the gradients are taken for.
+        plain: numbers of groups on a path that is known to be right, one row per response, padded.
+        laid_out: the same numbers, in the same order, by a layout.
+        what: names the model in an error.
+        off: how a difference is told.
+        has_logits: whether the numbers come from logits, which a layout may compute in chunks.
+    """
+
+    model: nn.Module
+    plain: Callable[[Sequence[GroupTokens]], Tensor]
+    laid_out: Callable[[Layout, Sequence[GroupTokens]], Tensor]
+    what: str = "model"
+    off: str = "log-probs are {:.2g} nats off"
+    has_logits: bool = False
 
 
 def choose_layout(
@@ -56,7 +86,7 @@ def choose_layout(
     context: int | None = None,
     budget: int | None = LOGITS_BUDGET,
 ) -> Verdict:
-    """The first of shared, split and padded that agrees with the plain path on this model.
+    """The first of shared, split and padded whose log-probs agree with the plain path on this model.
 
     Args:
         model: a causal language model of transformers, in the mode (training or not) in which it will be used.
@@ -69,59 +99,95 @@ def choose_layout(
     Raises:
         P3OError: if the layout that was asked for, or none, agrees.
     """
+
+    def logprobs(layout: Layout, groups: Sequence[GroupTokens]) -> Tensor:
+        return layout.logprobs(model, groups, temperature=PROBE_TEMPERATURE, time=LONGEST_RESPONSE, fill=0)
+
+    subject = Subject(model, lambda groups: plain_logprobs(model, groups), logprobs, has_logits=True)
+    return choose(subject, choice=choice, responses=responses, context=context, budget=budget)
+
+
+def choose(
+    subject: Subject,
+    *,
+    choice: LayoutChoice = "auto",
+    responses: int = 2,
+    context: int | None = None,
+    budget: int | None = None,
+) -> Verdict:
+    """As :func:`choose_layout`, for any numbers."""
     wanted = list(LAYOUTS) if choice == "auto" else [choice]
-    window = sliding_window(model)
-    groups = random_groups(model, min(responses, 3), window)
-    plain = measured(model, groups, lambda: torch.cat([plain_logprobs(model, [one]) for one in singles(groups)]))
-    tolerance = allowance(plain, measured(model, groups, lambda: plain_logprobs(model, groups)))
+    verdict = first_right(subject, wanted, responses=responses, context=context, budget=budget)
+    if isinstance(verdict, Verdict):
+        return verdict
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in verdict.items())
+    advice = "use layout auto" if choice != "auto" else f"this {subject.what} cannot be trained here"
+    raise P3OError(f"layout {choice}: wrong for this {subject.what} ({reasons}); {advice}")
+
+
+def first_right(
+    subject: Subject,
+    wanted: Sequence[LayoutName],
+    *,
+    responses: int,
+    context: int | None,
+    budget: int | None = None,
+    ending: Sequence[int] = (),
+) -> Verdict | dict[LayoutName, str]:
+    """The first of these layouts that agrees, or, if none does, what speaks against each.
+
+    Args:
+        subject: what is tried.
+        wanted: layouts, in the order in which to try them.
+        responses: K.
+        context: the longest row that will come.
+        budget: bytes of logits that may exist at once.
+        ending: ids that end one of the responses, where they mean something to the numbers.
+    """
+    window = sliding_window(subject.model)
+    groups = random_groups(subject.model, min(responses, 3), window, ending)
+    plain = measured(subject.model, groups, lambda: torch.cat([subject.plain([one]) for one in singles(groups)]))
+    tolerance = allowance(plain, measured(subject.model, groups, lambda: subject.plain(groups)))
     rejected: dict[LayoutName, str] = {}
     for name in wanted:
         layout = LAYOUTS[name](budget=None)
-        reason = objection(model, layout, groups, plain, tolerance, window=window, context=context)
+        reason = None
+        if name == "shared" and window is not None and (context is None or context > window):
+            reason = f"its attention has a window of {window} tokens, which a mask of ours would switch off"
+        reason = reason or objection(subject, layout, groups, plain, tolerance)
         if reason is None:
-            chunked = objection(model, LAYOUTS[name](budget=1), groups, plain, tolerance) is None
+            chunks = replace(layout, budget=1)
+            chunked = subject.has_logits and objection(subject, chunks, groups, plain, tolerance) is None
             return Verdict(replace(layout, budget=budget if chunked else None), rejected, chunked)
         rejected[name] = reason
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
-    advice = "use layout auto" if choice != "auto" else "this model cannot be trained here"
-    raise P3OError(f"layout {choice}: wrong for this model ({reasons}); {advice}")
+    return rejected
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Log-probs, and their gradient with respect to the embedding of each token id; None where no graph can be made."""
+    """Numbers of groups, and their gradient with respect to the embedding of each token id; None where no graph can be made."""
 
-    logprobs: Tensor
+    numbers: Tensor
     gradient: Tensor | None
 
 
 def objection(
-    model: nn.Module,
+    subject: Subject,
     layout: Layout,
     groups: Sequence[GroupTokens],
     plain: Measurement,
     tolerance: tuple[float, float],
-    *,
-    window: int | None = None,
-    context: int | None = None,
 ) -> str | None:
     """Why the layout is not to be used with the model; None if nothing speaks against it."""
-    if layout.name == "shared" and window is not None and (context is None or context > window):
-        return f"its attention has a window of {window} tokens, which a mask of ours would switch off"
-    time = max(len(response) for group in groups for response in group.responses)
-
-    def run() -> Tensor:
-        return layout.logprobs(model, groups, temperature=PROBE_TEMPERATURE, time=time, fill=0)
-
     try:
-        got = measured(model, groups, run)
+        got = measured(subject.model, groups, lambda: subject.laid_out(layout, groups))
     except P3OError as error:
         return str(error)
     except Exception as error:  # whatever a model raises on input that it does not know is the answer
         return f"the model raises {type(error).__name__} on it"
-    difference = float((got.logprobs - plain.logprobs.view_as(got.logprobs)).abs().max())
+    difference = float((got.numbers - plain.numbers.view_as(got.numbers)).abs().max())
     if not difference <= tolerance[0]:
-        return f"log-probs are {difference:.2g} nats off"
+        return subject.off.format(difference)
     if got.gradient is not None and plain.gradient is not None:
         difference = float((got.gradient - plain.gradient).norm() / plain.gradient.norm())
         if not difference <= tolerance[1]:
@@ -130,20 +196,20 @@ def objection(
 
 
 def allowance(alone: Measurement, padded: Measurement) -> tuple[float, float]:
-    """What a right layout may differ by: nats, and share of the gradient's norm.
+    """What a right layout may differ by: units of the numbers, and share of the gradient's norm.
 
     Some times what padding changes, and not less than a few units in the last place of float32, in which models normalise and
     sometimes attend whatever their own dtype is. A padded batch that is not finite (some attentions make NaN of padding on
     the left) says nothing.
     """
-    unit = max(torch.finfo(torch.float32).eps, torch.finfo(alone.logprobs.dtype).eps)
-    logprobs, gradient = 4 * unit * float(alone.logprobs.abs().max()), 4 * unit
-    noise = float((alone.logprobs - padded.logprobs.view_as(alone.logprobs)).abs().max())
+    unit = max(torch.finfo(torch.float32).eps, torch.finfo(alone.numbers.dtype).eps)
+    distance, gradient = 4 * unit * float(alone.numbers.abs().max()), 4 * unit
+    noise = float((alone.numbers - padded.numbers.view_as(alone.numbers)).abs().max())
     if math.isfinite(noise):
-        logprobs = max(logprobs, noise)
+        distance = max(distance, noise)
         if alone.gradient is not None and padded.gradient is not None:
             gradient = max(gradient, float((alone.gradient - padded.gradient).norm() / alone.gradient.norm()))
-    return SLACK * logprobs, SLACK * gradient
+    return SLACK * distance, SLACK * gradient
 
 
 def plain_logprobs(model: nn.Module, groups: Sequence[GroupTokens]) -> Tensor:
@@ -156,9 +222,11 @@ def plain_logprobs(model: nn.Module, groups: Sequence[GroupTokens]) -> Tensor:
 LONGEST_RESPONSE = 7
 
 
-def random_groups(model: nn.Module, responses: int, window: int | None) -> list[GroupTokens]:
-    """Two groups of random tokens, prompts and responses of unequal length, one response of a single token. A prompt is longer
-    than a short window of attention, so that the probe notices it."""
+def random_groups(
+    model: nn.Module, responses: int, window: int | None, ending: Sequence[int] = ()
+) -> list[GroupTokens]:
+    """Two groups of random tokens, prompts and responses of unequal length, one response of a single token, the first one with
+    this ending. A prompt is longer than a short window of attention, so that the probe notices it."""
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     generator = torch.Generator().manual_seed(0)
@@ -168,10 +236,13 @@ def random_groups(model: nn.Module, responses: int, window: int | None) -> list[
 
     prompt = 9 if window is None or window > 64 else window + 3
     lengths = [[LONGEST_RESPONSE, 1, *[4] * (responses - 2)], [2, 5, *[3] * (responses - 2)]]
-    return [
+    groups = [
         GroupTokens(some(size), [some(length) for length in row[:responses]], [True] * responses)
         for size, row in zip((prompt, 4), lengths, strict=True)
     ]
+    if ending:
+        groups[0].responses[0][-len(ending) :] = ending
+    return groups
 
 
 def singles(groups: Sequence[GroupTokens]) -> Iterator[GroupTokens]:
@@ -193,15 +264,15 @@ def measured(model: nn.Module, groups: Sequence[GroupTokens], run: Callable[[], 
         with torch.no_grad():
             return Measurement(run(), None)
     with torch.enable_grad(), _recorded(embeddings) as records:
-        logprobs = run()
-        weights = torch.rand(logprobs.numel(), generator=torch.Generator().manual_seed(1)).to(logprobs)
-        gradients = torch.autograd.grad((logprobs.flatten() * weights).sum(), [output for _, output in records])
+        numbers = run()
+        weights = torch.rand(numbers.numel(), generator=torch.Generator().manual_seed(1)).to(numbers)
+        gradients = torch.autograd.grad((numbers.flatten() * weights).sum(), [output for _, output in records])
     ids = torch.tensor(sorted({i for group in groups for row in (group.prompt, *group.responses) for i in row}))
     total = gradients[0].new_zeros(len(ids), gradients[0].shape[-1])
     for (tokens, _), gradient in zip(records, gradients, strict=True):
         known = torch.isin(tokens, ids.to(tokens))
         total.index_add_(0, torch.searchsorted(ids.to(tokens), tokens[known]), gradient[known])
-    return Measurement(logprobs.detach(), total)
+    return Measurement(numbers.detach(), total)
 
 
 @contextmanager

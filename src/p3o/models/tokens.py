@@ -124,7 +124,7 @@ def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "ro
 def decode_responses(
     tokenizer: PreTrainedTokenizerBase, responses: ResponseBatch, *, stop: Sequence[str] = ()
 ) -> list[list[str]]:
-    """The text of every response up to its first stop string, special tokens left out: [group][response]."""
+    """The text of every response up to its first stop string, special tokens left out: ``[group][response]``."""
     group, response, _ = responses.tokens.shape
     rows = [
         tokens[mask].tolist()

@@ -10,12 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from p3o.algorithms import make_algorithm
 from p3o.inputs import starting_model
 from p3o.models.language import load_model_config
 from p3o.models.tokens import encode_prompts
 from p3o.stages.context import PREFERENCES_FILE, RunContext
-from p3o.stages.estimates import ModelShape, StepEstimate, model_shape, online_step, supervised_step
+from p3o.stages.estimates import (
+    ModelShape,
+    OnlineWork,
+    StepEstimate,
+    model_shape,
+    online_step,
+    supervised_step,
+)
+from p3o.stages.memory import Memory
+from p3o.training.passes import TOKENS
 from p3o.training.sft import EncodedPair
 
 DEMONSTRATIONS, PROMPTS, CHOSEN, REJECTED = "demonstrations", "prompts", "chosen responses", "rejected responses"
@@ -77,13 +88,13 @@ def dry_run(run: RunContext) -> DryRun:
     run.check(load_models=False)
     if set(run.stages) <= {"report"}:
         return DryRun(run.folder.path, str(run.device), None, [], [StageOutlook("report", "report.html")], None)
-    shape, rows = _shape(run), {what: encoded for what, encoded in _encoded(run) if encoded}
+    base, rows = _base(run), {what: encoded for what, encoded in _encoded(run) if encoded}
     return DryRun(
         folder=run.folder.path,
         device=str(run.device),
-        model=shape,
+        model=model_shape(base),
         counts=[_counts(what, encoded) for what, encoded in rows.items()],
-        outlooks=[_Outlook(run, shape, rows).of(stage) for stage in run.stages],
+        outlooks=[_Outlook(run, base, rows).of(stage) for stage in run.stages],
         example=_example(run, rows),
     )
 
@@ -91,8 +102,9 @@ def dry_run(run: RunContext) -> DryRun:
 class _Outlook:
     """Tells of each stage what it would do: the same questions that the stage itself asks."""
 
-    def __init__(self, run: RunContext, shape: ModelShape, rows: Mapping[str, Sequence[EncodedPair]]) -> None:
-        self.run, self.shape, self.rows = run, shape, rows
+    def __init__(self, run: RunContext, base: PretrainedConfig, rows: Mapping[str, Sequence[EncodedPair]]) -> None:
+        self.run, self.rows = run, rows
+        self.shape, self.memory = model_shape(base), Memory(run.config, run.device, base)
 
     def of(self, stage: str) -> StageOutlook:
         if self.run.folder.done(stage):
@@ -107,9 +119,12 @@ class _Outlook:
         steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
         estimate = supervised_step(
             self.shape,
+            self.memory.trained("language", config.optimiser),
+            self.memory.arithmetic,
             rows=config.batch_size,
             rows_per_pass=config.micro_batch_size,
             row_tokens=_longest(rows),
+            has_logits=True,
         )
         return StageOutlook("sft", f"{steps} updates on {len(rows)} demonstrations", estimate)
 
@@ -127,13 +142,17 @@ class _Outlook:
         count = embedded.pairs if embedded is not None else len(self.rows[CHOSEN])
         steps = config.steps if config.steps is not None else max(1, count // config.batch_size)
         # The pairs of the embedded task are not there yet; they are as long as its demonstrations.
-        kinds = [self.rows.get(CHOSEN), self.rows.get(REJECTED)]
-        rows = [row for kind in kinds if kind for row in kind] or self.run.encode(self.run.inputs.demonstrations)
+        shared = config.layout != "padded"
+        pairs = [self.rows.get(CHOSEN), self.rows.get(REJECTED)]
+        rows = [row for kind in pairs if kind for row in kind] or self.run.encode(self.run.inputs.demonstrations)
+        longest = max((len(prompt) * (1 if shared else 2) + 2 * len(response) for prompt, response in rows), default=0)
         estimate = supervised_step(
             self.shape,
-            rows=2 * config.batch_size,
-            rows_per_pass=2 * config.micro_batch_size,
-            row_tokens=_longest(rows),
+            self.memory.trained("classifier", config.optimiser),
+            self.memory.arithmetic,
+            rows=config.batch_size,
+            rows_per_pass=config.micro_batch_size,
+            row_tokens=longest,
             has_logits=False,
         )
         needs = self._needs("sft", "p3o sft") if self.run.config.sft is not None else ""
@@ -143,23 +162,7 @@ class _Outlook:
 
     def _rl(self) -> StageOutlook:
         config = self.run.config
-        estimates = []
-        for name, entry in config.rl.runs.items():
-            training = config.rl.training_of(name)
-            estimates.append(
-                online_step(
-                    self.shape,
-                    prompts=training.prompts_per_step,
-                    responses=training.responses_per_prompt,
-                    prompts_per_pass=training.micro_batch_prompts
-                    or -(-training.prompts_per_step // training.minibatches),
-                    epochs=training.epochs,
-                    prompt_tokens=_longest(self.rows[PROMPTS]),
-                    response_tokens=training.max_new_tokens,
-                    has_critic=make_algorithm(entry.algorithm, **entry.settings).needs_critic,
-                    has_reward_model=config.reward.model is not None or config.reward.is_trained,
-                )
-            )
+        estimates = [self._rl_step(name) for name in config.rl.runs]
         needs = self._needs("sft", "p3o sft") if config.sft is not None else ""
         if config.reward.is_trained:
             needs += self._needs("reward_model", "p3o reward")
@@ -168,6 +171,24 @@ class _Outlook:
         return StageOutlook(
             "rl", f"steps: {steps}; on {prompts} prompts{needs}", max(estimates, key=lambda e: e.total_bytes)
         )
+
+    def _rl_step(self, name: str) -> StepEstimate:
+        entry, training = self.run.config.rl.runs[name], self.run.config.rl.training_of(name)
+        has_critic = make_algorithm(entry.algorithm, **entry.settings).needs_critic
+        work = OnlineWork(
+            prompts=training.prompts_per_step,
+            responses=training.responses_per_prompt,
+            minibatch=-(-training.prompts_per_step * (1 + training.replay_batches) // training.minibatches),
+            epochs=training.epochs,
+            prompt_tokens=_longest(self.rows[PROMPTS]),
+            response_tokens=training.max_new_tokens,
+            pass_tokens=training.micro_batch_tokens or TOKENS.get(self.run.device.type, 16384),
+            pass_prompts=training.micro_batch_prompts,
+            # Without the model there is nothing to probe: auto is taken to find one of the others, as it mostly does.
+            padded=training.layout == "padded",
+        )
+        models = self.memory.online(training.optimiser, has_critic=has_critic)
+        return online_step(self.shape, models, self.memory.arithmetic, work, has_critic=has_critic)
 
     def _evaluate(self) -> StageOutlook:
         needs = "".join(self._needs(f"rl/{name}", "p3o rl") for name in self.run.config.rl.runs)
@@ -185,9 +206,10 @@ class _Outlook:
         return f"; {name} is not there yet, run `{command}` first"
 
 
-def _shape(run: RunContext) -> ModelShape:
+def _base(run: RunContext) -> PretrainedConfig:
     start = starting_model(run.config, seed=0)
-    return model_shape(start[0].config if start is not None else load_model_config(str(run.config.model)))
+    config: PretrainedConfig = start[0].config if start is not None else load_model_config(str(run.config.model))
+    return config
 
 
 def _encoded(run: RunContext) -> Iterator[tuple[str, list[EncodedPair]]]:

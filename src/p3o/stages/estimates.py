@@ -1,14 +1,15 @@
-"""What a stage will take: memory and tokens per step, estimated from the model's configuration before anything is loaded.
+"""What a step of a stage will take, from the model's configuration, before anything is loaded.
 
-Counted are what grows with the model (weights, gradients, two moments of AdamW) and what grows with a forward pass:
+Weights, gradients and moments are counted (``footprints``). What grows with a forward pass is estimated, per token and layer:
 
-    activations of a layer   34 · hidden bytes per token in 16 bit, twice that in 32 bit
-                             (Korthikanti et al., arXiv:2205.05198, Eq. 2 without the attention matrix, which fused attention
-                             does not keep)
-    logits                   three tensors of the vocabulary per predicted token: logits, log-softmax, their gradient
-    cache of keys and values 2 · layers · key-value width per token, while sampling
+    4 · 7.6 · hidden               the residual stream, norms and their inputs, in float32
+    c · 4 · attention width        queries, keys, values and what attention makes of them; c bytes a number
+    c · 4 · width of the MLP       gate, its activation, the other branch and their product
 
-An estimate of the order, not a promise: allocators keep more, gradient checkpointing less.
+which is what transformers' Llama and Qwen2 keep for the backward pass, to a few percent (a test measures it); GPT-2 keeps a
+little more, models whose MLP has no gate (GPT-NeoX, OPT) up to half less. Then logits in float32: in RL one buffer for the
+predicted tokens, cut into chunks above ``LOGITS_BUDGET``; in supervised fine-tuning three for all tokens (logits, softmax,
+gradient). While sampling, keys and values of all tokens. An estimate of the order, not a promise: allocators keep more.
 """
 
 from dataclasses import dataclass
@@ -16,10 +17,17 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from p3o.models.selection import LOGITS_BUDGET
+from p3o.stages.footprints import Footprint
+
 GIB = 2**30
-_ADAM_MOMENTS = 2
-_LAYER_BYTES_16_BIT = 34
-_LOGIT_TENSORS = 3
+_FLOAT = 4
+_STREAM = 7.6
+_ATTENTION = 4
+_MLP = 4
+_WHOLE_LOGITS = 3
+_LAST_NORM = 3
+"""Numbers of ``hidden`` that the norm before the head keeps."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,25 @@ class ModelShape:
     parameters: int
     layers: int
     hidden: int
+    attention_width: int
     key_value_width: int
+    mlp_width: int
     vocabulary: int
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a model computes.
+
+    Attributes:
+        bytes: of a number: 2 in 16 bit, 4 in 32 bit.
+        casts: whether its weights are kept in 32 bit and cast to 16 bit for every pass.
+        recomputes: whether only the inputs of layers are kept (gradient checkpointing).
+    """
+
+    bytes: int = _FLOAT
+    casts: bool = False
+    recomputes: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,20 +66,24 @@ class StepEstimate:
         forward_tokens: in the largest forward pass with gradients, padding included.
         tokens: that the step trains on, at most.
         sampled_tokens: that the step generates, at most.
-        model_bytes: weights, gradients and moments of all models.
+        weight_bytes: of all models.
+        gradient_bytes: of what is trained.
+        optimiser_bytes: AdamW's moments.
         pass_bytes: activations and logits of the largest pass, or the sampling cache if that is larger.
     """
 
     forward_tokens: int
     tokens: int
     sampled_tokens: int
-    model_bytes: int
+    weight_bytes: int
+    gradient_bytes: int
+    optimiser_bytes: int
     pass_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.model_bytes + self.pass_bytes
+        return self.weight_bytes + self.gradient_bytes + self.optimiser_bytes + self.pass_bytes
 
 
 def model_shape(config: PretrainedConfig) -> ModelShape:
@@ -64,63 +93,128 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
     heads = int(config.num_attention_heads)
     key_value_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    named = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=int(config.num_hidden_layers),
         hidden=int(config.hidden_size),
+        attention_width=heads * head_width,
         key_value_width=key_value_heads * head_width,
+        mlp_width=next((int(width) for width in named if width), 4 * int(config.hidden_size)),
         vocabulary=int(config.vocab_size),
     )
 
 
 def supervised_step(
-    shape: ModelShape, *, rows: int, rows_per_pass: int, row_tokens: int, dtype_bytes: int = 4, has_logits: bool = True
+    shape: ModelShape,
+    models: Footprint,
+    arithmetic: Arithmetic,
+    *,
+    rows: int,
+    rows_per_pass: int,
+    row_tokens: int,
+    has_logits: bool,
 ) -> StepEstimate:
-    """A step of supervised fine-tuning, or of the reward model (``has_logits=False``; a pair is two rows)."""
-    in_pass = min(rows, rows_per_pass) * row_tokens
-    return StepEstimate(
-        forward_tokens=in_pass,
+    """A step of supervised fine-tuning, or of the reward model.
+
+    Args:
+        shape: of the model.
+        models: what it takes.
+        arithmetic: how it computes.
+        rows: of a step.
+        rows_per_pass: of a pass at most.
+        row_tokens: of the longest row.
+        has_logits: false for the reward model.
+    """
+    inputs = min(rows, rows_per_pass) * row_tokens
+    logits = _WHOLE_LOGITS * inputs * shape.vocabulary * _FLOAT if has_logits else 0
+    return _step(
+        models,
+        forward_tokens=inputs,
         tokens=rows * row_tokens,
         sampled_tokens=0,
-        model_bytes=shape.parameters * _trained_bytes(dtype_bytes),
-        pass_bytes=_pass_bytes(shape, in_pass, in_pass if has_logits else 0, dtype_bytes),
+        pass_bytes=activation_bytes(shape, inputs, arithmetic) + logits,
     )
+
+
+@dataclass(frozen=True)
+class OnlineWork:
+    """The sizes of an RL step.
+
+    Attributes:
+        prompts: sampled in a step.
+        responses: K.
+        minibatch: prompts of an update, replayed ones included.
+        epochs: passes over the buffer.
+        prompt_tokens: of the longest prompt.
+        response_tokens: of a response at most.
+        pass_tokens: budget of a pass.
+        pass_prompts: prompts of a pass at most; None: any number.
+        padded: whether every response has a row of its own, or a prompt shares one.
+    """
+
+    prompts: int
+    responses: int
+    minibatch: int
+    epochs: int
+    prompt_tokens: int
+    response_tokens: int
+    pass_tokens: int
+    pass_prompts: int | None = None
+    padded: bool = False
+
+    @property
+    def largest_pass(self) -> tuple[int, int]:
+        """Its inputs and its predicted positions, as ``Passes.micro_batches`` fills it with the longest groups."""
+        others = self.response_tokens - 1
+        if self.padded:
+            inputs, predicted = self.responses * (self.prompt_tokens + others), self.responses * self.response_tokens
+        else:
+            # The first tokens of all responses are predicted from one position.
+            inputs, predicted = self.prompt_tokens + self.responses * others, 1 + self.responses * others
+        most = min(self.minibatch, self.pass_prompts or self.minibatch)
+        groups = max(1, min(most, self.pass_tokens // inputs))
+        return groups * inputs, groups * predicted
 
 
 def online_step(
-    shape: ModelShape,
-    *,
-    prompts: int,
-    responses: int,
-    prompts_per_pass: int,
-    epochs: int,
-    prompt_tokens: int,
-    response_tokens: int,
-    has_critic: bool,
-    has_reward_model: bool,
-    dtype_bytes: int = 4,
+    shape: ModelShape, models: Footprint, arithmetic: Arithmetic, work: OnlineWork, *, has_critic: bool
 ) -> StepEstimate:
-    """A step of RL: a trained policy, a frozen reference, and, where they are, a trained critic and a frozen reward model of
-    the same size."""
-    row = prompt_tokens + response_tokens
-    in_pass = min(prompts, prompts_per_pass) * responses * row
-    predicted = min(prompts, prompts_per_pass) * responses * response_tokens
-    models = (1 + has_critic) * _trained_bytes(dtype_bytes) + (1 + has_reward_model) * dtype_bytes
-    cache = prompts * responses * row * 2 * shape.layers * shape.key_value_width * dtype_bytes
-    return StepEstimate(
-        forward_tokens=in_pass,
-        tokens=epochs * prompts * responses * response_tokens,
-        sampled_tokens=prompts * responses * response_tokens,
-        model_bytes=shape.parameters * models,
-        pass_bytes=max(_pass_bytes(shape, in_pass, predicted, dtype_bytes), cache),
+    """A step of RL. With a critic of the same shape, its activations stand beside the policy's."""
+    inputs, predicted = work.largest_pass
+    # In 16 bit, the model's own logits stand beside those in float32.
+    number = _FLOAT if arithmetic.bytes == _FLOAT else _FLOAT + arithmetic.bytes
+    logits = min(predicted * shape.vocabulary * _FLOAT, LOGITS_BUDGET) * number // _FLOAT
+    training = (1 + has_critic) * activation_bytes(shape, inputs, arithmetic) + logits
+    sampled = work.prompts * work.responses * work.response_tokens
+    cached = work.prompts * work.responses * (work.prompt_tokens + work.response_tokens)
+    cache = cached * 2 * shape.layers * shape.key_value_width * arithmetic.bytes
+    return _step(
+        models,
+        forward_tokens=inputs,
+        tokens=work.epochs * sampled,
+        sampled_tokens=sampled,
+        pass_bytes=max(training, cache),
     )
 
 
-def _trained_bytes(dtype_bytes: int) -> int:
-    """Of a trained parameter: weight, gradient and moments."""
-    return (2 + _ADAM_MOMENTS) * dtype_bytes
+def activation_bytes(shape: ModelShape, inputs: int, arithmetic: Arithmetic) -> int:
+    """What a forward pass over so many tokens keeps for its backward pass, but for logits."""
+    layer = _FLOAT * _STREAM * shape.hidden
+    layer += arithmetic.bytes * (_ATTENTION * shape.attention_width + _MLP * shape.mlp_width)
+    # Of a layer that is computed again, its input is kept; one layer at a time is whole.
+    kept = shape.layers * _FLOAT * shape.hidden + layer if arithmetic.recomputes else shape.layers * layer
+    weights = shape.parameters * arithmetic.bytes if arithmetic.casts else 0
+    return round(inputs * (kept + _FLOAT * _LAST_NORM * shape.hidden)) + weights
 
 
-def _pass_bytes(shape: ModelShape, tokens: int, predicted: int, dtype_bytes: int) -> int:
-    layers = tokens * shape.layers * shape.hidden * _LAYER_BYTES_16_BIT * dtype_bytes // 2
-    return layers + predicted * shape.vocabulary * 4 * _LOGIT_TENSORS  # logits are taken in float32
+def _step(models: Footprint, *, forward_tokens: int, tokens: int, sampled_tokens: int, pass_bytes: int) -> StepEstimate:
+    return StepEstimate(
+        forward_tokens=forward_tokens,
+        tokens=tokens,
+        sampled_tokens=sampled_tokens,
+        weight_bytes=models.frozen + models.trained,
+        gradient_bytes=models.gradients,
+        optimiser_bytes=models.moments,
+        pass_bytes=pass_bytes,
+    )

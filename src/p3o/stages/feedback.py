@@ -88,6 +88,7 @@ class Feedback:
             self.models.reward(path, trained=False),
             load_tokenizer(path, trust_remote_code=self.models.config.trust_remote_code),
             conversations=conversations,
+            layout=self.config.train.layout,
         )
 
     def _function(self, spec: str) -> Scorer:

@@ -51,8 +51,10 @@ class Refits:
         pairs = before + new.preferences
         # The seeds of the first reward model: what changes is the data.
         torch.manual_seed(run.seed("reward head"))
-        reward_model = RewardModel(run.models.reward(run.sft_folder, trained=True), run.tokenizer)
-        trainer = RewardTrainer(reward_model, pairs, run.config.reward.train, seed=run.seed(f"reward {number}"))
+        config = run.config.reward.train
+        model = run.models.reward(run.sft_folder, trained=True)
+        reward_model = RewardModel(model, run.tokenizer, layout=config.layout)
+        trainer = RewardTrainer(reward_model, pairs, config, seed=run.seed(f"reward {number}"))
         with run.progress.stage(f"reward {number}", total=trainer.total) as advance:
             fit(trainer, lambda _, metrics: advance(1, **metrics))
         row = {"stage": "refit", "run": self.name, "step": step, "pairs": len(pairs), "new": len(new.preferences)}
@@ -89,4 +91,5 @@ class Refits:
 
     def _load(self, number: int) -> RewardModel:
         path = self.run.required(f"{REFITS}/{self.name}/{number}/{REWARD_FOLDER}", "p3o rl")
-        return RewardModel(self.run.models.reward(path, trained=False), load_tokenizer(path))
+        model = self.run.models.reward(path, trained=False)
+        return RewardModel(model, load_tokenizer(path), layout=self.run.config.reward.train.layout)

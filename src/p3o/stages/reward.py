@@ -27,8 +27,9 @@ def reward(run: RunContext) -> None:
         # The head is new and drawn at random: the seed makes it the same each time.
         torch.manual_seed(run.seed("reward head"))
         model = run.models.reward(run.sft_folder, trained=True)
-        reward_model = RewardModel(model, run.tokenizer)
         config = reward.train
+        reward_model = RewardModel(model, run.tokenizer, layout=config.layout)
+        run.progress.print(str(reward_model))
         held, rows = hold_out(run, pairs)
         trainer = RewardTrainer(reward_model, rows, config, seed=run.seed("reward"))
         with run.progress.stage("reward", total=trainer.total) as advance:

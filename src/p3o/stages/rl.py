@@ -66,7 +66,7 @@ def rl_run(run: RunContext, name: str) -> None:
         critic=critic,
     )
     trainer.rollouts.notice = lambda text: run.warn(f"rl {name}, {text}")
-    run.progress.print(f"rl {name}: {trainer.verdict}")
+    run.progress.print(f"rl {name}: {trainer.layouts}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}

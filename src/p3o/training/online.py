@@ -8,7 +8,7 @@ which algorithm it runs.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -17,15 +17,15 @@ from p3o.algorithms.base import half_squared_log_ratio, with_beta
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.models.heads import Critic
-from p3o.models.probe import choose_layout
-from p3o.models.tokens import GroupTokens, PromptBatch, ResponseBatch, collate_groups, encode_prompts, pad_id
+from p3o.models.probe import LayoutNeeds, choose_layout
+from p3o.models.tokens import GroupTokens, encode_prompts, pad_id
 from p3o.training.averages import MetricsAverage
 from p3o.training.checkpoint import State
 from p3o.training.checks import check_mode, check_prompts
 from p3o.training.kl_control import KLController
 from p3o.training.online_config import OnlineConfig
 from p3o.training.optimisation import Optimisation
-from p3o.training.passes import TOKENS, Passes, in_order
+from p3o.training.passes import TOKENS, Passes
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
 from p3o.training.rollouts import LocalSampler, Rollout, Rollouts, Sampler
 from p3o.training.scoring import ComparisonFeedback, Scorer, rated_by
@@ -91,18 +91,20 @@ class OnlineTrainer:
         check_mode(policy)
         encoded = encode_prompts(tokenizer, prompts)
         check_prompts(policy, prompts, encoded, config.max_new_tokens)
-        self.verdict = choose_layout(
-            policy,
-            choice=config.layout,
-            responses=config.responses_per_prompt,
-            context=max(map(len, encoded)) + config.max_new_tokens,
-        )
+        rows: LayoutNeeds = {
+            "choice": config.layout,
+            "responses": config.responses_per_prompt,
+            "context": max(map(len, encoded)) + config.max_new_tokens,
+        }
+        self.verdict = choose_layout(policy, **rows)
+        self.critic_verdict = None if critic is None else critic.choose_layout(**rows)
         self.passes = Passes(
             self.verdict.layout,
             temperature=config.temperature,
             fill=pad_id(tokenizer),
             tokens=config.micro_batch_tokens or TOKENS.get(self.device.type, 16384),
             groups=config.micro_batch_prompts,
+            critic_layout=None if self.critic_verdict is None else self.critic_verdict.layout,
         )
         seeds = torch.Generator().manual_seed(seed)
         orders, sampling, minibatches = (int(torch.randint(2**62, (1,), generator=seeds)) for _ in range(3))
@@ -134,6 +136,11 @@ class OnlineTrainer:
                 )
             self.kl_controller = KLController(algorithm.config.beta, config.kl_target, config.kl_gain)
         self.done = 0
+
+    @property
+    def layouts(self) -> str:
+        """How rows are laid out for the policy, its reference and the critic, and why, in words."""
+        return str(self.verdict) if self.critic_verdict is None else f"{self.verdict}; critic: {self.critic_verdict}"
 
     def learn_from(self, feedback: Scorer | ComparisonFeedback) -> None:
         """Rate responses by this from the next step on: a reward model that was fitted anew, say."""
@@ -206,7 +213,8 @@ class OnlineTrainer:
     def prepared(self, experience: Experience, groups: Sequence[GroupTokens]) -> Experience:
         """The experience with fresh critic values, where there is a critic, and the algorithm's targets."""
         if self.critic is not None:
-            experience = experience.replace(values=self.values(groups, experience.response_mask.shape[-1]))
+            values = self.passes.values(self.critic, groups, experience.response_mask.shape[-1])
+            experience = experience.replace(values=values)
         return self.algorithm.prepare(experience)
 
     def minibatches(self, experience: Experience) -> list[Int[Tensor, " chosen"]]:
@@ -242,7 +250,7 @@ class OnlineTrainer:
                 minibatch = minibatch.replace(behaviour_logprobs=behaviour)
                 if self.one_pass:
                     experience.behaviour_logprobs[part] = behaviour
-            values = self.critic(*self.collate(these, time)) if self.critic is not None else None
+            values = None if self.critic is None else self.passes.one_of_values(self.critic, these, time)
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
             share = self.weight(minibatch) / whole
             (output.loss * share).backward()
@@ -263,11 +271,6 @@ class OnlineTrainer:
             return float(experience.response_mask.sum())
         return float(experience.groups)
 
-    def collate(self, groups: Sequence[GroupTokens], time: int) -> tuple[PromptBatch, ResponseBatch]:
-        """The groups padded, on the device."""
-        prompts, responses = collate_groups(groups, pad_id(self.tokenizer), time=time)
-        return prompts.to(self.device), responses.to(self.device)
-
     @property
     def one_pass(self) -> bool:
         """Whether a batch is used for one update only, by an algorithm that needs log π_old no sooner: the pass of that update
@@ -275,14 +278,6 @@ class OnlineTrainer:
         config = self.config
         once = config.epochs == config.minibatches == 1 and config.replay_batches == 0
         return once and not self.algorithm.prepares_from_logprobs
-
-    @torch.no_grad()
-    def values(self, groups: Sequence[GroupTokens], time: int) -> Float[Tensor, "group response time"]:
-        """The critic's values, micro-batch by micro-batch."""
-        assert self.critic is not None
-        batches = self.passes.micro_batches(groups)
-        parts = [self.critic(*self.collate([groups[i] for i in batch], time)) for batch in batches]
-        return in_order(batches, parts)
 
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on."""

@@ -1,4 +1,4 @@
-"""Log-probs of groups, in whole groups of like length that fit a budget of tokens."""
+"""Log-probs and values of groups, in whole groups of like length that fit a budget of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from p3o.models.heads import Critic
 from p3o.models.layouts import Layout
 from p3o.models.packing import length_buckets
 from p3o.models.tokens import GroupTokens
@@ -25,6 +26,7 @@ class Passes:
         fill: the id that padding holds.
         tokens: budget of a pass, padding counted; a larger group has a pass of its own.
         groups: the most that go through together; None: any number.
+        critic_layout: of the critic's rows; None: as the others.
     """
 
     layout: Layout
@@ -32,6 +34,7 @@ class Passes:
     fill: int
     tokens: int
     groups: int | None = None
+    critic_layout: Layout | None = None
 
     def micro_batches(self, groups: Sequence[GroupTokens]) -> list[list[int]]:
         """Indices of the groups of each pass, longest groups first."""
@@ -48,6 +51,18 @@ class Passes:
         """Token log-probs of the groups in their order, pass by pass."""
         batches = self.micro_batches(groups)
         return in_order(batches, [self.one(model, [groups[i] for i in batch], time) for batch in batches])
+
+    def one_of_values(
+        self, critic: Critic, groups: Sequence[GroupTokens], time: int
+    ) -> Float[Tensor, "group response time"]:
+        """The critic's values of all groups in one pass, with their graph."""
+        return critic.values(self.critic_layout or self.layout, groups, time=time, fill=self.fill)
+
+    @torch.no_grad()
+    def values(self, critic: Critic, groups: Sequence[GroupTokens], time: int) -> Float[Tensor, "group response time"]:
+        """The critic's values of the groups in their order, pass by pass."""
+        batches = self.micro_batches(groups)
+        return in_order(batches, [self.one_of_values(critic, [groups[i] for i in batch], time) for batch in batches])
 
 
 def in_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:

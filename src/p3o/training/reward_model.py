@@ -6,6 +6,7 @@ from pydantic import Field
 
 from p3o.feedback.reward_model import RewardModel
 from p3o.functional.preference import bradley_terry_loss
+from p3o.models.probe import LayoutChoice
 from p3o.training.checkpoint import State
 from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
 
@@ -19,6 +20,10 @@ class RewardTrainingConfig(OptimiserConfig):
     micro_batch_size: int = Field(32, gt=0, description="Pairs per forward pass.")
     evaluate_every: int | None = Field(
         None, gt=0, description="Steps between accuracies on held-out pairs; null: at the end only."
+    )
+    layout: LayoutChoice = Field(
+        "auto",
+        description="Rows of one prompt, when scoring too: shared, split or padded; auto: the first that is right.",
     )
     shuffle: bool = Field(
         True, description="Whether to train in random order; false: as the pairs stand in their file."
@@ -58,9 +63,9 @@ class RewardTrainer:
         size, loss, accuracy = self.config.micro_batch_size, 0.0, 0.0
         for start in range(0, len(batch), size):
             rows = batch[start : start + size]
-            # Chosen and rejected in one pass: whatever padding does to a score, it does to both.
-            scores = self.reward_model.forward([chosen for chosen, _ in rows] + [rejected for _, rejected in rows])
-            output = bradley_terry_loss(scores[: len(rows)], scores[len(rows) :])
+            # Chosen and rejected in one pass: whatever rounding does to a score, it does to both.
+            scores = self.reward_model.forward_groups(rows).view(-1, 2)
+            output = bradley_terry_loss(scores[:, 0], scores[:, 1])
             share = len(rows) / len(batch)
             (output.loss * share).backward()
             loss += output.loss.item() * share
@@ -88,6 +93,6 @@ class RewardTrainer:
 def ranking_accuracy(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> float:
     """Share of (prompt, better, worse) ranked as told; a tie counts one half."""
     prompts = [prompt for prompt, _, _ in pairs]
-    better = reward_model(prompts, [text for _, text, _ in pairs])
-    worse = reward_model(prompts, [text for _, _, text in pairs])
+    scores = reward_model([*prompts, *prompts], [text for _, text, _ in pairs] + [text for _, _, text in pairs])
+    better, worse = scores[: len(pairs)], scores[len(pairs) :]
     return sum((b > w) + 0.5 * (b == w) for b, w in zip(better, worse, strict=True)) / len(pairs)
