@@ -20,7 +20,13 @@ TASKS = {
     "brew tea": ("boil fresh water", "let the leaves stand for three minutes"),
     "clean a window": ("wet the glass with a sponge", "wipe it dry from the top"),
 }
-ASKS = ("How do I {task}?", "Can you tell me how to {task}?", "What is the best way to {task}?")
+ASKS = (
+    "How do I {task}?",
+    "How would you {task}?",
+    "Can you tell me how to {task}?",
+    "Please tell me how to {task}.",
+    "What is the best way to {task}?",
+)
 REFUSALS = ("Why would you want that?", "I have no idea.", "Look it up yourself.", "That is a boring question.")
 
 
@@ -35,7 +41,7 @@ def row(random_: random.Random) -> dict[str, str]:
     task, other = random_.sample(list(TASKS), 2)
     worse = random_.choice([random_.choice(REFUSALS), answer(other), f"To {task}, first {TASKS[task][0]}."])
     earlier = ""
-    if random_.random() < 0.3:
+    if random_.random() < 0.5:
         earlier = f"\n\nHuman: {random_.choice(ASKS).format(task=other)}\n\nAssistant: {answer(other)}"
     shared = f"{earlier}\n\nHuman: {random_.choice(ASKS).format(task=task)}\n\nAssistant:"
     return {"chosen": f"{shared} {answer(task)}", "rejected": f"{shared} {worse}"}

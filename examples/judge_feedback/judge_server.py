@@ -12,7 +12,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PORT = 8123
-COMMON = frozenset(["a", "best", "can", "do", "how", "i", "is", "me", "of", "tell", "the", "to", "way", "what", "you"])
+COMMON = frozenset("a best can do how i is me of please tell the to way what would you".split())
 STEPS = frozenset(["first", "then"])
 
 
