@@ -164,12 +164,13 @@ SHORT = {
 
 @pytest.mark.slow
 def test_the_labelling_round_trip_as_its_page_says(tmp_path: Path) -> None:
-    """Every shell block that is not marked ``not run``, in order; what the reward model learns from are the judge's labels."""
+    """Its commands in order, but the page for people; what the reward model learns from are the judge's labels."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
     page = (EXAMPLES / "labelling" / "README.md").read_text(encoding="utf-8")
-    run = re.findall(r"(?<!-->\n)```sh\n(.*?)```", page, re.DOTALL)
-    for line in "".join(run).splitlines():
+    for line in "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():
         words = shlex.split(line, comments=True)
+        if "--annotators" in words:
+            continue
         sizes = SHORT.get(words[1], []) if words[0] == "p3o" else []
         follow([*words, *(argument for size in sizes for argument in ("--set", size))], tmp_path)
     labels = [json.loads(row) for row in (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -190,7 +191,12 @@ def test_hh_s_test_conversations_are_held_out(tmp_path: Path) -> None:
 
 
 BREAD = "\n\nHuman: How do I brew tea?\n\nAssistant: Boil it.\n\nHuman: How do I bake bread?\n\nAssistant:"
-ANSWERS = (" To bake bread, first mix, then bake.", " To bake bread, first mix.", " I bake, first this, then that.", " No.")
+ANSWERS = (
+    " To bake bread, first mix, then bake.",
+    " To bake bread, first mix.",
+    " I bake, first this, then that.",
+    " No.",
+)
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 1), (1, 2), (2, 3), (0, 3)])
@@ -202,7 +208,9 @@ def test_the_stand_in_judge_follows_its_rule(better: int, worse: int, tmp_path: 
         config = JudgeConfig(kind="openai", model="rule", base_url=f"http://127.0.0.1:{server.server_port}/v1")
         a, b = ANSWERS[better], ANSWERS[worse]
         reworded = f"{a} Truly."
-        verdicts = open_judge(config, cache=tmp_path / "answers.sqlite").compare([BREAD] * 3, [a, b, a], [b, a, reworded])
+        verdicts = open_judge(config, cache=tmp_path / "answers.sqlite").compare(
+            [BREAD] * 3, [a, b, a], [b, a, reworded]
+        )
     finally:
         server.shutdown()
         server.server_close()

@@ -12,7 +12,27 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PORT = 8123
-COMMON = frozenset("a best can do how i is me of please tell the to way what would you".split())
+COMMON = frozenset(
+    [
+        "a",
+        "best",
+        "can",
+        "do",
+        "how",
+        "i",
+        "is",
+        "me",
+        "of",
+        "please",
+        "tell",
+        "the",
+        "to",
+        "way",
+        "what",
+        "would",
+        "you",
+    ]
+)
 STEPS = frozenset(["first", "then"])
 
 
