@@ -12,33 +12,16 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PORT = 8123
-COMMON = frozenset(
-    [
-        "a",
-        "best",
-        "can",
-        "do",
-        "how",
-        "i",
-        "is",
-        "me",
-        "of",
-        "please",
-        "tell",
-        "the",
-        "to",
-        "way",
-        "what",
-        "would",
-        "you",
-    ]
-)
 STEPS = frozenset(["first", "then"])
 
 
 def words_of(text: str) -> set[str]:
     """Its different words, in lower case."""
     return set(re.findall(r"[a-z]+", text.lower()))
+
+
+COMMON = words_of("a best can do how I is me of please tell the to way what would you")
+"""What questions have in common, which says nothing of what is asked for."""
 
 
 def quality(conversation: str, answer: str) -> tuple[int, int]:
