@@ -39,7 +39,11 @@ NOT_RUN: dict[str, list[str]] = {
 """Reasons of the blocks that are parsed only, by page."""
 
 
-LONG_PAGES = ("README.md", "docs/howto.md")
+LONG_PAGES = (
+    "README.md",
+    "docs/howto.md",
+    *(f"examples/{name}/README.md" for name in ("hh", "labelling", "sentiment", "tldr")),
+)
 """More than ten seconds."""
 
 
