@@ -155,7 +155,7 @@ def test_sentiment_counts_opinions() -> None:
 SHORT = {
     "sft": ["sft.steps=3"],
     "sample": ["sampling.prompts=8", "rl.training.max_new_tokens=8"],
-    "reward": ["reward.train.steps=3"],
+    "reward": ["reward.train.steps=3", "reward.train.batch_size=4"],
     "rl": ["rl.training.steps=2", "evaluation.every=2", "evaluation.prompts=4"],
     "evaluate": ["evaluation.prompts=4"],
 }
