@@ -248,7 +248,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=f"^{NAME}$", description="Folder under runs/.")
     seed: int = Field(0, ge=0, description="Of everything random.")
     threads: int | None = Field(None, gt=0, description="CPU threads of torch; null: torch's own choice.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1; auto is cuda where there is one.")
     model: str | None = Field(
         None, description="Folder or hub name of the language model to start from; null: embedded."
     )
