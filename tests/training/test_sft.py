@@ -91,7 +91,9 @@ def test_the_head_reads_the_predicting_positions_only(budget: int | None, chunks
 
 def test_a_prompt_without_tokens_is_told() -> None:
     with pytest.raises(P3OError, match="demonstration 2: its prompt has no tokens"):
-        SFTTrainer(build_model(TOKENIZER, seed=0).eval(), [([3], [4]), ([], [4])], SFTConfig(steps=1), fill=FILL, seed=0)
+        SFTTrainer(
+            build_model(TOKENIZER, seed=0).eval(), [([3], [4]), ([], [4])], SFTConfig(steps=1), fill=FILL, seed=0
+        )
 
 
 def test_the_loss_is_that_of_each_completion_token_alone() -> None:
