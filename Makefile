@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow torture audit check format release-check setup gate clean
+.PHONY: demo test test-slow test-vllm torture audit check format docs release-check setup gate clean
 
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
@@ -21,6 +21,18 @@ torture: $(VENV)/.installed-dev ## kills, damage, full disks, malformed input, s
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.threads
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.malformed
 
+# Ends with 3 where the environment cannot be downloaded: then nothing was tested, and nothing failed.
+test-vllm: $(VENV)/.installed-dev ## rollouts by a real vLLM server on the CPU; makes its environment (3.5 GB) the first time
+	@PYTHON=$(PYTHON) tools/vllm_env.sh $(P3O_VLLM_ENV); code=$$?; \
+	if [ $$code -eq 3 ]; then \
+	  echo "*** NOTHING WAS TESTED: the vLLM environment cannot be downloaded here ***"; exit 0; \
+	elif [ $$code -ne 0 ]; then exit $$code; fi; \
+	[ -e "$${P3O_SMOLLM2:-models/smollm2}/model.safetensors" ] || \
+	  { $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf && \
+	    $(BIN)/python examples/smollm2/get_model.py models/smollm2; } || \
+	  { echo "*** NOTHING WAS TESTED: the SmolLM2 model cannot be downloaded here ***"; exit 0; }; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/rollouts/test_vllm.py
+
 # An index that knows nothing of a package gives pip-audit a "skip_reason" and no list "vulns": that is no answer.
 audit: $(VENV)/.installed-dev ## known vulnerabilities of what is installed; where no index can be asked, the pinned review
 	$(PYTHON) -m venv $(VENV)/audit
@@ -36,8 +48,8 @@ audit: $(VENV)/.installed-dev ## known vulnerabilities of what is installed; whe
 	fi
 
 check: $(VENV)/.installed-dev ## format, lint, types, layers
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples docs/site
+	$(BIN)/ruff check src tests examples docs/site
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -45,8 +57,12 @@ release-check: $(VENV)/.installed-dev ## wheel and sdist; the wheel in an empty 
 	$(BIN)/python tests/release/check_wheel.py
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff format src tests examples
-	$(BIN)/ruff check --fix src tests examples
+	$(BIN)/ruff format src tests examples docs/site
+	$(BIN)/ruff check --fix src tests examples docs/site
+
+docs: $(VENV)/.installed-docs ## the site, in build/site: open build/site/index.html
+	$(BIN)/python docs/site/build.py build/pages
+	$(BIN)/zensical build --clean --strict
 
 gate: $(VENV)/.installed ## the embedded task's acceptance gate over 3 seeds
 	$(BIN)/p3o gate --json gate.json
@@ -68,5 +84,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

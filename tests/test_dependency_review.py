@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAY = {"network", "native", "code"}
-NOT_PINNED = {"wandb", "trackio", "psycopg"}
+NOT_PINNED = {"wandb", "trackio", "psycopg", "verl"}
 """Extras that the tests do without."""
 
 

@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from p3o.algorithms import ALGORITHMS
 from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
+from p3o.distributed.settings import ParallelConfig
 from p3o.errors import P3OError, shorten
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.feedback.judge import JudgeConfig
 from p3o.feedback.remote import RewardServiceConfig
 from p3o.models.adapters import LoraSettings
 from p3o.models.precision import DtypeName
+from p3o.rollouts.config import RolloutConfig
 from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
@@ -223,6 +225,7 @@ class RLConfig(Section):
     """The RL stage: settings shared by all runs, and the runs."""
 
     training: OnlineConfig = Field(default_factory=lambda: OnlineConfig())
+    rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig())
     refit: RefitConfig = Field(default_factory=lambda: RefitConfig())
     runs: dict[str, RunOverrides] = Field(
         default_factory=lambda: {"p3o_v2": RunOverrides(algorithm="p3o_v2")}, description="Runs by name."
@@ -258,6 +261,7 @@ class RunConfig(Section):
         False, description="Compute activations again in the backward pass: less memory, a third more time."
     )
     trust_remote_code: bool = Field(False, description="Whether Python code in a model's repository may run.")
+    parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     embedded: EmbeddedTaskConfig | None = Field(None, description="Use the embedded task in the place of data files.")
     sft: SFTConfig | None = Field(None, description="Null: start RL from the model as it is.")
@@ -327,6 +331,15 @@ class RunConfig(Section):
                 raise ValueError(
                     f"rl.runs.{name}.refit: the reward is given ({self.reward.source}); nothing can be refitted"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def an_adapter_is_there_to_be_sent(self) -> "RunConfig":
+        """Only a policy with an adapter can be given to servers as one."""
+        if self.rl.rollout.engine == "vllm" and self.rl.rollout.weights == "lora" and self.lora is None:
+            raise ValueError(
+                "rl.rollout.weights: lora sends the adapter alone; add a section 'lora: {}', or use gloo, nccl or disk"
+            )
         return self
 
     def for_stages(self, stages: Sequence[str]) -> "RunConfig":

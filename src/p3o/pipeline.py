@@ -4,12 +4,14 @@ Each stage reads what the earlier ones left in the folder, so a run can be done 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from p3o.config import RunConfig
 from p3o.data.rows import write_row_reports
+from p3o.distributed import world
 from p3o.files import clear_leftovers
 from p3o.report import build_report
 from p3o.report.card import write_model_cards
@@ -45,9 +47,11 @@ def run(
 ) -> None:
     """Run these stages (all by default) in the folder.
 
+    Of several processes, all take part in the stage rl; the others are done by the first one, while the rest wait.
+
     Args:
         config: of the run.
-        folder: of the run.
+        folder: of the run; on all processes but the first, one that follows (``open_together``).
         stages: names of stages; None: all.
         progress: shows how far they are.
         resume: go on where an earlier attempt stopped: stages that are done are passed over, and the one that was
@@ -62,20 +66,25 @@ def run(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     chosen = tuple(stages or STAGES)
-    if resume:
+    together = world()
+    if resume and together.first:
         clear_leftovers(folder.path)
+    together.barrier()
     context = RunContext(config, folder, progress, chosen, resume=resume)
     context.check()
-    if set(chosen) - {"report"}:
+    if set(chosen) - {"report"} and together.first:
         write_row_reports(folder.path / ROWS_FILE, context.inputs.reports)
     settings = config.model_dump(mode="json")
     with open_trackers(
-        config.tracking, folder=folder.path, online=config.tracking_online, settings=settings
+        config.tracking if together.first else (), folder=folder.path, online=config.tracking_online, settings=settings
     ) as folder.trackers:
         for stage in chosen:
-            if resume and folder.done(stage):
+            if together.from_first(resume and folder.done(stage)):
                 progress.print(f"{stage}: done already")
                 continue
-            STAGES[stage](context)
-            if stage != "report":
+            if stage == "rl" or together.size == 1:
+                STAGES[stage](context)
+            else:
+                together.wait_for_first(partial(STAGES[stage], context))
+            if stage != "report" and together.first:
                 write_model_cards(folder.path, settings)

@@ -40,14 +40,18 @@ class Experience:
 
     Attributes:
         response_mask: True on response tokens.
-        behaviour_logprobs: log π_old of each token, recomputed by the learner when the batch was sampled.
+        behaviour_logprobs: log π_old of each token, π_old being the policy that sampled the group, computed by the learner's
+            own passes.
         reference_logprobs: log π_ref of each token.
         reward_gaps: r(y_i) − r(y_j), the only form in which relative algorithms see a reward.
         rewards: r(y_i) in float64, or None when the feedback is comparisons only.
-        age: in how many later steps the group has already been used; 0 for groups of the current step.
+        age: how many versions of the policy behind the one that the step begins with the one is that sampled the group; each
+            step makes a version, and 0 is the policy as it is.
         values: the critic's estimates at sampling time, for algorithms that need one.
         advantages: per token from a critic, or one per response; written by ``Algorithm.prepare``.
         returns: regression targets of the critic, written by ``Algorithm.prepare``.
+        weights: of each group in the loss, where another policy than π_old sampled it (``p3o.functional.mismatch``); None: 1.
+        start_logprobs: log π of each token by the policy with which the step began, where groups come late, for ``kl_stop``.
     """
 
     response_mask: Bool[Tensor, "group response time"]
@@ -59,6 +63,8 @@ class Experience:
     values: Float[Tensor, "group response time"] | None = None
     advantages: Float[Tensor, "group response *per_token"] | None = None
     returns: Float[Tensor, "group response time"] | None = None
+    weights: Float[Tensor, " group"] | None = None
+    start_logprobs: Float[Tensor, "group response time"] | None = None
 
     @property
     def groups(self) -> int:

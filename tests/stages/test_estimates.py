@@ -1,6 +1,7 @@
 """Estimates against models that are really built and trained: bytes counted exactly, activations measured."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -212,6 +213,10 @@ def test_an_online_step() -> None:
     # All prompts are sampled at once: with wide keys and values their cache is the larger part.
     wide = ModelShape(**(vars(SHAPE) | {"key_value_width": 400}))
     assert online_step(wide, models, Arithmetic(), work, has_critic=False).pass_bytes == 6 * 4 * 10 * 2 * 2 * 400 * 4
+    # Sampled ahead, the cache stands beside the pass.
+    ahead = replace(work, ahead=True)
+    beside = online_step(SHAPE, models, Arithmetic(), ahead, has_critic=True).pass_bytes - step.pass_bytes
+    assert beside == 6 * 4 * 10 * 2 * SHAPE.layers * SHAPE.key_value_width * 4
     # More logits than the budget of a buffer are cut into chunks.
     many = ModelShape(**(vars(SHAPE) | {"vocabulary": 10**7}))
     assert online_step(many, models, Arithmetic(), work, has_critic=False).pass_bytes == activations + 2**28

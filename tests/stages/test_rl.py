@@ -8,7 +8,7 @@ from p3o.training.online import OnlineConfig
 
 
 @pytest.mark.parametrize("name", ["p3o_v1", "p3o_v2", "ppo", "rloo", "grpo"])
-@pytest.mark.parametrize("more", [{"epochs": 2}, {"minibatches": 2}, {"replay_batches": 1}])
+@pytest.mark.parametrize("more", [{"epochs": 2}, {"minibatches": 2}, {"replay_batches": 1}, {"max_staleness": 1}])
 def test_a_clip_that_no_update_can_reach_is_told(name: str, more: dict[str, int]) -> None:
     """One update per batch: the ratio is 1 throughout, whatever the clip range (trl #3120, #3757)."""
     once = {"epochs": 1, "minibatches": 1, "prompts_per_step": 4}

@@ -74,7 +74,7 @@ def test_views_of_one_storage_are_saved_apart(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="a checkpoint cannot hold a set"):
+    with pytest.raises(TypeError, match="a checkpoint or message cannot hold a set"):
         save_state(tmp_path, {"a": {1, 2}})
 
 

@@ -32,6 +32,16 @@ def test_batches_age_keep_their_behaviour_policy_and_the_oldest_leaves() -> None
     assert len(buffer) == 9
 
 
+def test_groups_that_come_late_go_on_ageing_from_there() -> None:
+    buffer: ReplayBuffer[int] = ReplayBuffer(1)
+    for row, lag in enumerate([0, 1, 2, 2]):
+        late = experience(1, 3)
+        buffer.add(late.replace(age=late.age + lag), [row])
+        assert buffer.experience().age.tolist()[0] == lag
+    assert buffer.experience().age.tolist() == [2, 3]
+    assert not fresh_groups(buffer.experience()).any()
+
+
 def test_capacity_zero_is_the_fresh_batch_alone() -> None:
     buffer: ReplayBuffer[int] = ReplayBuffer(0)
     buffer.add(experience(2, 3, fill=1.0), [0, 1])
@@ -46,7 +56,7 @@ def test_restoring_from_batches_equals_the_original() -> None:
         buffer.add(experience(2, 3 + step, fill=float(step)), [2 * step, 2 * step + 1])
     restored: ReplayBuffer[int] = ReplayBuffer(3)
     for batch, rows in buffer.batches():
-        restored.add(batch, rows)
+        restored.put_back(batch, rows)
     assert restored.rows() == buffer.rows()
     for name, tensor in vars(buffer.experience()).items():
         other = getattr(restored.experience(), name)
@@ -70,11 +80,12 @@ def test_prepared_fields_do_not_survive_into_the_buffer() -> None:
     stale = experience(1, 2)
     tokens = torch.ones(1, 2, 2)
     buffer: ReplayBuffer[int] = ReplayBuffer(1)
-    buffer.add(stale.replace(values=tokens, advantages=tokens, returns=tokens), [0])
+    buffer.add(stale.replace(values=tokens, advantages=tokens, returns=tokens, start_logprobs=tokens), [0])
     held = buffer.experience()
     assert held.values is None
     assert held.advantages is None
     assert held.returns is None
+    assert held.start_logprobs is None
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 3, 4])

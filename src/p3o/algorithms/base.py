@@ -98,6 +98,10 @@ def half_squared_log_ratio(
     return 0.5 * ((policy_logprobs - behaviour_logprobs).detach() ** 2).mean()
 
 
+RESPONSE_MEANS = ("ratio_mean", "half_squared_log_ratio")
+"""Metrics that are means over responses, whatever the loss is a mean over."""
+
+
 def ratio_metrics(log_ratio: Float[Tensor, "group response"], clamped: Float[Tensor, ""]) -> dict[str, Tensor]:
     """The log's view of the importance ratios ρ of whole responses: mean, mean square and maximum of ρ, mean ½·(log ρ)²,
     number of clamps. From the mean and the mean square ``effective_sample_share`` follows."""
@@ -114,7 +118,7 @@ def ratio_metrics(log_ratio: Float[Tensor, "group response"], clamped: Float[Ten
 def clipped_surrogate(
     ratio: Float[Tensor, "*batch"], advantages: Float[Tensor, "#*batch"], epsilon: float | None
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """min( ρ A , clip(ρ, 1−ε, 1+ε) A ), arXiv:1707.06347 Eq. 7, and 1 where the clip cut; ``epsilon=None`` does not clip."""
+    """min( ρ A , clip(ρ, 1−ε, 1+ε) A ), arXiv:1707.06347, Eq. 7, and 1 where the clip cut; ``epsilon=None`` does not clip."""
     unclipped = ratio * advantages
     if epsilon is None:
         return unclipped, torch.zeros_like(unclipped)

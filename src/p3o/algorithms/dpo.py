@@ -1,4 +1,4 @@
-"""Online DPO: the DPO loss (Rafailov et al., arXiv:2305.18290, Eq. 7) on pairs sampled from the current policy.
+"""Online DPO: the DPO loss (Rafailov et al., arXiv:2305.18290) on pairs sampled from the current policy.
 
 The reward ranks the responses of a prompt (Guo et al., arXiv:2402.04792, with a reward model in the place of their LLM
 annotator); only the sign of each gap is used. With K > 2 all pairs count, as in P3O; a tie counts for nothing.
@@ -25,7 +25,8 @@ def dpo_loss(
 ) -> LossOutput:
     """− log σ( β [ log π_θ(y_w)/π_ref(y_w) − log π_θ(y_l)/π_ref(y_l) ] ), y_w the response with the higher reward.
 
-    Log-probs are sums over the response. Mean over all pairs of a group; pairs with a gap of 0 have no winner and add 0.
+    arXiv:2305.18290, Eq. 7. Log-probs are sums over the response. Mean over all pairs of a group; pairs with a gap of 0 have no
+    winner and add 0.
 
     Raises:
         ValueError: if the groups have fewer than two responses.

@@ -1,4 +1,4 @@
-"""GRPO: Group Relative Policy Optimization (Shao et al., DeepSeekMath, arXiv:2402.03300, Eq. 3 and 4).
+"""GRPO: Group Relative Policy Optimization (Shao et al., DeepSeekMath, arXiv:2402.03300).
 
     A_i = ( r_i − mean_j r_j ) / std_j r_j,   the same for every token of response i
     maximise E_i 1/|y_i| Σ_t [ min( ρ_it A_i , clip(ρ_it, 1−ε, 1+ε) A_i ) − β k3_it ]
@@ -47,7 +47,7 @@ def group_centred_advantages(rewards: Float[Tensor, "group response"]) -> Float[
 
 
 def group_normalised_advantages(rewards: Float[Tensor, "group response"]) -> Float[Tensor, "group response"]:
-    """( r_i − mean_j r_j ) / ( std_j r_j + 1e-4 ), arXiv:2402.03300 Section 4.1.2; errors as for the centred ones."""
+    """( r_i − mean_j r_j ) / ( std_j r_j + 1e-4 ), arXiv:2402.03300, Section 4.1.2; errors as for the centred ones."""
     centred = group_centred_advantages(rewards)
     variance = (centred**2).sum(-1, keepdim=True) / (rewards.shape[-1] - 1)
     return centred / (variance.sqrt() + STD_FLOOR)
@@ -64,6 +64,8 @@ def grpo_loss(
     beta: float,
 ) -> LossOutput:
     """− E_i 1/|y_i| Σ_t [ min( ρ_it A_i , clip(ρ_it, 1−ε, 1+ε) A_i ) − β k3_it ]; log-probs are those of tokens.
+
+    arXiv:2402.03300, Eq. 3, with k3 (its Eq. 4).
 
     Metrics: ``clip_fraction``, the share of tokens cut; ``token_kl_k3``, the mean of k3 over tokens; ``log_ratio_clamped``
     counts tokens, and so does ``reference_log_ratio_clamped``, of π_ref/π_θ.

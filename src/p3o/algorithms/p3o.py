@@ -45,8 +45,8 @@ def pairwise_policy_gradient_loss(
 ) -> LossOutput:
     """PPG with importance sampling: minimise − ½ · sg( (R_1 − R_2) ρ_1 ρ_2 ) · log( π_θ(y_1|x) / π_θ(y_2|x) ).
 
-    Its expected gradient is that of E[R], whichever π_old sampled the pair; on-policy and with K = 2 it is the leave-one-out
-    (RLOO) gradient. Log-probs are sums over the response.
+    arXiv:2310.00212, Theorem 1. Its expected gradient is that of E[R], whichever π_old sampled the pair; on-policy and with
+    K = 2 it is the leave-one-out (RLOO) gradient. Log-probs are sums over the response.
 
     Args:
         policy_logprobs: log π_θ(y_i|x), with its graph.
@@ -75,7 +75,7 @@ def p3o_separate_clip_loss(
     epsilon: float,
     beta: float,
 ) -> LossOutput:
-    """P3O-V1, each response clipped by itself.
+    """arXiv:2310.00212, Section 4.2, P3O-V1: each response clipped by itself.
 
         w_ij = sg( (R_i − R_j) ρ_j )
         maximise ½ Σ_{(i,j) ∈ {(1,2),(2,1)}} min( w_ij ρ_i , w_ij clip(ρ_i, 1−ε, 1+ε) )
@@ -111,7 +111,7 @@ def p3o_joint_clip_loss(
     epsilon: float,
     beta: float,
 ) -> LossOutput:
-    """P3O-V2, the pair clipped together.
+    """arXiv:2310.00212, Section 4.2, P3O-V2: the pair clipped together.
 
         ℓ = log( ρ_1 / ρ_2 ),   w = sg( (R_1 − R_2) ρ_1 ρ_2 )
         maximise ½ min( w ℓ , w clip(ℓ, −ε, +ε) )

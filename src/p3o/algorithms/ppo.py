@@ -34,7 +34,7 @@ def ppo_policy_loss(
     *,
     epsilon: float,
 ) -> LossOutput:
-    """− E_t min( ρ_t A_t , clip(ρ_t, 1−ε, 1+ε) A_t ), arXiv:1707.06347 Eq. 7, mean over response tokens."""
+    """− E_t min( ρ_t A_t , clip(ρ_t, 1−ε, 1+ε) A_t ), the clipped surrogate as a mean over response tokens."""
     log_ratio, clamped = clamped_log_ratio(
         policy_logprobs.masked_fill(~response_mask, 0.0), behaviour_logprobs.masked_fill(~response_mask, 0.0)
     )

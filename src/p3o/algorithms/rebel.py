@@ -1,4 +1,4 @@
-"""REBEL: regression to relative rewards (Gao et al., arXiv:2404.16767, Algorithm 1).
+"""REBEL: regression to relative rewards (Gao et al., arXiv:2404.16767).
 
     minimise ( 1/η [ log π_θ(y_1)/π_old(y_1) − log π_θ(y_2)/π_old(y_2) ] − (R_1 − R_2) )²
     R_i = r(y_i|x) − β log( π_old(y_i|x) / π_ref(y_i|x) )
@@ -30,7 +30,7 @@ def rebel_loss(
 ) -> LossOutput:
     """( (ℓ_i − ℓ_j)/η − (R_i − R_j) )² with ℓ_i = log π_θ(y_i|x) − log π_old(y_i|x), mean over all pairs of a group.
 
-    Log-probs are sums over the response.
+    arXiv:2404.16767, Algorithm 1. Log-probs are sums over the response.
 
     Raises:
         ValueError: if the groups have fewer than two responses.

@@ -4,6 +4,7 @@
 
 The losses are the package's own Algorithm objects, mapped over the policy axis with ``torch.func.vmap``; nothing is
 implemented twice. Replay adds the last batches to each batch, every group with the log-probs of the policy that sampled it.
+With a lag the policy that samples is that of some steps ago, as it is where generation overlaps training.
 """
 
 from collections import deque
@@ -63,12 +64,24 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Arm:
-    """One algorithm with one setting of the numbers that may differ between policies of one program."""
+    """One algorithm with one setting of what may differ between policies of one program.
+
+    Attributes:
+        algorithm: an algorithm of the package.
+        learning_rate: Adam's, of the policy.
+        critic_learning_rate: Adam's, of the critic.
+        kl_stop: limit of the mean ½·(log-ratio)² on the youngest groups.
+        lag: a step's groups are sampled by the policy of so many steps before (by the first one while there are fewer).
+        corrected: whether late groups bring the log-probs of the policy that sampled them; if not, they get those of the
+            policy at their arrival, as if that had sampled them.
+    """
 
     algorithm: Algorithm
     learning_rate: float
     critic_learning_rate: float = 1e-2
     kl_stop: float = 0.05
+    lag: int = 0
+    corrected: bool = True
 
 
 class Curves(NamedTuple):
@@ -133,24 +146,33 @@ class _Run:
         self._shuffle = torch.Generator().manual_seed(0)
         self.policy = _Adam(problem.initial_policy(), per_policy([arm.learning_rate for arm in arms]))
         self.critic = _Adam(problem.initial_critic(), per_policy([arm.critic_learning_rate for arm in arms]))
+        self._lag = torch.tensor([arm.lag for arm in arms]).repeat_interleave(seeds)
+        self._corrected = torch.tensor([arm.corrected for arm in arms]).repeat_interleave(seeds).unsqueeze(1)
+        self._versions: deque[Float[Tensor, "policy parameter"]] = deque(maxlen=int(self._lag.max()) + 1)
         self.updates = torch.zeros(len(arms) * seeds)
         self.responses_learned = torch.zeros(len(arms) * seeds)
 
     @torch.no_grad()
     def sample(self) -> _Batch:
-        """Sample groups from the current policies and score them."""
+        """Sample groups, each arm from its policy of ``lag`` steps ago, and score them."""
         problem, responses = self._problem, self._schedule.responses
+        current = self.policy.parameters.detach()  # an update makes new parameters and leaves these alone
+        self._versions.appendleft(current)
+        lag = self._lag.clamp(max=len(self._versions) - 1)
+        sampler = torch.stack(tuple(self._versions))[lag, torch.arange(len(lag))] if bool(lag.any()) else current
         prompts = problem.prompts(self._schedule.batch // responses)
-        rollout = problem.sample(self.policy.parameters, prompts, responses)
+        rollout = problem.sample(sampler, prompts, responses)
         rewards = problem.rewards(prompts, rollout)
         inputs = problem.encode(prompts, rollout.tokens)
         experience = {
             "response_mask": rollout.response_mask,
-            "behaviour_logprobs": problem.logprobs(self.policy.parameters, inputs, rollout.tokens),
+            "behaviour_logprobs": problem.logprobs(
+                torch.where(self._corrected, sampler, current), inputs, rollout.tokens
+            ),
             "reference_logprobs": problem.logprobs(self._reference, inputs, rollout.tokens),
             "reward_gaps": reward_gaps(rewards.flatten(0, 1)).unflatten(0, rewards.shape[:2]),
             "rewards": rewards,
-            "age": torch.zeros(rewards.shape[:2], dtype=torch.long),
+            "age": lag.unsqueeze(1).expand(rewards.shape[:2]).contiguous(),
         }
         return _Batch(inputs, rollout.tokens, experience)
 
@@ -162,17 +184,21 @@ class _Run:
     def learn(self, batch: _Batch, *, warming_up: bool) -> None:
         """Prepare, then epochs × minibatches until every policy has passed its KL stop."""
         prepared = batch._replace(experience=self._learner.prepare(self._refreshed(batch)))
+        age = batch.experience["age"]
+        youngest = age.min(1, keepdim=True).values
         active = torch.full_like(self._kl_stop, not warming_up, dtype=torch.bool)
         for _ in range(self._schedule.epochs):
-            for groups in stratified_minibatches(batch.experience["age"][0], self._schedule.minibatches, self._shuffle):
-                active = self._update(prepared.select(groups), active, warming_up=warming_up)
+            for groups in stratified_minibatches(age.min(0).values, self._schedule.minibatches, self._shuffle):
+                active = self._update(prepared.select(groups), active, youngest, warming_up=warming_up)
                 if not (active.any() or warming_up):
                     return
 
     @torch.no_grad()
     def _refreshed(self, batch: _Batch) -> dict[str, Tensor]:
-        """What changes with the policy and the critic on groups that are replayed."""
+        """What changes with the policy and the critic on groups that are replayed or late."""
         fresh = dict(batch.experience)
+        if bool(self._lag.any()):
+            fresh["start_logprobs"] = self._problem.logprobs(self.policy.parameters, batch.inputs, batch.tokens)
         if self._schedule.recentre:
             fresh["behaviour_logprobs"] = self._problem.logprobs(self.policy.parameters, batch.inputs, batch.tokens)
         if self._learner.needs_critic:
@@ -180,11 +206,13 @@ class _Run:
             fresh["values"] = values.contiguous()
         return fresh
 
-    def _update(self, part: _Batch, active: Bool[Tensor, " policy"], *, warming_up: bool) -> Bool[Tensor, " policy"]:
+    def _update(
+        self, part: _Batch, active: Bool[Tensor, " policy"], youngest: Int[Tensor, "policy 1"], *, warming_up: bool
+    ) -> Bool[Tensor, " policy"]:
         """One update of the policies that are active and have not passed their KL stop; returns which those are."""
         theta, phi = self.policy.parameters.requires_grad_(), self.critic.parameters.requires_grad_()
         logprobs = self._problem.logprobs(theta, part.inputs, part.tokens)
-        active = active & (_distance_on_fresh(logprobs, part.experience) <= self._kl_stop)
+        active = active & (_distance_on_youngest(logprobs, part.experience, youngest) <= self._kl_stop)
         if not (active.any() or warming_up):
             return active
         if self._learner.needs_critic:
@@ -202,10 +230,10 @@ class _Run:
 
 
 def _together(history: deque[_Batch]) -> _Batch:
-    """The batches held, newest first, as one; their ages count from the newest."""
+    """The batches held, newest first, as one; since a batch came it has aged by one with each that came after it."""
     held = list(reversed(history))
     fields = {name: torch.cat([batch.experience[name] for batch in held], 1) for name in held[0].experience}
-    ages = [torch.full_like(batch.experience["age"], age) for age, batch in enumerate(held)]
+    ages = [batch.experience["age"] + later for later, batch in enumerate(held)]
     inputs, tokens = torch.cat([batch.inputs for batch in held], 1), torch.cat([batch.tokens for batch in held], 1)
     return _Batch(inputs, tokens, fields | {"age": torch.cat(ages, 1)})
 
@@ -289,11 +317,15 @@ def _on_fields(prepare: Callable[[Experience], Experience]) -> Callable[[dict[st
 
 
 @torch.no_grad()
-def _distance_on_fresh(
-    logprobs: Float[Tensor, "policy group response time"], experience: dict[str, Tensor]
+def _distance_on_youngest(
+    logprobs: Float[Tensor, "policy group response time"],
+    experience: dict[str, Tensor],
+    youngest: Int[Tensor, "policy 1"],
 ) -> Float[Tensor, " policy"]:
-    """Mean of ½·(log π_θ/π_old)² over the fresh responses of a minibatch: what ``kl_stop`` limits."""
-    log_ratio = masked_sum(logprobs - experience["behaviour_logprobs"], experience["response_mask"])
-    fresh = (experience["age"] == 0).unsqueeze(-1)
-    responses = fresh.sum((1, 2)) * log_ratio.shape[-1]
-    return 0.5 * (log_ratio**2 * fresh).sum((1, 2)) / responses.clamp(min=1)
+    """Mean of ½·(log π_θ/π_start)² over the youngest responses of a minibatch: what ``kl_stop`` limits. Without a lag they
+    were sampled by π_start, the policy with which the step began."""
+    start = experience.get("start_logprobs", experience["behaviour_logprobs"])
+    log_ratio = masked_sum(logprobs - start, experience["response_mask"])
+    counted = (experience["age"] == youngest).unsqueeze(-1)
+    responses = counted.sum((1, 2)) * log_ratio.shape[-1]
+    return 0.5 * (log_ratio**2 * counted).sum((1, 2)) / responses.clamp(min=1)

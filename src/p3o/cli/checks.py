@@ -44,6 +44,19 @@ def frontier(
 
 
 @bench.command()
+def staleness(
+    json_file: JsonFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Also write the chart and the JSON to this folder.")
+    ] = None,
+) -> None:
+    """Measure what learning from the samples of an older policy costs every algorithm, on the problems of `frontier`."""
+    from p3o.bench import staleness as benchmark
+
+    benchmark.main(json_file, output=output)
+
+
+@bench.command()
 def speed(
     json_file: JsonFile = None,
     quick: Annotated[

@@ -1,7 +1,8 @@
 """From what was typed to the resolved settings of a command and the folder that it works in."""
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from p3o.config import RunConfig
     from p3o.config_loading import Override
     from p3o.training.tracking import RunFolder
+
+
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Where torchrun tells how often it has started a process again."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,18 @@ class Work:
     output: Path
     name: str
     is_there: bool
+
+
+def going_on(asked: Asked) -> Asked:
+    """The same; with ``resume`` where torchrun has started this process again after a failure and the run's folder is there."""
+    if os.environ.get(RESTARTS, "0") == "0" or asked.resume:
+        return asked
+    name = asked.name
+    if name is None and asked.config is not None:
+        name = _load(asked.config, asked).name
+    if name is None or not (asked.output / name / "run.json").is_file():
+        return asked
+    return replace(asked, resume=True, overwrite=False)
 
 
 def resolve(asked: Asked) -> Work:

@@ -1,6 +1,7 @@
 """Commands that run stages: the whole run, the demo, and every stage by itself."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,11 +9,12 @@ import typer
 
 from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
 from p3o.cli.options import STAGE_OPTIONS, Given, takes
-from p3o.cli.settings import Asked, Work, create_folder, open_folder, resolve
+from p3o.cli.settings import Asked, Work, create_folder, going_on, open_folder, resolve
 from p3o.errors import P3OError
 
 if TYPE_CHECKING:
     from p3o.config import RunConfig
+    from p3o.distributed import World
     from p3o.training.hub import HubTarget
     from p3o.training.tracking import RunFolder
 
@@ -90,15 +92,19 @@ def demo(
     """Show the whole method on a small task that comes with the package; needs no network."""
     from p3o.config import RunConfig
     from p3o.config_loading import load_packaged_config
+    from p3o.training.following import open_together
     from p3o.training.tracking import free_name
 
     overrides = [] if seed is None else [f"seed={seed}"]
     settings = load_packaged_config("demo_quick" if quick else "demo", overrides, RunConfig)
     if reward_shift:
         settings = settings.with_shifted_runs(reward_shift)
-    folder = create_folder(settings, name or free_name(output, settings.name), output, overwrite=False)
-    _run_stages(folder, settings, None)
-    typer.echo(f"written to {folder.path}")
+    called = name or free_name(output, settings.name)
+    with _in_its_world(settings) as together:
+        folder = open_together(lambda: create_folder(settings, called, output, overwrite=False))
+        _run_stages(folder, settings, None)
+        if together.first:
+            typer.echo(f"written to {folder.path}")
 
 
 for _stage, _summary in STAGES.items():
@@ -110,16 +116,33 @@ def do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | Non
     """Resolve the settings and look ahead, or do it and record what came of it."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise P3OError(f"--json {json_file}: its folder is not there; make it first")
+    asked = going_on(asked)
     work = resolve(asked)
     if dry:
         _write_json(json_file, _look_ahead(work, asked))
         return
-    targets = _hub_targets(asked, work.settings, repository, private)
-    for target in targets.values():
-        target.prepare()
-    folder = open_folder(work, asked)
+    with _in_its_world(work.settings) as together:
+        _train(work, asked, together, json_file=json_file, repository=repository, private=private)
+
+
+def _train(
+    work: Work, asked: Asked, together: "World", *, json_file: Path | None, repository: str | None, private: bool
+) -> None:
+    """Do it, in the world of all processes that were started; the first one tells what came of it."""
+    from p3o.training.following import open_together
+
+    targets = _hub_targets(asked, work.settings, repository, private) if together.first else {}
+
+    def make() -> "RunFolder":
+        for target in targets.values():
+            target.prepare()
+        return open_folder(work, asked)
+
+    folder = open_together(make)
     stages = None if asked.command == "run" else list(asked.stages)
     _run_stages(folder, work.settings, stages, resume=asked.resume)
+    if not together.first:
+        return
     if json_file is not None:
         from p3o.report.figures import final_figures
 
@@ -127,6 +150,12 @@ def do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | Non
     for made, target in targets.items():
         typer.echo(f"published {target.push(folder.path / made, message=f'{made} of {work.name}, trained with p3o')}")
     typer.echo(f"written to {folder.path}")
+
+
+def _in_its_world(settings: "RunConfig") -> "AbstractContextManager[World]":
+    from p3o.distributed import started
+
+    return started(settings.parallel, use_gpu=settings.device not in ("cpu", "mps"))
 
 
 def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
@@ -154,11 +183,14 @@ def _run_stages(
     folder: "RunFolder", settings: "RunConfig", stages: Sequence[str] | None, *, resume: bool = False
 ) -> None:
     from p3o import pipeline
-    from p3o.training.progress import Progress
+    from p3o.distributed import world
+    from p3o.training.progress import Nowhere, Progress
 
+    first = world().first
     with folder:
-        pipeline.run(settings, folder=folder, stages=stages, progress=Progress(), resume=resume)
-    if stages is None:
+        progress = Progress() if first else Progress(Nowhere())
+        pipeline.run(settings, folder=folder, stages=stages, progress=progress, resume=resume)
+    if stages is None and first:
         from rich.console import Console
 
         from p3o.report import terminal_summary

@@ -7,19 +7,26 @@ temperature of the sampling; greedy and best-of-n texts are not samples of the p
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from p3o.distributed.sharding import gathered
+from p3o.distributed.world import world
 from p3o.errors import P3OError, shorten
 from p3o.evaluation.divergence import divergences
 from p3o.feedback.missing import rewards_may_be_missing
-from p3o.models.sampling import sample_responses
+from p3o.models.layouts import device_of
+from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+Batch = dict[str, list[Any]]
+"""Results of some prompts: columns by name."""
 
 
 class EvaluationConfig(BaseModel):
@@ -124,7 +131,7 @@ class Evaluator:
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.batch_size, self.seed = batch_size, seed
         self.encoded = encode_prompts(tokenizer, prompts)
-        self.device = next(reference.parameters()).device
+        self.device = device_of(reference)
 
     @torch.no_grad()
     def sampled(self, policy: nn.Module) -> PolicyEvaluation:
@@ -142,63 +149,73 @@ class Evaluator:
         return self._evaluate(policy, temperature=self.temperature, best_of=n, with_kl=False)
 
     def _evaluate(self, policy: nn.Module, *, temperature: float, best_of: int, with_kl: bool) -> PolicyEvaluation:
+        """Batch by batch; several processes take turns, and all know the whole."""
+        together = world()
+        size = max(1, min(self.batch_size // best_of, -(-len(self.prompts) // together.size)))
         generator = torch.Generator().manual_seed(self.seed)
-        texts: list[str] = []
-        rewards: list[float] = []
-        golds: list[float] = []
-        kls: list[float] = []
-        k1s: list[float] = []
-        lengths: list[int] = []
-        ends: list[bool] = []
-        size = max(1, self.batch_size // best_of)
-        for start in range(0, len(self.prompts), size):
-            prompts = self.prompts[start : start + size]
-            batch = pad_left(self.encoded[start : start + size], pad_id(self.tokenizer)).to(self.device)
-            responses = sample_responses(
-                policy,
-                batch,
-                responses_per_prompt=best_of,
-                max_new_tokens=self.max_new_tokens,
-                eos_id=end_id(self.tokenizer),
-                pad_id=pad_id(self.tokenizer),
-                temperature=temperature,
-                generator=generator,
-                stop=self.stop,
-                tokenizer=self.tokenizer,
-            )
-            candidates = decode_responses(self.tokenizer, responses, stop=self.stop)
-            penalty = self.missing_eos_penalty * (~responses.ended).double().cpu()
-            reward = self._scores(self.scorer, prompts, candidates) - penalty
-            chosen = reward.nan_to_num(nan=-inf, posinf=-inf).argmax(-1)
-            pick = torch.arange(len(prompts)), chosen
-            texts += [group[i] for group, i in zip(candidates, chosen.tolist(), strict=True)]
-            rewards += [value if isfinite(value) else nan for value in reward[pick].tolist()]
-            if self.gold is not None:
-                best = [[group[i]] for group, i in zip(candidates, chosen.tolist(), strict=True)]
-                golds += (self._scores(self.gold, prompts, best).squeeze(-1) - penalty[pick]).tolist()
-            lengths += responses.mask.sum(-1).cpu()[pick].tolist()
-            ends += responses.ended.cpu()[pick].tolist()
-            if with_kl:
-                full, k1 = divergences(
-                    policy,
-                    self.reference,
-                    split_groups(batch, responses),
-                    temperature=temperature,
-                    fill=pad_id(self.tokenizer),
-                )
-                kls += full.flatten().tolist()
-                k1s += k1.flatten().tolist()
-        if sum(map(isfinite, rewards)) < 2:
+
+        def own() -> list[Batch]:
+            found = []
+            for number, start in enumerate(range(0, len(self.prompts), size)):
+                part = slice(start, min(start + size, len(self.prompts)))
+                uniforms = draw_uniforms((part.stop - start) * best_of, self.max_new_tokens, generator)
+                if number % together.size == together.rank:
+                    found.append(self._batch(policy, part, uniforms, temperature, best_of=best_of, with_kl=with_kl))
+            return found
+
+        with gathered(policy, self.reference):
+            told = together.gather(together.together(own))
+        # Taken in turns, so the batches come back in turns.
+        batches = [rank[turn] for turn in range(len(told[0])) for rank in told if turn < len(rank)]
+        columns = {name: [value for batch in batches for value in batch[name]] for name in batches[0]}
+        if sum(map(isfinite, columns["reward"])) < 2:
             raise P3OError("evaluation: fewer than two responses have a finite reward; mend the reward and run again")
         return PolicyEvaluation(
-            texts,
-            rewards,
-            golds if self.gold else None,
-            kls if with_kl else None,
-            k1s if with_kl else None,
-            lengths,
-            ends,
+            columns["responses"],
+            columns["reward"],
+            columns.get("gold"),
+            columns.get("kl"),
+            columns.get("kl_k1"),
+            columns["length"],
+            columns["ended"],
         )
+
+    def _batch(
+        self, policy: nn.Module, part: slice, uniforms: Tensor, temperature: float, *, best_of: int, with_kl: bool
+    ) -> "Batch":
+        """The results of some of the prompts, by the names of ``PolicyEvaluation``."""
+        prompts = self.prompts[part]
+        batch = pad_left(self.encoded[part], pad_id(self.tokenizer)).to(self.device)
+        responses = sample_responses(
+            policy,
+            batch,
+            responses_per_prompt=best_of,
+            max_new_tokens=self.max_new_tokens,
+            eos_id=end_id(self.tokenizer),
+            pad_id=pad_id(self.tokenizer),
+            temperature=temperature,
+            uniforms=uniforms,
+            stop=self.stop,
+            tokenizer=self.tokenizer,
+        )
+        candidates = decode_responses(self.tokenizer, responses, stop=self.stop)
+        penalty = self.missing_eos_penalty * (~responses.ended).double().cpu()
+        reward = self._scores(self.scorer, prompts, candidates) - penalty
+        chosen = reward.nan_to_num(nan=-inf, posinf=-inf).argmax(-1)
+        pick = torch.arange(len(prompts)), chosen
+        best = [group[i] for group, i in zip(candidates, chosen.tolist(), strict=True)]
+        finite = [value if isfinite(value) else nan for value in reward[pick].tolist()]
+        found: Batch = {"responses": best, "reward": finite}
+        if self.gold is not None:
+            gold = self._scores(self.gold, prompts, [[text] for text in best]).squeeze(-1)
+            found["gold"] = (gold - penalty[pick]).tolist()
+        found["length"] = responses.mask.sum(-1).cpu()[pick].tolist()
+        found["ended"] = responses.ended.cpu()[pick].tolist()
+        if with_kl:
+            groups = split_groups(batch, responses)
+            full, k1 = divergences(policy, self.reference, groups, temperature=temperature, fill=pad_id(self.tokenizer))
+            found |= {"kl": full.flatten().tolist(), "kl_k1": k1.flatten().tolist()}
+        return found
 
     def _scores(self, scorer: Scorer, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> torch.Tensor:
         """Scores of [prompt][candidate], float64.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.feedback.functions import RewardFunction
 
@@ -52,8 +53,10 @@ class CombinedReward:
 
     def take_means(self) -> dict[str, float]:
         """The mean of each part, before its weight, over all responses since the last time this was asked for which it was
-        had and finite; {} if none."""
-        scored = self._scored
-        means = {f"reward_{name}": total / scored[name] for name, total in self._sums.items() if scored[name]}
+        had and finite; {} if none. Of several processes, all of them ask."""
+        names = list(self.parts)
+        told = world().totals(*(self._sums[name] for name in names), *(self._scored[name] for name in names))
+        totals, scored = told[: len(names)], told[len(names) :]
+        means = {f"reward_{name}": total / of for name, total, of in zip(names, totals, scored, strict=True) if of}
         self._sums, self._scored = dict.fromkeys(self.parts, 0.0), dict.fromkeys(self.parts, 0)
         return means

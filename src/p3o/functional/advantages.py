@@ -10,6 +10,7 @@ from torch import Tensor
 def reward_gaps(rewards: Float[Tensor, "group response"]) -> Float[Tensor, "group response response"]:
     """gaps[g, i, j] = r(y_i|x_g) − r(y_j|x_g): all that a relative algorithm sees of the rewards.
 
+    Equivalent rewards (arXiv:2310.00212, Definition 1), r and r + δ(x), have the same gaps.
     Subtracting first makes a per-prompt shift vanish in floating point exactly whenever r + shift is exact, which
     float64 rewards give for any float32 reward and a shift on a coarse grid.
     """
@@ -23,12 +24,12 @@ def kl_penalised_reward(
     *,
     beta: float,
 ) -> Float[Tensor, "*batch"]:
-    """R(y) = r(y|x) − β · log( π_old(y|x) / π_ref(y|x) ), paper Section 4; log-probs are sequence sums."""
+    """R(y) = r(y|x) − β · log( π_old(y|x) / π_ref(y|x) ), arXiv:2310.00212, Eq. 2; log-probs are sequence sums."""
     return rewards - beta * (behaviour_logprobs - reference_logprobs)
 
 
 def leave_one_out_advantages(rewards: Float[Tensor, "group response"]) -> Float[Tensor, "group response"]:
-    """A_i = R_i − mean_{j≠i} R_j (RLOO), the mean of the reward gaps of response i.
+    """A_i = R_i − mean_{j≠i} R_j (arXiv:2402.14740, RLOO), the mean of the reward gaps of response i.
 
     Raises:
         ValueError: with fewer than two responses in a group there is nothing left to compare with.

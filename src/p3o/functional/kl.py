@@ -24,7 +24,7 @@ def kl_policy_reference_k1(
     reference_logprobs: Float[Tensor, "*batch time"],
     response_mask: Bool[Tensor, "*batch time"],
 ) -> Float[Tensor, "*batch"]:
-    """k1: the log-ratio of the whole response."""
+    """Schulman 2020, k1: the log-ratio of the whole response."""
     return masked_sum(policy_logprobs - reference_logprobs, response_mask)
 
 
@@ -33,7 +33,7 @@ def kl_policy_reference_k2(
     reference_logprobs: Float[Tensor, "*batch time"],
     response_mask: Bool[Tensor, "*batch time"],
 ) -> Float[Tensor, "*batch"]:
-    """k2: half the squared log-ratio of the whole response."""
+    """Schulman 2020, k2: half the squared log-ratio of the whole response."""
     return 0.5 * masked_sum(policy_logprobs - reference_logprobs, response_mask) ** 2
 
 
@@ -42,7 +42,7 @@ def kl_policy_reference_k3(
     reference_logprobs: Float[Tensor, "*batch time"],
     response_mask: Bool[Tensor, "*batch time"],
 ) -> Float[Tensor, "*batch"]:
-    """k3 of each token, summed over the response: Σ_t e^{−u_t} − 1 + u_t, never negative.
+    """Schulman 2020, k3, of each token, summed over the response: Σ_t e^{−u_t} − 1 + u_t, never negative.
 
     Per token and not per sequence: the expectation is the same sequence KL (each token's k3 is unbiased for the KL of
     its own next-token distribution) while the sequence form has a variance that grows exponentially with the KL.

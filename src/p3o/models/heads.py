@@ -28,6 +28,10 @@ class Critic(nn.Module):
         self.body = body
         config: Any = plain_model(body).config
         self.head = nn.Linear(config.get_text_config().hidden_size, 1, device=next(body.parameters()).device)
+        self.start_at_zero()
+
+    def start_at_zero(self) -> None:
+        """Let every value be zero."""
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -75,7 +79,8 @@ class Critic(nn.Module):
 
     def forward(self, prompts: PromptBatch, responses: ResponseBatch) -> Float[Tensor, "group response time"]:
         """V of the state in which each response token is chosen, one row per response; meaningless on padding."""
-        return self._read(self._states(prompts, responses))
+        # A tensor of its own: FSDP hooks the backward pass onto what a module returns, and a view could lose the hook.
+        return self._read(self._states(prompts, responses)).clone()
 
     def values(
         self, layout: Layout, groups: Sequence[GroupTokens], *, time: int, fill: int
@@ -130,6 +135,6 @@ class Critic(nn.Module):
         return hidden[:, -(time + 1) : -1].view(group, response, time, -1)
 
     def _read(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
-        """The head, in its own dtype."""
-        values: Tensor = self.head(states.to(self.head.weight.dtype))
-        return values.squeeze(-1).float()
+        """The head, in its own dtype; the values in float32 at least."""
+        values: Tensor = self.head(states.to(self.head.weight.dtype)).squeeze(-1)
+        return values.to(torch.promote_types(values.dtype, torch.float32))

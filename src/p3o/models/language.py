@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from p3o.distributed.sharding import is_sharded, settle, whole_tensors
+from p3o.distributed.world import world
 from p3o.errors import P3OError, first_line
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.adapters import has_adapter, merged, plain_model
@@ -102,9 +104,19 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """Write model and tokenizer as a plain Hugging Face folder (safetensors): a model with an adapter as peft writes it, or
     with ``merge`` as a whole model with the update added in.
 
+    Of several processes all must call it; the first one writes, and a sharded model is gathered in its memory, on the CPU.
+
     Raises:
         P3OError: if an adapter's base has no folder or hub name, from which it could be loaded again.
     """
+    weights: dict[str, Any] = {}
+    if is_sharded(model):
+        if merge and has_adapter(model):
+            raise P3OError("a sharded model cannot be saved merged; set lora.save: adapter, or parallel.mode: data")
+        settle(model)
+        weights = {"state_dict": whole_tensors(model.state_dict(keep_vars=True).items())}
+    if not world().first:
+        return
     writer: Any = merged(model) if merge else model
     _end_where_the_tokenizer_ends(writer, tokenizer)
     if has_adapter(writer):
@@ -113,9 +125,9 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
                 "an adapter alone cannot be saved: its base is in no folder; save the base first, or save merged"
             )
         # No look at the hub for whether the vocabulary has grown: nothing here grows it.
-        writer.save_pretrained(folder, save_embedding_layers=False)
+        writer.save_pretrained(folder, save_embedding_layers=False, **weights)
     else:
-        writer.save_pretrained(folder)
+        writer.save_pretrained(folder, **weights)
     tokenizer.save_pretrained(folder)
 
 

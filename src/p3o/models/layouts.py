@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from p3o.distributed.sharding import gathers_on
 from p3o.errors import P3OError
 from p3o.models.language import accepted
 from p3o.models.packing import Predictions, Rows, separate_rows, shared_length, shared_rows, split_rows
@@ -197,8 +198,9 @@ def checkpoints_activations(model: nn.Module) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
-    return next(model.parameters()).device
+    """Where the model computes: where its weights are, or where shards that rest on the CPU are gathered."""
+    weight = next(model.parameters())
+    return torch.device("cuda") if gathers_on(weight) == "cuda" else weight.device
 
 
 def _call(model: nn.Module, rows: Rows, mask: Tensor) -> Call:

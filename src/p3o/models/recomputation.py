@@ -24,12 +24,17 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     Raises:
         P3OError: if the model has no layers of the kind that transformers can recompute.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = blocks(model)
     if not layers:
         raise P3OError(f"gradient checkpointing: {type(model).__name__} has no layers that can be recomputed")
     for layer in layers:
         # A method of the instance: copies of the model recompute their own layers, and state_dict knows nothing of it.
         layer.forward = MethodType(_recomputed, layer)
+
+
+def blocks(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The transformer layers, in order, as transformers marks them."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _recomputed(layer: Any, *arguments: Any, **settings: Any) -> Any:

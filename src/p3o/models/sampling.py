@@ -29,6 +29,7 @@ def sample_responses(
     pad_id: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    uniforms: Float[Tensor, "row max_new_tokens"] | None = None,
     stop: Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ResponseBatch:
@@ -43,6 +44,8 @@ def sample_responses(
         pad_id: fills what follows.
         temperature: divides the logits; 0 is greedy.
         generator: a CPU generator, the only source of randomness.
+        uniforms: numbers in [0, 1) to sample by instead, a row for each response: a process that samples some of a batch's
+            responses takes the rows that are theirs.
         stop: strings that end a response, too: its tokens up to and including the one that completes the string are kept,
             and it counts as ended. ``p3o.models.tokens.decode_responses`` leaves the string out of the text.
         tokenizer: to read the text; needed with ``stop``.
@@ -56,7 +59,9 @@ def sample_responses(
     device = prompts.tokens.device
     groups, width = prompts.tokens.shape
     rows = groups * responses_per_prompt
-    uniforms = torch.rand(rows, max_new_tokens, generator=generator, dtype=torch.float64).to(device)
+    if uniforms is None:
+        uniforms = draw_uniforms(rows, max_new_tokens, generator)
+    uniforms = uniforms.to(device)
     tokens = torch.full((rows, max_new_tokens), pad_id, dtype=torch.long, device=device)
     lengths = torch.full((rows,), max_new_tokens, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -98,6 +103,13 @@ def sample_responses(
     time = int(lengths.max())
     response_mask: Bool[Tensor, "row time"] = torch.arange(time, device=device) < lengths.unsqueeze(-1)
     return ResponseBatch(tokens[:, :time].view(*shape, time), response_mask.view(*shape, time), ended.view(shape))
+
+
+def draw_uniforms(
+    rows: int, max_new_tokens: int, generator: torch.Generator | None
+) -> Float[Tensor, "row max_new_tokens"]:
+    """The numbers by which so many responses are sampled."""
+    return torch.rand(rows, max_new_tokens, generator=generator, dtype=torch.float64)
 
 
 def choose(

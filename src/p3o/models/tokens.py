@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -42,15 +42,18 @@ class ResponseBatch:
         tokens: ids; padding holds the pad id.
         mask: True on response tokens, the end of sequence included.
         ended: whether the response has its end of sequence (otherwise it was cut at the length limit).
+        logprobs: of each token by who sampled it, where that is another engine than the learner; zero on padding.
     """
 
     tokens: Int[Tensor, "group response time"]
     mask: Bool[Tensor, "group response time"]
     ended: Bool[Tensor, "group response"]
+    logprobs: Float[Tensor, "group response time"] | None = None
 
     def to(self, device: torch.device) -> "ResponseBatch":
         """The same on another device."""
-        return type(self)(self.tokens.to(device), self.mask.to(device), self.ended.to(device))
+        logprobs = None if self.logprobs is None else self.logprobs.to(device)
+        return type(self)(self.tokens.to(device), self.mask.to(device), self.ended.to(device), logprobs)
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -124,7 +127,7 @@ def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "ro
 def decode_responses(
     tokenizer: PreTrainedTokenizerBase, responses: ResponseBatch, *, stop: Sequence[str] = ()
 ) -> list[list[str]]:
-    """The text of every response up to its first stop string, special tokens left out: [group][response]."""
+    """The text of every response up to its first stop string, special tokens left out: ``[group][response]``."""
     group, response, _ = responses.tokens.shape
     rows = [
         tokens[mask].tolist()

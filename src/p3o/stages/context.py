@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import make_algorithm
 from p3o.config import RunConfig
+from p3o.distributed import world
 from p3o.errors import P3OError
 from p3o.feedback.combined import CombinedReward
 from p3o.files import write_json
@@ -201,11 +202,13 @@ class RunContext:
         if not self.config.checkpoints.best:
             return
         record = self.folder.path / BEST / name / BEST_FILE
-        if step > 0 and record.exists() and json.loads(record.read_bytes())["value"] >= value:
+        better = step == 0 or not record.exists() or json.loads(record.read_bytes())["value"] < value
+        if not world().from_first(better):
             return
         with self.folder.directory(f"{BEST}/{name}") as target:
             self.models.save(model, self.tokenizer, target)
-            write_json(target / BEST_FILE, {"step": step, "value": value})
+            if world().first:
+                write_json(target / BEST_FILE, {"step": step, "value": value})
 
     def forget(self, name: str) -> None:
         """Remove the checkpoints of a training whose result is saved."""

@@ -186,8 +186,9 @@ class _Outlook:
             pass_prompts=training.micro_batch_prompts,
             # Without the model there is nothing to probe: auto is taken to find one of the others, as it mostly does.
             padded=training.layout == "padded",
+            ahead=training.max_staleness > 0,
         )
-        models = self.memory.online(training.optimiser, has_critic=has_critic)
+        models = self.memory.online(training.optimiser, has_critic=has_critic, copies=training.max_staleness)
         return online_step(self.shape, models, self.memory.arithmetic, work, has_critic=has_critic)
 
     def _evaluate(self) -> StageOutlook:

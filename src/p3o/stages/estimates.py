@@ -151,6 +151,7 @@ class OnlineWork:
         pass_tokens: budget of a pass.
         pass_prompts: prompts of a pass at most; None: any number.
         padded: whether every response has a row of its own, or a prompt shares one.
+        ahead: whether the next groups are sampled while these train, so that their cache stands beside the pass.
     """
 
     prompts: int
@@ -162,6 +163,7 @@ class OnlineWork:
     pass_tokens: int
     pass_prompts: int | None = None
     padded: bool = False
+    ahead: bool = False
 
     @property
     def largest_pass(self) -> tuple[int, int]:
@@ -192,7 +194,7 @@ def online_step(
         forward_tokens=inputs,
         tokens=work.epochs * sampled,
         sampled_tokens=sampled,
-        pass_bytes=max(training, cache),
+        pass_bytes=training + cache if work.ahead else max(training, cache),
     )
 
 

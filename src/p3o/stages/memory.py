@@ -45,10 +45,12 @@ class Memory:
         """Of a model that learns."""
         return footprint(self._unbuilt(kind), optimiser)
 
-    def online(self, optimiser: str, *, has_critic: bool) -> Footprint:
-        """Of policy and reference, and, where they are, of the critic and the reward model."""
+    def online(self, optimiser: str, *, has_critic: bool, copies: int = 0) -> Footprint:
+        """Of policy and reference, and, where they are, of the critic, the reward model and the copies that sample ahead."""
         policy = self.trained("language", optimiser)
-        models = policy + policy.frozen_copy
+        models = policy
+        for _ in range(1 + copies):
+            models += policy.frozen_copy
         lora = self.lora
         if has_critic:
             critic = self.trained("critic", optimiser)

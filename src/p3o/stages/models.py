@@ -4,16 +4,18 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from p3o.config import RunConfig
+from p3o.distributed.sharding import shard
 from p3o.feedback.reward_model import load_reward_model
 from p3o.inputs import starting_model
 from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.heads import Critic
-from p3o.models.language import load_language_model, save_model
+from p3o.models.language import frozen_copy, load_language_model, save_model
 from p3o.models.precision import Precision, choose_precision, compute_in
-from p3o.models.recomputation import enable_gradient_checkpointing
+from p3o.models.recomputation import blocks, enable_gradient_checkpointing
+from p3o.models.sharded_loading import copy_shards, empty_model, fill, materialise
 
 
 class Models:
@@ -75,6 +77,62 @@ class Models:
         )
         self._computing(critic.body, precision, trained=True)
         return critic
+
+    def sharded(self, path: str) -> tuple[nn.Module, nn.Module]:
+        """A policy to train and its frozen reference, spread over all processes, layer by layer.
+
+        Weights go from their files straight into the shards where the files allow it; with an adapter, or where they do not,
+        every process loads the whole model first.
+        """
+        empty = None
+        if self.config.lora is None:
+            empty = empty_model(
+                AutoModelForCausalLM,
+                path,
+                what=f"model {path!r}",
+                dtype=self.precision(trained=True).weights,
+                trust_remote_code=self.config.trust_remote_code,
+            )
+        policy = self.policy(path) if empty is None else self._prepared(empty, trained=True)
+        reference = frozen_copy(policy)
+        for model in (policy, reference):
+            self.shard(model)
+        if empty is not None:
+            fill(policy, path, what=f"model {path!r}", device=self.resting)
+            materialise(reference, self.resting)
+            copy_shards(reference, policy)
+        return policy, reference
+
+    def sharded_critic(self, path: str) -> Critic:
+        """A critic to train, spread over all processes."""
+        body = None
+        if self.config.lora is None:
+            body = empty_model(
+                AutoModel,
+                path,
+                what=f"critic {path!r}",
+                dtype=self.precision(trained=True).weights,
+                trust_remote_code=self.config.trust_remote_code,
+            )
+        if body is None:
+            critic = self.critic(path)
+            self.shard(critic)
+            return critic
+        critic = Critic(self._computing(body, self.precision(trained=True), trained=True)).eval()
+        self.shard(critic)
+        fill(critic, path, what=f"critic {path!r}", device=self.resting, prefix="body")
+        critic.start_at_zero()
+        return critic
+
+    def shard(self, model: nn.Module) -> None:
+        """Spread a model over all processes, layer by layer."""
+        compute = self.precision(trained=True).compute
+        shard(model, blocks(model), self.config.parallel, compute=compute, device=self.device)
+
+    @property
+    def resting(self) -> torch.device:
+        """Where shards are while they are not in use."""
+        return torch.device("cpu") if self.config.parallel.cpu_offload else self.device
 
     def save(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """Write a plain folder of transformers or peft."""

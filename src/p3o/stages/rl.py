@@ -6,10 +6,12 @@ from typing import Any
 from torch import nn
 
 from p3o.algorithms import Algorithm, make_algorithm
+from p3o.distributed import world
+from p3o.distributed.sharding import gathered
 from p3o.evaluation.policy import Evaluator
 from p3o.feedback.reward_model import RewardModel
 from p3o.feedback.simulated import prompt_offsets
-from p3o.files import append_jsonl, remove
+from p3o.files import remove
 from p3o.inputs import Scorer
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
@@ -17,7 +19,10 @@ from p3o.models.sharing import share_frozen_weights
 from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator, warn_of_unscored
 from p3o.stages.refit import REFITS, Refits
+from p3o.stages.rollout import sampler_of
+from p3o.training.asynchrony import RolloutsAhead
 from p3o.training.online import OnlineConfig, OnlineTrainer
+from p3o.training.rollouts import Sampler
 from p3o.training.scoring import ComparisonFeedback
 
 
@@ -30,29 +35,23 @@ def rl(run: RunContext) -> None:
         )
 
     with run.folder.stage("rl", owns=owns, resume=run.resume):
-        if not run.resume:
+        if not run.resume and world().first:
             for file in (SAMPLES_FILE, REFITS, *(f"rl/{name}" for name in run.config.rl.runs)):
                 remove(run.folder.path / file)
         for name in run.config.rl.runs:
-            if (run.folder.path / "rl" / name).is_dir():
+            if world().from_first((run.folder.path / "rl" / name).is_dir()):
                 run.progress.print(f"rl {name}: done already")
                 run.forget(f"rl/{name}")  # it may have been killed between the two
             else:
-                rl_run(run, name)
+                with sampler_of(run, name) as sampler:
+                    rl_run(run, name, sampler)
 
 
-def rl_run(run: RunContext, name: str) -> None:
-    """One RL run: train, evaluate at intervals, save."""
+def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
+    """One RL run: train, evaluate at intervals, save. Without a sampler the learner writes the responses itself."""
     entry, training = run.config.rl.runs[name], run.config.rl.training_of(name)
     algorithm = make_algorithm(entry.algorithm, **entry.settings)
-    policy = run.models.policy(run.sft_folder)
-    reference = frozen_copy(policy)
-    critic = None
-    if algorithm.needs_critic:
-        trained = run.config.reward.is_trained
-        critic = run.models.critic(run.required("reward_model", "p3o reward") if trained else run.sft_folder)
-    if run.config.lora is not None:
-        share_frozen_weights_with(policy, critic, run.scorer)
+    policy, reference, critic = learners(run, algorithm)
     trainer = OnlineTrainer(
         policy,
         reference,
@@ -64,9 +63,10 @@ def rl_run(run: RunContext, name: str) -> None:
         # All runs share this seed: they see the same prompts in the same order.
         seed=run.seed("rl"),
         critic=critic,
+        sampler=sampler,
     )
     trainer.rollouts.notice = lambda text: run.warn(f"rl {name}, {text}")
-    run.progress.print(f"rl {name}: {trainer.layouts}")
+    run.progress.print(f"rl {name}: {trainer.layouts}; {describe_processes(run)}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
@@ -96,7 +96,7 @@ def rl_run(run: RunContext, name: str) -> None:
             if step == 0 or (step > 0 and step % run.config.evaluation.every == 0) or done == trainer.total:
                 evaluated(step)
             if refits is not None and refits.due(step, training.steps):
-                use(refits.refit(step, policy))
+                use(refit(refits, step, policy))
 
         run.fit(
             f"rl/{name}",
@@ -108,9 +108,53 @@ def rl_run(run: RunContext, name: str) -> None:
             start=lambda: None if trainer.warmup_steps else evaluated(0),
             resumed=lambda done: use(refits.at(done - trainer.warmup_steps) if refits is not None else None),
         )
+    tell_overlap(run, name, trainer)
     with run.folder.directory(f"rl/{name}") as target:
         run.models.save(policy, run.tokenizer, target)
     run.forget(f"rl/{name}")
+
+
+def learners(run: RunContext, algorithm: Algorithm) -> tuple[nn.Module, nn.Module, Critic | None]:
+    """The policy, the reference as it was handed over, and a critic if the algorithm needs one; sharded if they shall be."""
+    trained = run.config.reward.is_trained
+    valued = run.required("reward_model", "p3o reward") if trained and algorithm.needs_critic else run.sft_folder
+    if is_fsdp(run):
+        policy, reference = run.models.sharded(run.sft_folder)
+        return policy, reference, run.models.sharded_critic(valued) if algorithm.needs_critic else None
+    policy = run.models.policy(run.sft_folder)
+    reference = frozen_copy(policy)
+    critic = run.models.critic(valued) if algorithm.needs_critic else None
+    if run.config.lora is not None:
+        share_frozen_weights_with(policy, critic, run.scorer)
+    return policy, reference, critic
+
+
+def is_fsdp(run: RunContext) -> bool:
+    """Whether parameters are to be sharded; with one process there is nobody to share with."""
+    return run.config.parallel.mode == "fsdp" and world().size > 1
+
+
+def describe_processes(run: RunContext) -> str:
+    """How many processes train, and what they share."""
+    size = world().size
+    if size == 1:
+        return "one process" + (", nothing is sharded" if run.config.parallel.mode == "fsdp" else "")
+    return f"{size} processes, {'sharded' if is_fsdp(run) else 'each with the whole models'}"
+
+
+def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
+    """A refit of the reward model: of several processes the first makes it, and the others read it."""
+    if world().size == 1:
+        return refits.refit(step, policy)
+    with gathered(policy):
+        world().wait_for_first(lambda: refits.refit(step, policy))
+    return refits.at(step)
+
+
+def tell_overlap(run: RunContext, name: str, trainer: OnlineTrainer) -> None:
+    """Where rollouts are sampled ahead: how much of that the training did not wait for."""
+    if isinstance(trainer.source, RolloutsAhead):
+        run.progress.print(f"rl {name}: {trainer.source.overlap.share:.0%} of the sampling went on during training")
 
 
 def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training: OnlineConfig) -> None:
@@ -118,13 +162,13 @@ def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training
     if never_clips(algorithm, training):
         run.warn(
             f"rl {name}: one update per batch, so the importance ratio is 1 throughout and the clip range epsilon does "
-            "nothing; raise epochs, minibatches or replay_batches, or compare something else"
+            "nothing; raise epochs, minibatches, replay_batches or max_staleness, or compare something else"
         )
 
 
 def never_clips(algorithm: Algorithm, training: OnlineConfig) -> bool:
     """Whether the algorithm has a clip range that no update of this training can reach."""
-    once = training.epochs == training.minibatches == 1 and training.replay_batches == 0
+    once = training.epochs == training.minibatches == 1 and training.replay_batches == training.max_staleness == 0
     return once and getattr(algorithm.config, "epsilon", None) is not None
 
 
@@ -141,7 +185,7 @@ def evaluate_step(
     for index, record in enumerate(evaluation.rows()[: run.config.evaluation.followed_prompts]):
         prompt = run.inputs.heldout_prompts[index]
         identity = {"policy": name, "step": step, "prompt_index": index, "prompt": prompt}
-        append_jsonl(run.folder.path / SAMPLES_FILE, identity | record)
+        run.folder.append(SAMPLES_FILE, identity | record)
     return summary
 
 

@@ -9,6 +9,9 @@ ever pickled. A checkpoint is a folder that appears whole or not at all, with th
         state.json
         manifest.json      {"state.json": {"bytes": 812, "sha256": "…"}, …}
       00000050/
+
+Of several processes the first writes what all have alike; sharded tensors are written by all (``shard_files.py``). How many
+processes go on from a checkpoint is free.
 """
 
 import hashlib
@@ -16,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +27,58 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from p3o.distributed.messages import TENSOR, put_back, take_tensors
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.files import atomic_directory, open_for_reading, plain_os_errors, remove
+from p3o.training.shard_files import SavedShards, as_placed, find_shards, read_into, shard_name, take_shards
 
 State = dict[str, Any]
 """A tree of dicts with text keys, lists, tuples (which come back as lists), tensors, texts, numbers, booleans and None."""
 
 TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-_TENSOR = "\0tensor"
-"""Marks, in the JSON, where a tensor stands: a name that no key of a state can have."""
 
 
 class DamagedCheckpointError(Exception):
     """A checkpoint that is torn, cut short or changed; the message names the file and what is wrong with it."""
 
 
-def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a state into an empty folder and see it on the disk before returning.
+def save_state(folder: Path, state: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> None:
+    """Write a state into a folder and see it on the disk before returning.
+
+    Args:
+        folder: empty but for ``files``.
+        state: without sharded tensors.
+        files: fingerprints of what other processes have written there.
 
     Raises:
         P3OError: if the system refuses.
     """
     tensors: dict[str, Tensor] = {}
-    values = _take_tensors(state, "", tensors)
+    values = take_tensors(state, "", tensors)
     with plain_os_errors(folder, "written"):
         save_file(tensors, folder / TENSORS)
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
-        manifest = {name: _fingerprint(folder / name) for name in (TENSORS, VALUES)}
+        manifest = {**(files or {}), **{name: _fingerprint(folder / name) for name in (TENSORS, VALUES)}}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         for name in (TENSORS, VALUES, MANIFEST):
             _sync(folder / name)
 
 
 def load_state(folder: Path) -> State:
-    """The state that ``save_state`` wrote, checked against its fingerprints; tensors on the CPU.
+    """The state that ``save_state`` wrote, checked against its fingerprints; tensors on the CPU, sharded ones not yet read.
+
+    Of several processes each checks some of the files.
 
     Raises:
         DamagedCheckpointError: if a file is missing, cut short or changed.
         P3OError: if the system refuses to read.
     """
     manifest = _read_json(folder / MANIFEST)
-    for name in (TENSORS, VALUES):
+    names = (TENSORS, VALUES, *sorted(set(manifest) - {TENSORS, VALUES}))
+    for name in names[world().rank :: world().size]:
         expected = manifest.get(name)
         if not isinstance(expected, dict):
             raise DamagedCheckpointError(f"{folder / MANIFEST}: does not tell of {name}")
@@ -81,7 +95,11 @@ def load_state(folder: Path) -> State:
         tensors = load_file(folder / TENSORS)
     except SafetensorError as error:
         raise DamagedCheckpointError(f"{folder / TENSORS}: {error}") from error
-    state = _put_tensors(_read_json(folder / VALUES), tensors)
+
+    def find(mark: dict[str, Any]) -> Any:
+        return tensors[mark[TENSOR]] if TENSOR in mark else find_shards(mark, folder)
+
+    state = put_back(_read_json(folder / VALUES), find)
     assert isinstance(state, dict)
     return state
 
@@ -101,14 +119,34 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write the state of this step, whole or not at all, then remove what is older than the newest ``keep``.
 
+        All processes call it; what is not sharded is taken from the first.
+
         Raises:
             P3OError: if the system refuses; earlier checkpoints are then untouched.
         """
-        with atomic_directory(self.folder / f"{step:08d}", replace=True) as temporary:
-            save_state(temporary, state)
-        _sync(self.folder)
-        for old in self.saved()[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        together, shards = world(), dict[str, Tensor]()
+        values = take_shards(state, "", shards)
+        with ExitStack() as stack:
+
+            def begin() -> str | None:
+                target = atomic_directory(self.folder / f"{step:08d}", replace=True)
+                return str(stack.enter_context(target)) if together.first else None
+
+            def end() -> None:
+                if together.first:
+                    save_state(temporary, values, files)
+                stack.close()
+                if together.first:
+                    _sync(self.folder)
+                    for old in self.saved()[self.keep :]:
+                        shutil.rmtree(old, ignore_errors=True)
+
+            temporary = Path(together.from_first(together.together(begin)))
+            files: dict[str, Any] = {}
+            if shards:
+                for told in together.gather(together.together(lambda: _save_shards(temporary, shards))):
+                    files |= told
+            together.together(end)
 
     def latest(self) -> State | None:
         """The newest state that is whole, or None if there is no checkpoint at all.
@@ -117,11 +155,11 @@ class Checkpoints:
             P3OError: if there are checkpoints but every one is damaged; starting anew in silence could hide a loss of days.
         """
         damaged = []
-        for path in self.saved():
-            try:
-                state = load_state(path)
-            except DamagedCheckpointError as problem:
-                damaged.append(str(problem))
+        for name in world().from_first([path.name for path in self.saved()]):
+            path = self.folder / name
+            state, problems = _load_together(path)
+            if state is None:
+                damaged.append(problems[0])
                 continue
             for problem_text in damaged:
                 self.warn(f"damaged checkpoint passed over: {problem_text}; going on from {path.name.lstrip('0')}")
@@ -140,33 +178,35 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove all of them: the training is done and its result is saved."""
-        remove(self.folder)
+        world().together(lambda: remove(self.folder) if world().first else None)
 
 
-def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The value with a mark in the place of every tensor, which goes into ``tensors`` under its path."""
-    if isinstance(value, Tensor):
-        # A view may share its storage with another tensor, which safetensors refuses.
-        whole = value.detach().cpu().contiguous()
-        tensors[path] = whole.clone() if whole.untyped_storage().nbytes() > whole.nbytes else whole
-        return {_TENSOR: path}
-    if isinstance(value, Mapping):
-        return {str(key): _take_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_take_tensors(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {path})")
+def _save_shards(folder: Path, shards: dict[str, Tensor]) -> dict[str, Any]:
+    """This process's rows as a file. Returns its fingerprint by its name."""
+    if not folder.is_dir():
+        raise P3OError(
+            f"{folder}: is not there on process {world().rank}; sharded checkpoints need a folder that all hosts share; "
+            "give one with --output"
+        )
+    name = shard_name(world().rank, world().size)
+    with plain_os_errors(folder / name, "written"):
+        save_file(shards, folder / name)
+        _sync(folder / name)
+    return {name: _fingerprint(folder / name)}
 
 
-def _put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if _TENSOR in value:
-            return tensors[value[_TENSOR]]
-        return {key: _put_tensors(item, tensors) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_put_tensors(item, tensors) for item in value]
-    return value
+def _load_together(folder: Path) -> tuple[State | None, list[str]]:
+    """The state, or what is wrong with it: whole on all processes, or damaged on all."""
+
+    def attempt() -> tuple[State | None, str | None]:
+        try:
+            return load_state(folder), None
+        except DamagedCheckpointError as problem:
+            return None, str(problem)
+
+    state, problem = world().together(attempt)
+    problems = [told for told in world().gather(problem) if told is not None]
+    return (None if problems else state), problems
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -214,8 +254,19 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
     for now, saved in zip(current, state["param_groups"], strict=True):
         # JSON has no tuples: betas come back as a list.
         groups.append({key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()})
-    entries = {int(index): value for index, value in state["state"].items()}
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    entries = {
+        int(index): {key: _of_parameter(parameters[int(index)], value) for key, value in saved.items()}
+        for index, saved in state["state"].items()
+    }
     optimiser.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _of_parameter(parameter: Tensor, saved: Any) -> Any:
+    """An entry of the optimiser's state: spread over the ranks as its parameter is, if it is a moment of it."""
+    if isinstance(saved, SavedShards) or (isinstance(saved, Tensor) and isinstance(parameter, DTensor)):
+        return as_placed(parameter, saved) if tuple(saved.shape) == tuple(parameter.shape) else saved
+    return saved
 
 
 def trainable_state(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -223,7 +274,7 @@ def trainable_state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def restore_trainable(module: torch.nn.Module, saved: Mapping[str, Tensor]) -> None:
+def restore_trainable(module: torch.nn.Module, saved: Mapping[str, Tensor | SavedShards]) -> None:
     """Put back what ``trainable_state`` gave.
 
     Raises:
@@ -240,4 +291,4 @@ def restore_trainable(module: torch.nn.Module, saved: Mapping[str, Tensor]) -> N
         )
     with torch.no_grad():
         for name, parameter in present.items():
-            parameter.copy_(saved[name])
+            read_into(parameter, saved[name])

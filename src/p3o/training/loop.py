@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from p3o.distributed.world import world
 from p3o.stopping import Stopped, note_signals
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import MAX_ROLLBACKS, MAX_SKIPPED_STEPS, NumericalError
@@ -110,11 +111,12 @@ def fit(
                     "rate and look at the data"
                 )
             finished = callback is not None and bool(callback(trainer.done, metrics))
-            if asked:
+            # Whichever process was asked, all stop after the same step.
+            if number := max(world().gather(asked[0] if asked else 0)):
                 save()
-                name = signal.Signals(asked[0]).name
+                name = signal.Signals(number).name
                 raise Stopped(
-                    asked[0], f"stopped by {name} after step {trainer.done}; everything is saved, go on with --resume"
+                    number, f"stopped by {name} after step {trainer.done}; everything is saved, go on with --resume"
                 )
             if finished:
                 return

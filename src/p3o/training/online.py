@@ -14,11 +14,16 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import Algorithm
 from p3o.algorithms.base import half_squared_log_ratio, with_beta
+from p3o.distributed.sharding import is_sharded
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
+from p3o.functional.mismatch import weighed
 from p3o.models.heads import Critic
+from p3o.models.layouts import device_of
 from p3o.models.probe import LayoutNeeds, choose_layout
 from p3o.models.tokens import GroupTokens, encode_prompts, pad_id
+from p3o.training.asynchrony import RolloutsAhead, with_start
 from p3o.training.averages import MetricsAverage
 from p3o.training.checkpoint import State
 from p3o.training.checks import check_mode, check_prompts
@@ -87,7 +92,7 @@ class OnlineTrainer:
                 f"{type(algorithm).__name__} needs a reward for every response and cannot learn from comparisons alone; use "
                 "one of the P3O family, online DPO or REBEL, or give a reward"
             )
-        self.device = next(policy.parameters()).device
+        self.device = device_of(policy)
         check_mode(policy)
         encoded = encode_prompts(tokenizer, prompts)
         check_prompts(policy, prompts, encoded, config.max_new_tokens)
@@ -97,7 +102,11 @@ class OnlineTrainer:
             "context": max(map(len, encoded)) + config.max_new_tokens,
         }
         self.verdict = choose_layout(policy, **rows)
-        self.critic_verdict = None if critic is None else critic.choose_layout(**rows)
+        if is_sharded(policy) and self.verdict.layout.name == "split":
+            # One forward or two, as the responses are: ranks could fall out of step.
+            self.verdict = choose_layout(policy, choice="padded", responses=config.responses_per_prompt)
+        # A sharded critic is read through its own forward, where FSDP's hooks are.
+        self.critic_verdict = None if critic is None or is_sharded(critic) else critic.choose_layout(**rows)
         self.passes = Passes(
             self.verdict.layout,
             temperature=config.temperature,
@@ -119,6 +128,11 @@ class OnlineTrainer:
             self.passes,
             seed=orders,
         )
+        self.source: Rollouts | RolloutsAhead = self.rollouts
+        if config.max_staleness:
+            self.source = RolloutsAhead(
+                self.rollouts, limit=config.max_staleness, total=self.total, still=self.warmup_steps
+            )
         self.minibatch_generator = torch.Generator().manual_seed(minibatches)
         modules: dict[str, nn.Module] = {"policy": policy}
         rates: dict[str, float] = {}
@@ -179,6 +193,9 @@ class OnlineTrainer:
         self.buffer.add(rollout.experience, rollout.groups)
         groups = self.buffer.rows()
         experience = self.prepared(self.buffer.experience(), groups)
+        lateness: dict[str, float] = {}
+        if self.config.kl_stop is not None and self.config.stale_ratio == "sampler":
+            experience, lateness = with_start(experience, self.policy, groups, self.passes)
         metrics = MetricsAverage()
         updates, skipped, stopped = 0, 0, False
         for _ in range(self.config.epochs):
@@ -195,9 +212,10 @@ class OnlineTrainer:
             if stopped:
                 break
         self.optimisation.advance_schedule()
+        self.source.publish()
         if self.one_pass:
             rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
-        described = rollout.describe()
+        described = rollout.describe() | lateness
         if self.kl_controller is not None:
             described["beta"] = self.kl_controller.beta
             self.algorithm = with_beta(self.algorithm, self.kl_controller.update(described["kl_k1"]))
@@ -208,7 +226,7 @@ class OnlineTrainer:
     def sample(self) -> Rollout:
         """The rollout of the next step; without log π_old where the pass of the update gives it."""
         supplied = self.one_pass and self.done >= self.warmup_steps
-        return self.rollouts.next(self.done + 1, behaviour=not supplied)
+        return self.source.next(self.done + 1, behaviour=not supplied)
 
     def prepared(self, experience: Experience, groups: Sequence[GroupTokens]) -> Experience:
         """The experience with fresh critic values, where there is a critic, and the algorithm's targets."""
@@ -232,16 +250,21 @@ class OnlineTrainer:
         first: bool,
         critic_only: bool = False,
     ) -> float:
-        """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over.
+        """Gradients of one minibatch, in micro-batches weighted by their share of what the loss averages over; each process
+        takes its part of the groups.
 
-        Returns the mean of ½·(log-ratio)² on the fresh groups: how far the policy has moved since it sampled them.
+        Returns the mean of ½·(log-ratio)² on the youngest groups: how far the policy has moved since the step began.
         """
-        moved, fresh = 0.0, 0
+        moved, counted, youngest = 0.0, 0, experience.age.min()
         whole = self.weight(experience.select(chosen))
-        for batch in self.passes.micro_batches([groups[i] for i in chosen.tolist()]):
-            part = chosen[batch]
+        members, time = [groups[i] for i in chosen.tolist()], experience.response_mask.shape[-1]
+        share = self.passes.share(members, self.policy, self.critic)
+        for batch, counts in share.passes(members):
+            part, these = chosen[batch], [members[i] for i in batch]
+            if not counts:
+                self.keep_in_step(these, time, critic_only=critic_only)
+                continue
             minibatch = experience.select(part)
-            these, time = [groups[i] for i in part.tolist()], minibatch.response_mask.shape[-1]
             policy_logprobs = minibatch.behaviour_logprobs if critic_only else self.passes.one(self.policy, these, time)
             new = fresh_groups(minibatch)
             if first:
@@ -251,19 +274,34 @@ class OnlineTrainer:
                 if self.one_pass:
                     experience.behaviour_logprobs[part] = behaviour
             values = None if self.critic is None else self.passes.one_of_values(self.critic, these, time)
+            if minibatch.weights is not None:
+                policy_logprobs = weighed(policy_logprobs, minibatch.weights)
+                values = None if values is None else weighed(values, minibatch.weights)
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
-            share = self.weight(minibatch) / whole
-            (output.loss * share).backward()
-            metrics.add({**output.metrics, "loss": output.loss.detach()}, share)
-            if bool(new.any()):
-                mask = minibatch.response_mask[new]
+            weight = self.weight(minibatch) / whole
+            (output.loss * weight).backward()
+            metrics.add({**output.metrics, "loss": output.loss.detach()}, weight, groups=len(batch) / len(members))
+            young = minibatch.age == youngest
+            if bool(young.any()):
+                mask = minibatch.response_mask[young]
+                start = minibatch.behaviour_logprobs if minibatch.start_logprobs is None else minibatch.start_logprobs
                 distance = half_squared_log_ratio(
-                    sequence_logprobs(policy_logprobs[new], mask),
-                    sequence_logprobs(minibatch.behaviour_logprobs[new], mask),
+                    sequence_logprobs(policy_logprobs[young], mask), sequence_logprobs(start[young], mask)
                 )
-                moved += distance.item() * int(new.sum())
-                fresh += int(new.sum())
-        return moved / max(fresh, 1)
+                moved += distance.item() * int(young.sum())
+                counted += int(young.sum())
+        if first and self.one_pass and world().size > 1:
+            own = [experience.behaviour_logprobs[chosen[batch]] for batch in share.batches]
+            experience.behaviour_logprobs[chosen] = share.gathered(own)
+        distance_moved, groups_moved = world().totals(moved, counted)
+        return distance_moved / max(groups_moved, 1)
+
+    def keep_in_step(self, groups: Sequence[GroupTokens], time: int, *, critic_only: bool) -> None:
+        """The passes of a micro-batch, forward and backward, that add nothing: another process has one more than this one."""
+        results = [] if critic_only else [self.passes.one(self.policy, groups, time)]
+        if self.critic is not None:
+            results.append(self.passes.one_of_values(self.critic, groups, time))
+        (torch.stack([result.sum().double() for result in results]).sum() * 0.0).backward()
 
     def weight(self, experience: Experience) -> float:
         """How much of a minibatch this part is, in the unit that the algorithm's loss averages over."""
@@ -273,22 +311,22 @@ class OnlineTrainer:
 
     @property
     def one_pass(self) -> bool:
-        """Whether a batch is used for one update only, by an algorithm that needs log π_old no sooner: the pass of that update
-        gives them, exactly."""
+        """Whether a batch is used for one update only, by the policy that sampled it and an algorithm that needs log π_old no
+        sooner: the pass of that update gives them, exactly."""
         config = self.config
-        once = config.epochs == config.minibatches == 1 and config.replay_batches == 0
+        once = config.epochs == config.minibatches == 1 and config.replay_batches == config.max_staleness == 0
         return once and not self.algorithm.prepares_from_logprobs
 
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on."""
-        self.rollouts.divert(attempt)
+        self.source.divert(attempt)
 
     def state_dict(self) -> State:
         """Everything that the next step depends on, but for the configuration, the prompts and the frozen reference."""
         return {
             "done": self.done,
             "optimisation": self.optimisation.state_dict(),
-            "rollouts": self.rollouts.state_dict(),
+            "rollouts": self.source.state_dict(),
             "minibatches": self.minibatch_generator.get_state(),
             "beta": self.algorithm.config.beta,
             "buffer": [
@@ -304,7 +342,7 @@ class OnlineTrainer:
             P3OError: if the state belongs to another policy or critic.
         """
         self.optimisation.load_state_dict(state["optimisation"])
-        self.rollouts.load_state_dict(state["rollouts"])
+        self.source.load_state_dict(state["rollouts"])
         self.minibatch_generator.set_state(state["minibatches"])
         if self.kl_controller is not None:
             self.kl_controller.beta = state["beta"]
@@ -312,5 +350,5 @@ class OnlineTrainer:
         self.buffer = ReplayBuffer(self.config.replay_batches)
         for batch in state["buffer"]:
             experience = Experience(**batch["experience"]).map(lambda tensor: tensor.to(self.device))
-            self.buffer.add(experience, [GroupTokens(**group) for group in batch["groups"]])
+            self.buffer.put_back(experience, [GroupTokens(**group) for group in batch["groups"]])
         self.done = state["done"]

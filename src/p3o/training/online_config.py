@@ -1,5 +1,7 @@
 """Settings of the RL stage that every algorithm shares."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from p3o.models.probe import LayoutChoice
@@ -29,6 +31,15 @@ class OnlineConfig(OptimiserConfig):
         "auto", description="Rows of the passes: shared, split or padded; auto: the first that is right for the model."
     )
     replay_batches: int = Field(0, ge=0, description="Earlier batches kept beside the fresh one.")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="Sample so many steps ahead, while earlier ones train, by the policy as it is then; 0: sample, then train.",
+    )
+    stale_ratio: Literal["sampler", "arrival"] = Field(
+        "sampler",
+        description="Importance ratio of groups sampled ahead: to the policy that sampled, or to that of their step.",
+    )
     kl_stop: float | None = Field(
         0.05, gt=0, description="End a step's updates when mean ½·(log-ratio)² per response passes this; null: never."
     )

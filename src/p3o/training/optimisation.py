@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from p3o.distributed.sharding import is_sharded, settle, whole
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.training.checkpoint import State, optimiser_state, restore_optimiser, restore_trainable, trainable_state
 from p3o.training.faults import FaultAction, NumericalError
@@ -61,6 +63,7 @@ class Optimisation:
     ) -> None:
         rates = learning_rates or {}
         self._modules, self._max_grad_norm, self._on_fault = modules, config.max_grad_norm, config.on_fault
+        settle(*modules.values())  # while a root is gathered its parameters are not the shards that learn
         groups = [
             {
                 "params": [parameter for parameter in module.parameters() if parameter.requires_grad],
@@ -69,6 +72,8 @@ class Optimisation:
             for name, module in modules.items()
         ]
         self._parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+        if config.optimiser != "adamw" and any(map(is_sharded, modules.values())):
+            raise P3OError(f"optimiser: {config.optimiser} cannot be sharded; use adamw, or parallel.mode: data")
         self.optimiser = _make_optimiser(groups, config)
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         warmup = round(config.warmup_fraction * updates)
@@ -77,7 +82,8 @@ class Optimisation:
         )
 
     def update(self, where: Callable[[], str] = str) -> bool:
-        """One optimiser step on the gradients that have been accumulated; False if they were not finite and were skipped.
+        """One optimiser step on the gradients that have been accumulated, on all processes; False if they were not finite and
+        were skipped.
 
         Args:
             where: tells, for an error, in which data the fault is.
@@ -85,7 +91,9 @@ class Optimisation:
         Raises:
             NumericalError: if the gradients are not finite and ``on_fault`` is not "skip".
         """
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        settle(*self._modules.values())
+        world().add_gradients(self._parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         finite = bool(norm.isfinite())
         if finite:
             self.optimiser.step()
@@ -105,6 +113,7 @@ class Optimisation:
 
     def state_dict(self) -> State:
         """The trained weights, the optimiser's moments and the place in the schedule."""
+        settle(*self._modules.values())
         return {
             "modules": {name: trainable_state(module) for name, module in self._modules.items()},
             "optimiser": optimiser_state(self.optimiser),
@@ -117,6 +126,7 @@ class Optimisation:
         Raises:
             P3OError: if the state belongs to other modules.
         """
+        settle(*self._modules.values())
         for name, module in self._modules.items():
             restore_trainable(module, state["modules"].get(name, {}))
         restore_optimiser(self.optimiser, state["optimiser"])

@@ -36,6 +36,17 @@ class TextStream(Protocol):
         """Show what was written."""
 
 
+class Nowhere:
+    """A stream that shows nothing: of several processes one tells how far they are."""
+
+    def write(self, text: str, /) -> int:
+        """Take a text."""
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing to show."""
+
+
 class Progress:
     """Shows the stages of a run on a stream.
 

@@ -1,17 +1,22 @@
 """The first half of a step: K responses for each of the next prompts, scored, with log-probs of the learner's own."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from p3o.distributed.sharding import gathered
+from p3o.distributed.shares import shares
+from p3o.distributed.world import world
 from p3o.errors import P3OError, shorten
 from p3o.functional.kl import kl_policy_reference_k1
-from p3o.models.sampling import sample_responses
+from p3o.functional.mismatch import Correction, mismatch
+from p3o.models.layouts import device_of
+from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import (
     GroupTokens,
     PromptBatch,
@@ -28,16 +33,31 @@ from p3o.training.faults import NumericalError
 from p3o.training.online_config import OnlineConfig
 from p3o.training.optimisation import BatchOrder
 from p3o.training.passes import Passes
-from p3o.training.scoring import ComparisonFeedback, RewardFeedback
+from p3o.training.scoring import ComparisonFeedback, RewardFeedback, rate
 from p3o.types import Experience
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Who writes the responses of a step."""
+    """Who writes the responses of a step.
+
+    Attributes:
+        correction: what is done about log-probs that differ from the learner's; None if these are the learner's own.
+    """
+
+    correction: Correction | None
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
-        """K responses for each prompt, by the policy as it is now."""
+        """K responses for each prompt, by the policy as it was when it was last published, or as it is now if it never was.
+
+        Where several processes train together, each of them calls this with all prompts of the step and gets all responses.
+        """
+
+    def publish(self, policy: nn.Module) -> None:
+        """The policy has learned: sample from it as it is now."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Numbers for the log, of what happened since this was last asked."""
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -50,7 +70,9 @@ class Sampler(Protocol):
 
 
 class LocalSampler:
-    """The learner's own process writes the responses.
+    """The learner's own processes write the responses, each those of its share of the prompts.
+
+    The random numbers belong to the response's place in the step: the number of processes changes nothing that is sampled.
 
     Args:
         tokenizer: of the policy.
@@ -58,12 +80,32 @@ class LocalSampler:
         seed: of the random numbers.
     """
 
+    correction: Correction | None = None
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: OnlineConfig, *, seed: int) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.generator = torch.Generator().manual_seed(seed)
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
         """K responses for each prompt, by the policy as it is now."""
+        together, responses = world(), self.config.responses_per_prompt
+        groups = prompts.tokens.shape[0]
+        uniforms = draw_uniforms(groups * responses, self.config.max_new_tokens, self.generator)
+        if together.size == 1:
+            return self._write(policy, prompts, uniforms)
+        lengths = prompts.mask.sum(-1).tolist()
+        mine = shares(lengths, together.size, equal_counts=True)[together.rank]
+        own = None
+        if mine:
+            width = max(lengths[i] for i in mine)
+            part = PromptBatch(prompts.tokens[mine, -width:], prompts.mask[mine, -width:])
+            rows = uniforms.view(groups, responses, -1)[mine].flatten(0, 1)
+        with gathered(policy):
+            own = together.together(lambda: self._write(policy, part, rows) if mine else None)
+        told = together.gather(None if own is None else {"groups": mine, **vars(own)})
+        return _in_place([part for part in told if part is not None], pad_id(self.tokenizer)).to(prompts.tokens.device)
+
+    def _write(self, policy: nn.Module, prompts: PromptBatch, uniforms: Tensor) -> ResponseBatch:
         return sample_responses(
             policy,
             prompts,
@@ -72,10 +114,17 @@ class LocalSampler:
             eos_id=end_id(self.tokenizer),
             pad_id=pad_id(self.tokenizer),
             temperature=self.config.temperature,
-            generator=self.generator,
+            uniforms=uniforms,
             stop=self.config.stop,
             tokenizer=self.tokenizer,
         )
+
+    def publish(self, policy: nn.Module) -> None:
+        """Nothing to do: it samples from the policy itself."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Nothing happens to it."""
+        return {}
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -88,6 +137,19 @@ class LocalSampler:
     def load_state_dict(self, state: State) -> None:
         """Go back to where ``state_dict`` was taken."""
         self.generator.set_state(state["generator"])
+
+
+def _in_place(parts: Sequence[dict[str, Any]], fill: int) -> ResponseBatch:
+    """The responses of all processes, each group where its prompt is, padded to the longest."""
+    time = max(part["tokens"].shape[-1] for part in parts)
+    order = torch.tensor([group for part in parts for group in part["groups"]]).argsort()
+
+    def joined(name: str, value: int | bool) -> Tensor:
+        padded = [nn.functional.pad(part[name], (0, time - part[name].shape[-1]), value=value) for part in parts]
+        return torch.cat(padded)[order]
+
+    ended = torch.cat([part["ended"] for part in parts])[order]
+    return ResponseBatch(joined("tokens", fill), joined("mask", False), ended)
 
 
 @dataclass(frozen=True)
@@ -104,6 +166,10 @@ class Rollout:
     """Share of prompts whose K responses are one and the same text."""
     dropped: int
     """Groups left out because their feedback was not finite."""
+    sampler: Mapping[str, int | float] = field(default_factory=dict)
+    """What the sampler tells of itself, and how far its log-probs are from the learner's."""
+    refused: int = 0
+    """Groups thrown away before these because they were older than the limit of staleness."""
 
     def describe(self) -> dict[str, int | float]:
         """What was sampled, in numbers."""
@@ -119,15 +185,37 @@ class Rollout:
             described["kl_k1_se"] = kl.mean(-1).std().item() / experience.groups**0.5
         if self.dropped:
             described["dropped_groups"] = self.dropped
-        return described | {
-            "reward_gap": experience.reward_gaps.abs().mean().item(),
-            "tie_fraction": tie_fraction(experience.reward_gaps),
-            "kl_k1": kl.mean().item(),
-            "length": experience.response_mask.sum(-1).float().mean().item(),
-            "ended": self.ended,
-            "distinct": self.distinct,
-            "repeated_groups": self.repeated,
-        }
+        if self.refused:
+            described["refused_groups"] = self.refused
+        if bool(experience.age.any()):
+            described["staleness"] = int(experience.age.max())
+        return (
+            described
+            | dict(self.sampler)
+            | {
+                "reward_gap": experience.reward_gaps.abs().mean().item(),
+                "tie_fraction": tie_fraction(experience.reward_gaps),
+                "kl_k1": kl.mean().item(),
+                "length": experience.response_mask.sum(-1).float().mean().item(),
+                "ended": self.ended,
+                "distinct": self.distinct,
+                "repeated_groups": self.repeated,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was sampled for the next prompts, before anybody has rated it."""
+
+    chosen: list[int]
+    """Which of the training prompts."""
+    prompts: PromptBatch
+    responses: ResponseBatch
+    logprobs: Float[Tensor, "group response time"] | None = None
+    """Of the policy that sampled, where it is no longer the policy when the groups are learned from."""
+    version: int = 0
+    """Of that policy: how many steps had been taken."""
 
 
 def tie_fraction(gaps: Float[Tensor, "group response response"]) -> float:
@@ -168,7 +256,7 @@ class Rollouts:
         self.sampler, self.feedback, self.config, self.passes = sampler, feedback, config, passes
         self.prompts, self.encoded = list(prompts), encode_prompts(tokenizer, prompts)
         self.order = BatchOrder(len(prompts), config.prompts_per_step, seed=seed)
-        self.device = next(policy.parameters()).device
+        self.device = device_of(policy)
         self.notice: Callable[[str], object] = lambda _: None
         """Told, in words, of the groups that are left out."""
 
@@ -183,12 +271,34 @@ class Rollouts:
             NumericalError: if the feedback on every prompt, or any log-prob, is not finite.
             P3OError: as the feedback does, with the step.
         """
+        return self.rated(self.draw(self.policy), step, behaviour=behaviour)
+
+    def draw(self, policy: nn.Module) -> Draw:
+        """K responses of this policy for each of the next prompts."""
         chosen = self.order.next().tolist()
-        prompts = pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
-        responses = self.sampler.sample(self.policy, prompts)
+        prompts = self.encoded_batch(chosen)
+        return Draw(chosen, prompts, self.sampler.sample(policy, prompts))
+
+    def encoded_batch(self, chosen: Sequence[int]) -> PromptBatch:
+        """These prompts, on the policy's device."""
+        return pad_left([self.encoded[i] for i in chosen], pad_id(self.tokenizer)).to(self.device)
+
+    def rated(self, draw: Draw, step: int, *, behaviour: bool, age: int = 0) -> Rollout:
+        """What was drawn with what it is worth and its log-probs, for the step of this number.
+
+        Args:
+            draw: with the log-probs of the policy that sampled, unless that is the policy as it is.
+            step: its number, for errors.
+            behaviour: whether to compute log π_old where the draw does not hold it.
+            age: how many versions of the policy lie between the one that sampled and the one as it is.
+
+        Raises:
+            NumericalError: as for ``next``.
+        """
+        chosen, responses = draw.chosen, draw.responses
         texts = decode_responses(self.tokenizer, responses, stop=self.config.stop)
         try:
-            worth = self.feedback([self.prompts[i] for i in chosen], texts, responses.ended.cpu())
+            worth = rate(self.feedback, [self.prompts[i] for i in chosen], texts, responses.ended.cpu())
         except P3OError as error:
             raise type(error)(f"step {step}: {error}") from error
         if len(worth.kept) == 0:
@@ -197,11 +307,16 @@ class Rollouts:
             )
         if worth.faults:
             self.notice(f"step {step}: {len(worth.faults)} of {len(texts)} groups left out: {'; '.join(worth.faults)}")
-        sampled = split_groups(prompts, responses)
+        sampled = split_groups(draw.prompts, responses)
         groups = [sampled[i] for i in worth.kept.tolist()]
         kept = [self.prompts[chosen[i]] for i in worth.kept.tolist()]
         mask = responses.mask[worth.kept.to(self.device)]
-        own = self.logprobs("behaviour", self.policy, groups, mask, kept, step) if behaviour else None
+        theirs = None if responses.logprobs is None else responses.logprobs[worth.kept.to(self.device)]
+        own = None
+        if draw.logprobs is not None:
+            own = finite("behaviour", draw.logprobs[worth.kept.to(self.device)], kept, step)
+        elif behaviour or theirs is not None:
+            own = self.logprobs("behaviour", self.policy, groups, mask, kept, step)
         reference = self.logprobs("reference", self.reference, groups, mask, kept, step)
         experience = Experience(
             response_mask=mask,
@@ -209,12 +324,43 @@ class Rollouts:
             reference_logprobs=reference,
             reward_gaps=worth.gaps.to(self.device),
             rewards=None if worth.rewards is None else worth.rewards.to(self.device),
-            age=torch.zeros(len(groups), dtype=torch.long, device=self.device),
+            age=torch.full((len(groups),), age, dtype=torch.long, device=self.device),
         )
         distinct = len({text for group in texts for text in group}) / sum(map(len, texts))
+        ended, dropped = responses.ended.float().mean().item(), len(texts) - len(groups)
         repeated = sum(len(set(group)) == 1 for group in texts) / len(texts)
-        ended = responses.ended.float().mean().item()
-        return Rollout(groups, experience, ended, distinct, repeated, len(texts) - len(groups))
+        rollout = Rollout(groups, experience, ended, distinct, repeated, dropped, self.sampler.take_metrics())
+        # Of late groups only the log-probs of the policy that sampled them can be compared with the sampler's own.
+        comparable = theirs is not None and (draw.logprobs is not None or age == 0)
+        return self.corrected(rollout, theirs, step) if comparable and theirs is not None else rollout
+
+    def corrected(self, rollout: Rollout, theirs: Float[Tensor, "group response time"], step: int) -> Rollout:
+        """The rollout weighed, or without some of its groups, for what the sampler's log-probs differ from the learner's.
+
+        Raises:
+            NumericalError: if no group is left.
+        """
+        if self.sampler.correction is None:
+            return rollout
+        experience = rollout.experience
+        found = mismatch(experience.behaviour_logprobs, theirs, experience.response_mask, self.sampler.correction)
+        if not bool(found.keep.any()):
+            raise NumericalError(
+                f"step {step}: the sampler's log-probs of every group are too far from the learner's (mean difference of a "
+                f"token {found.metrics['mismatch_mean']:.2g} nats); vLLM must run with --logprobs-mode "
+                "processed_logprobs and in the learner's dtype, or raise rl.rollout.drop_beyond"
+            )
+        kept = found.keep.nonzero().squeeze(-1)
+        return replace(
+            rollout,
+            groups=[rollout.groups[i] for i in kept.tolist()],
+            experience=experience.replace(weights=found.weights).select(kept),
+            sampler={**rollout.sampler, **found.metrics},
+        )
+
+    def publish(self) -> None:
+        """Sample from the policy as it is now."""
+        self.sampler.publish(self.policy)
 
     def logprobs(
         self,
@@ -230,15 +376,7 @@ class Rollouts:
         Raises:
             NumericalError: if one is not finite, naming the step and the first such prompt.
         """
-        found = self.passes.logprobs(model, groups, mask.shape[-1])
-        finite = found.isfinite().flatten(1).all(-1)
-        if not bool(finite.all()):
-            prompt = prompts[int((~finite).nonzero()[0])]
-            raise NumericalError(
-                f"step {step}: a {whose} log-prob is not finite, prompt {shorten(prompt)}; the weights are damaged: lower the "
-                "learning rate, or choose on_fault: rollback"
-            )
-        return found
+        return finite(whose, self.passes.logprobs(model, groups, mask.shape[-1]), prompts, step)
 
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on."""
@@ -253,3 +391,21 @@ class Rollouts:
         """Go back to where ``state_dict`` was taken."""
         self.order.load_state_dict(state["prompt_order"])
         self.sampler.load_state_dict(state["sampler"])
+
+
+def finite(
+    whose: str, found: Float[Tensor, "group response time"], prompts: Sequence[str], step: int
+) -> Float[Tensor, "group response time"]:
+    """These log-probs, if all are numbers.
+
+    Raises:
+        NumericalError: if one is not finite, naming the step and the first such prompt.
+    """
+    good = found.isfinite().flatten(1).all(-1)
+    if not bool(good.all()):
+        prompt = prompts[int((~good).nonzero()[0])]
+        raise NumericalError(
+            f"step {step}: a {whose} log-prob is not finite, prompt {shorten(prompt)}; the weights are damaged: lower the "
+            "learning rate, or choose on_fault: rollback"
+        )
+    return found

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from p3o.distributed.shares import shares
+from p3o.distributed.world import world
 from p3o.errors import shorten
 from p3o.feedback.comparison import Comparator, preference_matrix
 from p3o.feedback.missing import rewards_may_be_missing
@@ -88,6 +90,35 @@ class ComparisonFeedback:
         gaps = gaps - reward_gaps(self.penalty * (~ended).double().cpu())
         kept, faults = _finite_groups(gaps.flatten(1), prompts, responses, drop=self.drop, what="preference")
         return Worth(None, gaps[kept], kept, faults)
+
+
+def rate(
+    feedback: "RewardFeedback | ComparisonFeedback",
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[str]],
+    ended: Bool[Tensor, "group response"],
+) -> Worth:
+    """The worth of the groups: each process asks for its share, and all know the whole.
+
+    Raises:
+        NumericalError: on all of them, if a score of one is not finite and bad groups are not to be dropped.
+    """
+    together = world()
+    if together.size == 1:
+        return feedback(prompts, responses, ended)
+    sizes = [sum(map(len, group)) + len(prompt) for prompt, group in zip(prompts, responses, strict=True)]
+    mine = shares(sizes, together.size, equal_counts=True)[together.rank]
+    own = together.together(
+        lambda: feedback([prompts[i] for i in mine], [responses[i] for i in mine], ended[mine]) if mine else None
+    )
+    told = None if own is None else {**vars(own), "kept": torch.tensor(mine)[own.kept]}
+    found = [part for part in together.gather(told) if part is not None]
+    kept = torch.cat([part["kept"] for part in found])
+    order = kept.argsort()
+    gaps = torch.cat([part["gaps"] for part in found])[order]
+    rewards = None if found[0]["rewards"] is None else torch.cat([part["rewards"] for part in found])[order]
+    faults = tuple(fault for part in found for fault in part["faults"])
+    return Worth(rewards, gaps, kept[order], faults)
 
 
 def rated_by(feedback: Scorer | ComparisonFeedback, config: OnlineConfig) -> RewardFeedback | ComparisonFeedback:

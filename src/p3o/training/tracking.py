@@ -216,6 +216,14 @@ class RunFolder:
         for tracker in self.trackers:
             tracker.log(row)
 
+    def append(self, file: str, row: Mapping[str, Any]) -> None:
+        """Append a row to a JSONL file of the folder.
+
+        Raises:
+            P3OError: if a number is NaN or infinite, or the system refuses.
+        """
+        append_jsonl(self.path / file, row)
+
     def warn(self, text: str) -> None:
         """Keep a warning in run.json, under "warnings"."""
         self.record.setdefault("warnings", []).append(text)

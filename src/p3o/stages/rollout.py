@@ -1,0 +1,50 @@
+"""Who writes the responses of an RL run, from the configuration."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from p3o.files import remove
+from p3o.models.tokens import encode_prompts, end_id, pad_id
+from p3o.stages.context import RunContext
+from p3o.training.rollouts import Sampler
+
+ROLLOUTS = "rollouts"
+"""Folder of weights on their way to servers."""
+
+
+@contextmanager
+def sampler_of(run: RunContext, name: str) -> Iterator[Sampler | None]:
+    """The sampler of an RL run; None: the learner's own process samples."""
+    config, training = run.config.rl.rollout, run.config.rl.training_of(name)
+    if config.engine == "local":
+        yield None
+        return
+    from p3o.rollouts.probe import probe_text
+    from p3o.rollouts.sampler import VLLMSampler
+    from p3o.rollouts.server import SamplingSettings
+
+    folder = run.folder.path / ROLLOUTS
+    remove(folder)  # what a killed run left
+    sampler = VLLMSampler(
+        config,
+        SamplingSettings(
+            training.responses_per_prompt,
+            training.max_new_tokens,
+            training.temperature,
+            end_id(run.tokenizer),
+            training.stop,
+        ),
+        fill=pad_id(run.tokenizer),
+        probe=probe_text(encode_prompts(run.tokenizer, run.inputs.prompts[:8])),
+        folder=folder,
+        # All runs share this seed, as they share that of the prompts.
+        seed=run.seed("rollout"),
+        warn=lambda text: run.warn(f"rl {name}: {text}"),
+        overlapped=training.max_staleness > 0,
+    )
+    run.progress.print(f"rl {name}: responses by vLLM at {', '.join(config.urls)}, weights by {config.weights}")
+    try:
+        yield sampler
+    finally:
+        sampler.close()
+        remove(folder)

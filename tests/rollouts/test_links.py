@@ -1,0 +1,84 @@
+"""The learner's end of a link: gloo for real (test_sampler.py); nccl against stand-ins of vLLM's functions (no GPU)."""
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from p3o.errors import P3OError
+from p3o.rollouts.http import ServerError
+from p3o.rollouts.links import GlooLink, NcclLink
+from p3o.rollouts.server import VLLMServer
+
+
+class Server(VLLMServer):
+    """Has four workers, and remembers what it was asked."""
+
+    def __init__(self, refusal: str | None = None) -> None:
+        super().__init__("http://127.0.0.1:9", timeout=1)
+        self.asked: list[tuple[str, Any]] = []
+        self.refusal = refusal
+
+    def world_size(self) -> int:
+        return 4
+
+    def post(self, path: str, body: dict[str, Any] | None = None, **query: str) -> None:
+        self.asked.append((path, body))
+        if self.refusal is not None:
+            raise ServerError("broken", self.refusal)
+
+
+class Group:
+    """Stands for vLLM's communicator."""
+
+    def __init__(self, meeting: dict[str, Any]) -> None:
+        self.meeting, self.sent, self.destroyed = meeting, list[torch.Tensor](), False
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: object) -> None:
+        assert src == 0
+        self.sent.append(tensor)
+
+    def destroy(self) -> None:
+        self.destroyed = True
+
+
+def test_over_nccl_the_learner_is_rank_0_and_the_workers_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    common, network = types.ModuleType("nccl_common"), types.ModuleType("network_utils")
+    common.trainer_init = Group  # type: ignore[attr-defined]
+    network.get_open_port = lambda: 1234  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_common", common)
+    monkeypatch.setitem(sys.modules, "vllm.utils.network_utils", network)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    server = Server()
+    link = NcclLink(server, "10.0.0.1", timeout=5.0)
+    meeting = {"master_address": "10.0.0.1", "master_port": 1234, "world_size": 5}
+    assert server.asked == [
+        ("/init_weight_transfer_engine", {"init_info": meeting | {"rank_offset": 1, "packed": False}})
+    ]
+    group = link._group
+    assert group.meeting == meeting
+    matrix = torch.randn(3, 2).T
+    link.send(matrix)
+    assert group.sent[0].is_contiguous()
+    assert torch.equal(group.sent[0], matrix)
+    link.close()
+    assert group.destroyed
+
+
+def test_nccl_without_vllm_is_told() -> None:
+    with pytest.raises(P3OError, match="nccl needs vllm in the learner's environment"):
+        NcclLink(Server(), "127.0.0.1", timeout=1.0)
+
+
+def test_an_address_that_is_not_ours_is_told() -> None:
+    with pytest.raises(P3OError, match=r"rl\.rollout\.address: this machine has no address '203\.0\.113\.7'"):
+        GlooLink(Server(), "203.0.113.7", timeout=1.0)
+
+
+def test_a_server_that_refuses_to_meet_says_why() -> None:
+    """We wait in vain for its half of the rendezvous; its reason is told and not our time-out."""
+    with pytest.raises(ServerError, match="Weight transfer not configured"):
+        GlooLink(Server("Weight transfer not configured"), "127.0.0.1", timeout=1.0)

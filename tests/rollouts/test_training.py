@@ -1,0 +1,230 @@
+"""Training on responses of servers: the trainer, the correction of their mismatch, and the command."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tests.rollouts.conftest import PROMPTS, TOKENIZER
+from tests.rollouts.fake import FakeVLLM
+from torch import nn
+
+from p3o.algorithms import make_algorithm
+from p3o.cli import main
+from p3o.data.embedded.language import build_model
+from p3o.files import read_jsonl, write_jsonl
+from p3o.models.heads import Critic
+from p3o.models.language import frozen_copy
+from p3o.rollouts.sampler import VLLMSampler
+from p3o.training.faults import NumericalError
+from p3o.training.online import OnlineConfig, OnlineTrainer
+from p3o.training.replay import concatenate
+from p3o.types import Experience
+
+Servers = Callable[..., FakeVLLM]
+Samplers = Callable[..., VLLMSampler]
+
+
+def varied(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    return [torch.tensor(sum(map(ord, response)) / 977.0).sin().item() for response in responses]
+
+
+def trainer(sampler: VLLMSampler, policy: nn.Module, name: str = "p3o_v2", **training: Any) -> OnlineTrainer:
+    defaults = {"steps": 4, "prompts_per_step": 4, "max_new_tokens": 8, "learning_rate": 1e-3, "schedule": "constant"}
+    algorithm = make_algorithm(name)
+    return OnlineTrainer(
+        policy,
+        frozen_copy(policy),
+        TOKENIZER,
+        algorithm,
+        varied,
+        PROMPTS,
+        OnlineConfig(**(defaults | training)),
+        seed=5,
+        critic=Critic(build_model(TOKENIZER, seed=0).model) if algorithm.needs_critic else None,
+        sampler=sampler,
+    )
+
+
+def vector(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("name", ["p3o_v1", "p3o_v2", "ppo", "online_dpo"])
+def test_steps_push_what_was_learned(servers: Servers, sampler: Samplers, policy: nn.Module, name: str) -> None:
+    fake = servers()
+    run = trainer(sampler(fake), policy, name)
+    start = vector(policy)
+    for step in range(3):
+        metrics = run.step()
+        assert metrics["policy_version"] == step + 1
+        assert metrics["probe_difference"] < 1e-5
+        assert metrics["mismatch_max"] < 1e-4
+        assert metrics["mismatch_weight_max"] == pytest.approx(1.0, abs=1e-3)
+        assert metrics["mismatch_dropped"] == metrics["mismatch_truncated"] == 0
+        assert torch.equal(vector(fake.model), vector(policy))
+    assert not torch.equal(vector(policy), start)
+
+
+def test_two_servers_and_a_death_train_as_one_server_does(servers: Servers, sampler: Samplers) -> None:
+    def trained(run: OnlineTrainer, after_step: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+        for step in range(3):
+            run.step()
+            after_step(step)
+        return vector(run.policy)
+
+    alone = trained(trainer(sampler(servers()), build_model(TOKENIZER, seed=0).eval()))
+    first, second = servers(), servers()
+
+    def disturb(step: int) -> None:
+        if step == 0:
+            first.kill()
+        if step == 1:
+            first.start()
+
+    disturbed = trained(trainer(sampler(first, second), build_model(TOKENIZER, seed=0).eval()), disturb)
+    # Weighed by ratios of float32 log-probs that are 1 but for their last digits; Adam makes a step of any gradient.
+    torch.testing.assert_close(disturbed, alone, rtol=0, atol=1e-5)
+
+
+def test_a_run_that_is_resumed_goes_on_as_it_would_have(servers: Servers, sampler: Samplers) -> None:
+    ours = sampler(servers())
+    run = trainer(ours, build_model(TOKENIZER, seed=0).eval())
+    run.step()
+    state, policy = copy.deepcopy(run.state_dict()), copy.deepcopy(run.policy)
+    wanted = run.step()
+    again = trainer(sampler(servers(), seed=99), policy)
+    again.load_state_dict(state)
+    got = again.step()
+    assert got["reward"] == wanted["reward"]
+    assert got["length"] == wanted["length"]
+    assert got["policy_version"] > 1
+
+
+def test_a_server_that_differs_is_measured_and_corrected(
+    servers: Servers, sampler: Samplers, policy: nn.Module
+) -> None:
+    """Its logits of the end are higher by ½ when it samples: it ends sooner than the policy, and says log-probs of the policy
+    without that; told the truth, the trainer weighs its groups."""
+    fake = servers()
+    run = trainer(sampler(fake, drop_beyond=50.0), policy, prompts_per_step=8, max_new_tokens=16)
+    run.step()
+    fake.drift = 1.5
+    experience: list[Experience] = []
+    prepared = run.prepared
+
+    def seen(given: Experience, groups: Any) -> Experience:
+        experience.append(given)
+        return prepared(given, groups)
+
+    run.prepared = seen  # type: ignore[method-assign]
+    metrics = run.step()
+    assert metrics["mismatch_mean"] > 1e-3
+    assert 0 < metrics["mismatch_max"] <= 1.5
+    assert metrics["mismatch_weight_max"] > 1.1
+    weights = experience[0].weights
+    assert weights is not None
+    assert weights.max() <= 2.0
+    assert weights.min() < 0.9
+
+
+def test_groups_that_differ_too_much_are_dropped_and_counted(
+    servers: Servers, sampler: Samplers, policy: nn.Module
+) -> None:
+    fake = servers()
+    run = trainer(sampler(fake, drop_beyond=1.0, correction="drop"), policy, prompts_per_step=8, max_new_tokens=16)
+    run.step()
+    fake.drift = 2.0
+    metrics = run.step()
+    assert 0 < metrics["mismatch_dropped"] < 8
+    fake.drift = 30.0
+    with pytest.raises(NumericalError, match=r"log-probs of every group are too far .* processed_logprobs"):
+        run.step()
+
+
+def test_groups_without_weights_count_once_beside_others() -> None:
+    def experience(weights: torch.Tensor | None) -> Experience:
+        zeros = torch.zeros(2, 2, 3)
+        mask, gaps, age = torch.ones(2, 2, 3, dtype=torch.bool), torch.zeros(2, 2, 2), torch.zeros(2, dtype=torch.long)
+        return Experience(mask, zeros, zeros, gaps, None, age, weights=weights)
+
+    joined = concatenate([experience(torch.tensor([0.5, 2.0])), experience(None)])
+    assert joined.weights is not None
+    assert joined.weights.tolist() == [0.5, 2.0, 1.0, 1.0]
+    assert concatenate([experience(None), experience(None)]).weights is None
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    build_model(TOKENIZER, seed=0).save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    (tmp_path / "rewards_of_rollouts.py").write_text(
+        "def brief(prompts, responses):\n    return [-float(len(response)) for response in responses]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def configuration(place: Path, rollout: dict[str, Any], **more: Any) -> str:
+    content = {
+        "name": "served",
+        "model": "model",
+        "device": "cpu",
+        "data": {"prompts": "prompts.jsonl"},
+        "reward": {"function": "rewards_of_rollouts:brief"},
+        "rl": {
+            "rollout": rollout,
+            "training": {"steps": 2, "prompts_per_step": 4, "max_new_tokens": 8, "learning_rate": 1e-3},
+            "runs": {"p3o_v2": {"algorithm": "p3o_v2"}, "rloo": {"algorithm": "rloo"}},
+        },
+    }
+    (place / "run.yaml").write_text(yaml.safe_dump(content | more))
+    return "run.yaml"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("weights", ["gloo", "disk", "lora"])
+def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place: Path, weights: str) -> None:
+    fakes = servers(), servers()
+    for fake in fakes:
+        fake.original.load_state_dict(build_model(TOKENIZER, seed=0).state_dict())
+        fake.kill()
+        fake.start()
+    more: dict[str, Any] = {"lora": {"rank": 2}} if weights == "lora" else {}
+    rollout = {"engine": "vllm", "urls": [fake.url for fake in fakes], "weights": weights, "timeout": 10}
+    assert main(["rl", "--config", configuration(place, rollout, **more)]) == 0
+    rows = [row for row in read_jsonl(place / "runs/served/metrics.jsonl") if row["stage"] == "rl"]
+    assert [(row["run"], row["step"]) for row in rows] == [("p3o_v2", 1), ("p3o_v2", 2), ("rloo", 1), ("rloo", 2)]
+    for row in rows:
+        assert row["servers"] == 2
+        assert row["probe_difference"] < 1e-4
+        assert math.isfinite(row["mismatch_mean"])
+    # 2 runs, 2 steps of 4 prompts.
+    assert sum(len(fake.bodies) for fake in fakes) == 16
+    assert not (place / "runs/served/rollouts").exists()
+
+
+@pytest.mark.parametrize(
+    ("rollout", "told"),
+    [
+        ({"engine": "vllm"}, "engine vllm needs urls"),
+        ({"urls": ["http://127.0.0.1:1"]}, "urls are for engine: vllm"),
+        ({"engine": "vllm", "urls": ["127.0.0.1:8000"]}, "must begin with http"),
+        ({"engine": "vllm", "urls": ["http://a:1", "http://a:1/"]}, "a server is named twice"),
+        ({"engine": "vllm", "urls": ["http://a:1"], "weights": "lora"}, "add a section 'lora: {}'"),
+        ({"engine": "vllm", "urls": ["http://127.0.0.1:9"], "patience": 0}, "http://127.0.0.1:9: GET /health"),
+        ({"engine": "vllm", "urls": ["http://127.0.0.1:9"], "api_key_env": "NO_KEY_HERE"}, "NO_KEY_HERE is not set"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mistakes_are_told_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], rollout: dict[str, Any], told: str
+) -> None:
+    assert main(["rl", "--config", configuration(place, rollout)]) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert told in last

@@ -1,0 +1,77 @@
+"""What the servers are given is what a checkpoint of the policy would hold."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.models.families import FAMILIES
+from tests.rollouts.conftest import TOKENIZER
+from torch import distributed, nn
+
+from p3o.data.embedded.language import build_model
+from p3o.models.adapters import LoraSettings, add_adapter, merged
+from p3o.models.language import load_language_model
+from p3o.rollouts import publishing
+from p3o.rollouts.weights import Weights
+
+
+def test_names_and_values_are_those_of_the_saved_model(policy: nn.Module, tmp_path: Path) -> None:
+    policy.save_pretrained(tmp_path)  # type: ignore[operator]
+    saved = load_file(tmp_path / "model.safetensors")
+    given = dict(Weights(policy))
+    assert set(given) == set(saved)
+    for name, tensor in saved.items():
+        assert torch.equal(given[name], tensor)
+        assert not given[name].requires_grad
+    assert [(s.name, s.dtype, s.size) for s in Weights(policy).shapes()] == [
+        (name, tensor.dtype, tuple(tensor.shape)) for name, tensor in Weights(policy)
+    ]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_adapter_is_merged_weight_by_weight(family: str, tmp_path: Path) -> None:
+    model = load_language_model(FAMILIES[family].write(tmp_path), device=torch.device("cpu"))
+    names = [name for name, _ in model.named_parameters()]
+    adapted = add_adapter(model, LoraSettings(rank=2), task="CAUSAL_LM", seed=0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    whole = dict(merged(adapted).named_parameters())
+    given = dict(Weights(adapted))
+    assert list(given) == names
+    for name, tensor in given.items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-6)
+    # The policy itself is as before.
+    assert any("lora_" in name for name, _ in adapted.named_parameters())
+
+
+def test_shards_are_gathered(tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    plain, sharded = build_model(TOKENIZER, seed=0), build_model(TOKENIZER, seed=0)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1, timeout=datetime.timedelta(seconds=20)
+    )
+    try:
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        assert all(hasattr(parameter, "full_tensor") for parameter in sharded.parameters())
+        for (name, tensor), (wanted, parameter) in zip(Weights(sharded), plain.named_parameters(), strict=True):
+            assert name == wanted
+            assert not hasattr(tensor, "full_tensor")
+            assert torch.equal(tensor, parameter)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_large_models_go_to_several_files(policy: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "SHARD", 20_000)
+    publishing._write(Weights(policy), tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 2
+    written = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert set(written) == {name for name, _ in Weights(policy)}
+    assert all(torch.equal(tensor, written[name]) for name, tensor in Weights(policy))
