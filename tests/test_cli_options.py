@@ -118,7 +118,7 @@ def test_a_stage_asks_only_for_its_own_inputs(runs: list[Any], command: str) -> 
     ("command", "told"),
     [
         ("sft --model m", "error: data.demonstrations: name a file or data set of demonstrations (--demonstrations)"),
-        ("reward --model m", "error: reward: name a model (--reward-model), a function (--reward-function)"),
+        ("reward --model m", "error: data.preferences: name a file or data set of preferences (--preferences)"),
         ("rl --model m --reward-model r", "error: data.prompts: name a file or data set of prompts (--prompts)"),
         ("rl --model m --prompts p", "error: reward: name a model (--reward-model)"),
         (

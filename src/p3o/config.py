@@ -318,6 +318,8 @@ class RunConfig(Section):
             raise P3OError("data.demonstrations: name a file or data set of demonstrations (--demonstrations)")
         labels = data.preferences is not None or (self.sampling is not None and self.sampling.labeller is not None)
         if reward.is_trained and not labels and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
+            if set(stages) == {"reward"}:
+                raise P3OError("data.preferences: name a file or data set of preferences (--preferences)")
             raise P3OError(
                 "reward: name a model (--reward-model), a function (--reward-function), a service (--reward-url), a judge or a "
                 "comparison; or data.preferences or a sampling.labeller to train a reward model on"

@@ -55,12 +55,12 @@ def test_a_language_model_scores_nothing_until_a_reward_model_is_trained_on_it(t
         load_reward_model(str(tmp_path / "policy"), device=cpu, new_head=False)
     load_reward_model(str(tmp_path / "policy"), device=cpu).save_pretrained(tmp_path / "reward")
     load_reward_model(str(tmp_path / "reward"), device=cpu, new_head=False)
-    for task, model in (
+    for kind, model in (
         ("CAUSAL_LM", load_language_model(str(tmp_path / "policy"), device=cpu)),
         ("SEQ_CLS", load_reward_model(str(tmp_path / "policy"), device=cpu)),
     ):
-        folder = tmp_path / task
-        save_model(add_adapter(model, LoraSettings(rank=2), task=task, seed=0), TOKENIZER, folder)
+        folder = tmp_path / kind
+        save_model(add_adapter(model, LoraSettings(rank=2), task=kind, seed=0), TOKENIZER, folder)
     with pytest.raises(P3OError, match="an adapter of a language model, without a head that scores"):
         load_reward_model(str(tmp_path / "CAUSAL_LM"), device=cpu, new_head=False)
     load_reward_model(str(tmp_path / "SEQ_CLS"), device=cpu, new_head=False)

@@ -33,7 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
-    hub_names._asked_of_the_hub.cache_clear()  # noqa: SLF001
+    hub_names._asked_of_the_hub.cache_clear()
     return questions
 
 

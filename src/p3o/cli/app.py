@@ -46,7 +46,7 @@ _ORDER = (
 
 
 def run_folder(given: Path, runs: Path = RUNS) -> Path:
-    """The folder that RUN on the command line means: that folder, or the run of that name.
+    """The folder that RUN on the command line means: that folder, or the run of that name; of both the one that is a run's.
 
     Args:
         given: as it was typed.
@@ -55,10 +55,10 @@ def run_folder(given: Path, runs: Path = RUNS) -> Path:
     Raises:
         P3OError: if neither is there.
     """
-    folder = next((folder for folder in (given, runs / given) if folder.is_dir()), None)
-    if folder is None:
+    folders = [folder for folder in (given, runs / given) if folder.is_dir()]
+    if not folders:
         raise P3OError(f"{given}: no such run folder, and no run of this name in {runs}; check the name, or the path")
-    return folder
+    return next((folder for folder in folders if (folder / "run.json").is_file()), folders[0])
 
 
 class _InOrder(TyperGroup):
