@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-vllm torture audit check format docs release-check setup gate clean
+.PHONY: demo test test-slow test-engines test-ray test-vllm torture audit check format docs release-check setup gate clean
 
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
@@ -13,7 +13,13 @@ test: $(VENV)/.installed-dev ## all tests but those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed-dev ## tests that kill processes, drive browsers or measure coverage of intervals
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow --ignore tests/scale --ignore tests/rollouts/test_vllm.py
+
+test-engines: test-ray ## the slow tests of engines that are packages of their own; each target installs what it needs
+
+# One after the other: each test has a cluster with as many workers as this machine has cores, or more.
+test-ray: $(VENV)/.installed-ray ## Ray Train: workers killed, drivers stopped, two virtual hosts (as root)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/scale/test_ray.py tests/scale/test_two_hosts.py
 
 torture: $(VENV)/.installed-dev ## kills, damage, full disks, malformed input, soak, threads: the numbers of docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.kills --count 150
@@ -87,6 +93,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[docs]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-ray: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev,ray]'
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -30,6 +30,8 @@ def test_every_option_is_a_key_with_the_schema_s_type_and_default(stage: str, op
     key = SCHEMA[option.key]
     if option.flag == "schedule":
         assert key.type.replace(", cosine", " or cosine") == option.help.rstrip(".")
+    elif option.flag == "engine":
+        assert option.help.startswith(key.type.replace(", ", ", or "))
     elif key.kind == "value":
         assert key.type.startswith(WORDS[option.type])
     else:
@@ -58,7 +60,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configurations that reached the pipeline, which is a stub here; an empty current directory."""
     seen: list[Any] = []
 
-    def run(config: RunConfig, *, folder: Any, stages: Any, progress: Any, resume: bool = False) -> None:
+    def run(
+        config: RunConfig, *, folder: Any, stages: Any, progress: Any, resume: bool = False, elsewhere: Any = None
+    ) -> None:
         seen.append(config)
         for stage in stages or STAGES:
             if resume and folder.done(stage):

@@ -20,6 +20,7 @@ from p3o.feedback.remote import RewardServiceConfig
 from p3o.models.adapters import LoraSettings
 from p3o.models.precision import DtypeName
 from p3o.rollouts.config import RolloutConfig
+from p3o.scale.ray_config import EngineConfig
 from p3o.training.loop import CheckpointConfig
 from p3o.training.online import OnlineConfig
 from p3o.training.reward_model import RewardTrainingConfig
@@ -278,6 +279,7 @@ class RunConfig(Section):
         False, description="Let wandb and trackio send metrics to their servers; otherwise they stay on this machine."
     )
     checkpoints: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
 
     @model_validator(mode="after")
     def embedded_stands_alone(self) -> "RunConfig":

@@ -3,7 +3,7 @@
 Each stage reads what the earlier ones left in the folder, so a run can be done in one go or stage by stage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -32,7 +32,9 @@ def report(run: RunContext) -> None:
         build_report(run.folder.path)
 
 
-STAGES: dict[str, Callable[[RunContext], None]] = {
+Stage = Callable[[RunContext], None]
+
+STAGES: dict[str, Stage] = {
     "sft": sft,
     "sample": sample,
     "reward": reward,
@@ -43,7 +45,13 @@ STAGES: dict[str, Callable[[RunContext], None]] = {
 
 
 def run(
-    config: RunConfig, *, folder: RunFolder, stages: Sequence[str] | None, progress: Progress, resume: bool = False
+    config: RunConfig,
+    *,
+    folder: RunFolder,
+    stages: Sequence[str] | None,
+    progress: Progress,
+    resume: bool = False,
+    elsewhere: Mapping[str, Stage] | None = None,
 ) -> None:
     """Run these stages (all by default) in the folder.
 
@@ -56,6 +64,7 @@ def run(
         progress: shows how far they are.
         resume: go on where an earlier attempt stopped: stages that are done are passed over, and the one that was
             interrupted goes on from its last checkpoint.
+        elsewhere: stages that other processes do, and the functions that have them done.
 
     Raises:
         P3OError: for bad input, before the first stage begins.
@@ -71,18 +80,23 @@ def run(
         clear_leftovers(folder.path)
     together.barrier()
     context = RunContext(config, folder, progress, chosen, resume=resume)
-    context.check()
+    elsewhere = elsewhere or {}
+    # Whoever does a stage loads its models and writes its metrics.
+    context.check(load_models=not elsewhere)
     if set(chosen) - {"report"} and together.first:
         write_row_reports(folder.path / ROWS_FILE, context.inputs.reports)
     settings = config.model_dump(mode="json")
+    tracks = together.first and not set(chosen) <= set(elsewhere)
     with open_trackers(
-        config.tracking if together.first else (), folder=folder.path, online=config.tracking_online, settings=settings
+        config.tracking if tracks else (), folder=folder.path, online=config.tracking_online, settings=settings
     ) as folder.trackers:
         for stage in chosen:
             if together.from_first(resume and folder.done(stage)):
                 progress.print(f"{stage}: done already")
                 continue
-            if stage == "rl" or together.size == 1:
+            if stage in elsewhere:
+                elsewhere[stage](context)
+            elif stage == "rl" or together.size == 1:
                 STAGES[stage](context)
             else:
                 together.wait_for_first(partial(STAGES[stage], context))

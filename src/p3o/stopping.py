@@ -50,7 +50,24 @@ def note_signals(*, armed: bool = True) -> Iterator[list[int]]:
         asked.append(number)
 
     with _handling({signal.SIGINT: note, signal.SIGTERM: note} if armed else {}):
-        yield asked
+        if armed:
+            _listening.append(asked)
+        try:
+            yield asked
+        finally:
+            _listening[:] = [other for other in _listening if other is not asked]
+
+
+_listening: list[list[int]] = []
+"""What the open blocks of ``note_signals`` have noted."""
+
+
+def ask_to_stop(number: int) -> bool:
+    """Ask the trainings of this process to stop, as if the signal had come: where they run in a thread, or the signal came to
+    another host. Returns whether there was one to ask."""
+    for asked in _listening:
+        asked.append(number)
+    return bool(_listening)
 
 
 @contextmanager

@@ -66,6 +66,15 @@ TEMPERATURE = SettingOption("temperature", "rl.training.temperature", float, "Of
 RESPONSES = SettingOption(
     "responses-per-prompt", "rl.training.responses_per_prompt", int, "K, responses sampled per prompt.", "2", "N"
 )
+ENGINE = SettingOption("engine", "engine.name", str, "local, or ray: workers of Ray Train.", "local", "NAME")
+WORKERS = SettingOption("workers", "engine.workers", int, "With --engine ray: processes that train together.", "1", "N")
+RAY_ADDRESS = SettingOption(
+    "ray-address",
+    "engine.address",
+    str,
+    "HOST:PORT of a Ray cluster, or auto; otherwise one is started here.",
+    metavar="ADDRESS",
+)
 ALGORITHM_SETTINGS = (BETA, EPSILON)
 """Settings of an algorithm, which every run of the configuration gets."""
 
@@ -114,6 +123,9 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         TEMPERATURE,
         SEED,
         DEVICE,
+        ENGINE,
+        WORKERS,
+        RAY_ADDRESS,
     ),
     "evaluate": (
         MODEL,
@@ -147,6 +159,9 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         TEMPERATURE,
         SEED,
         DEVICE,
+        ENGINE,
+        WORKERS,
+        RAY_ADDRESS,
     ),
 }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p3o.cli.options import ALGORITHM, ALGORITHM_SETTINGS, STAGE_OPTIONS, Given
+from p3o.cli.options import ALGORITHM, ALGORITHM_SETTINGS, ENGINE, STAGE_OPTIONS, Given
 from p3o.errors import P3OError, did_you_mean
 from p3o.files import open_for_reading
 
@@ -168,6 +168,9 @@ def _resumed(asked: Asked) -> Work:
     settings = load_config(stored, [], RunConfig)
     if now is None and (asked.overrides or asked.given):
         now = _load(stored, asked)
+    if now is not None:
+        # Who starts the processes makes no difference to what comes of them.
+        settings = settings.model_copy(update={"engine": now.engine})
     if now is not None and (key := first_difference(settings, now.model_copy(update={"name": settings.name}))):
         raise P3OError(
             f"--resume: {key} differs from {stored}; leave it as it was, or take another --name for another run"
@@ -186,6 +189,8 @@ def _load(source: Path | None, asked: Asked) -> "RunConfig":
         for option in STAGE_OPTIONS[asked.command]
         if option.key and option.flag in asked.given
     ]
+    if asked.given.get(ENGINE.flag) == "local":  # what the file says of workers and addresses is of another engine
+        options = [Override(("engine",), {}, f"--{ENGINE.flag} local"), *options]
     settings = load_config(source, [*options, *asked.overrides], RunConfig)
     derived = [*_wanted_sft(settings, asked), *_algorithm(settings, asked)]
     return load_config(source, [*options, *derived, *asked.overrides], RunConfig) if derived else settings

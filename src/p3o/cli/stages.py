@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
+from p3o.cli.engine import require_one_process, stages_elsewhere
 from p3o.cli.options import STAGE_OPTIONS, Given, takes
 from p3o.cli.settings import Asked, Work, create_folder, going_on, open_folder, resolve
 from p3o.errors import P3OError
@@ -153,8 +154,11 @@ def _train(
 
 
 def _in_its_world(settings: "RunConfig") -> "AbstractContextManager[World]":
-    from p3o.distributed import started
+    from p3o.distributed import alone, started
 
+    if settings.engine.name != "local":
+        require_one_process()
+        return alone()  # the engine's workers meet each other
     return started(settings.parallel, use_gpu=settings.device not in ("cpu", "mps"))
 
 
@@ -188,8 +192,14 @@ def _run_stages(
 
     first = world().first
     with folder:
-        progress = Progress() if first else Progress(Nowhere())
-        pipeline.run(settings, folder=folder, stages=stages, progress=progress, resume=resume)
+        pipeline.run(
+            settings,
+            folder=folder,
+            stages=stages,
+            progress=Progress() if first else Progress(Nowhere()),
+            resume=resume,
+            elsewhere=stages_elsewhere(settings, resume=resume),
+        )
     if stages is None and first:
         from rich.console import Console
 

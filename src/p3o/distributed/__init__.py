@@ -3,6 +3,6 @@
 from p3o.distributed.settings import ParallelConfig
 from p3o.distributed.shares import shares
 from p3o.distributed.start import started
-from p3o.distributed.world import World, alone, within, world
+from p3o.distributed.world import LostProcessError, World, alone, within, world
 
-__all__ = ["ParallelConfig", "World", "alone", "shares", "started", "within", "world"]
+__all__ = ["LostProcessError", "ParallelConfig", "World", "alone", "shares", "started", "within", "world"]

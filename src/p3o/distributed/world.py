@@ -23,6 +23,10 @@ BUCKET = 2**24
 """Numbers that one collective on gradients takes at a time: large enough to be fast, small enough to need no memory."""
 
 
+class LostProcessError(P3OError):
+    """Another process has gone: nothing is wrong with what was given, and whoever started them all may start them again."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among those that train together.
@@ -194,7 +198,7 @@ def _answers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise P3OError(
+        raise LostProcessError(
             "another process of this training has gone, or has not answered within parallel.timeout_minutes; what it said "
             f"tells why ({str(error).splitlines()[0][:200]})"
         ) from error

@@ -191,6 +191,15 @@ class RunFolder:
         self.record["seconds"][name] = round(earlier + time.monotonic() - started, 3)
         self._save()
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether ``stage`` may do a stage again that is done already."""
+        return self._overwrite
+
+    def refresh(self) -> None:
+        """Read run.json again: another process has worked in the folder."""
+        self.record = RunFolder.open(self.path.parent, self.path.name).record
+
     def refuse_if_done(self, stage: str) -> None:
         """Check that the stage may be done now.
 

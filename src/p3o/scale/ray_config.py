@@ -1,0 +1,60 @@
+"""Settings of the engine that starts the processes of the RL stage."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class EngineConfig(BaseModel):
+    """Who starts the processes that train together, and what happens when one is lost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["local", "ray"] = Field(
+        "local", description="local: this process (or those that torchrun started); ray: workers of Ray Train."
+    )
+    workers: int = Field(1, gt=0, description="ray: how many processes train together.")
+    min_workers: int | None = Field(
+        None, gt=0, description="ray: go on with fewer, down to this many, while hosts are missing; null: never fewer."
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="ray: HOST:PORT of a cluster, or auto for the one of this host; null: start one here, for this run.",
+    )
+    cpus_per_worker: int | float = Field(1, gt=0, description="ray: CPU cores that a worker reserves.")
+    gpus_per_worker: int | float | None = Field(
+        None,
+        ge=0,
+        description="ray: GPUs that a worker reserves; null: one if the cluster has any and device allows it.",
+    )
+    max_failures: int = Field(
+        3, ge=0, description="ray: how often to go on from the last checkpoint after losing a worker."
+    )
+    start_seconds: int | float = Field(180, gt=0, description="ray: time limit for all workers to start.")
+    resize_seconds: int | float = Field(
+        300,
+        gt=0,
+        description="ray: with min_workers, how often to look for hosts that are back; growing restarts from a checkpoint.",
+    )
+
+    @model_validator(mode="after")
+    def consistent(self) -> "EngineConfig":
+        """What only Ray understands is said of Ray, and the least number of workers is not above their number."""
+        if self.name == "local":
+            if self.workers != 1:
+                raise ValueError(
+                    f"workers: {self.workers} need an engine that starts them; use name: ray (--engine ray), or start p3o with "
+                    "torchrun"
+                )
+            if self.address is not None:
+                raise ValueError("address: only name: ray (--engine ray) connects to a cluster")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers: {self.min_workers} is more than workers: {self.workers}")
+        return self
+
+    @property
+    def resources_per_worker(self) -> dict[str, int | float]:
+        """What a worker reserves, in Ray's words; GPUs only where their number is given."""
+        found = {"CPU": self.cpus_per_worker}
+        return found if self.gpus_per_worker is None else found | {"GPU": self.gpus_per_worker}
