@@ -27,7 +27,22 @@ NOT_RUN: dict[str, list[str]] = {
         "needs a GPU",
         "nothing is interrupted here; tests/test_pipeline.py kills runs and resumes them",
     ],
+    "docs/rewards_service.md": [
+        "serves until it is stopped; tests/feedback/remote/test_runs.py does the round",
+        "needs vLLM",
+    ],
+    "docs/scale.md": [
+        "starts processes; tests/distributed/test_torchrun.py does",
+        "needs two hosts",
+        "starts a Ray cluster; tests/scale/test_ray.py does",
+    ],
+    "docs/scale_vllm.md": [
+        "needs vLLM and a GPU",
+        "needs vLLM in an environment of its own; tests/rollouts/test_vllm.py starts such a server",
+    ],
+    "docs/verl.md": ["needs verl and GPUs"],
     "docs/reproducing.md": ["needs a GPU, the hub and hours", "needs eight large GPUs and days"],
+    "examples/labelling/README.md": ["serves a page until it is stopped"],
     "examples/smollm2/README.md": ["fetches a model of 100 MB from PyPI and trains it for 42 minutes"],
 }
 """Reasons of the blocks that are parsed only, by page."""
