@@ -25,6 +25,8 @@ NOT_RUN: dict[str, list[str]] = {
     "docs/howto.md": [
         "there are no labels until somebody has clicked; tests/labeling and tests/stages do the round",
         "needs a GPU",
+        "needs a GPU",
+        "needs several GPUs or hosts",
         "nothing is interrupted here; tests/test_pipeline.py kills runs and resumes them",
     ],
     "docs/rewards_service.md": [
