@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -157,6 +158,20 @@ def test_links_are_moved_to_where_the_site_has_their_targets(tmp_path: Path) -> 
     assert (tmp_path / "examples" / "custom_algorithm.md").read_text().startswith("# custom_algorithm.py")
     with pytest.raises(FileNotFoundError):
         site.link("nowhere.md", page)
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_there(tmp_path: Path) -> None:
+    module("build").Site(tmp_path).build()
+    with (ROOT / "zensical.toml").open("rb") as file:
+        sections = tomllib.load(file)["project"]["nav"]
+    entries = [page for section in sections for group in section.values() for entry in group for page in entry.values()]
+    assert len(entries) == len(set(entries))
+    assert [page for page in entries if not (tmp_path / page).is_file()] == []
+    pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.md")}
+    # The reference is reached from its index, programs and a list of reviewed packages from the pages that name them.
+    assert {
+        page for page in pages - set(entries) if page.startswith(("api/", "benchmarks/", "examples/")) is False
+    } == set()
 
 
 def test_dotted_names_lead_to_their_docstrings(tmp_path: Path) -> None:
