@@ -27,7 +27,10 @@ class StubPipeline(SimpleNamespace):
     def __init__(self) -> None:
         super().__init__(runs=[])
 
-    def run(self, config: Any, *, folder: RunFolder, stages: Any, progress: Any, resume: bool = False) -> None:
+    def run(
+        self, config: Any, *, folder: RunFolder, stages: Any, progress: Any, resume: bool = False, elsewhere: Any = None
+    ) -> None:
+        assert not elsewhere, "no engine was asked for"
         self.runs.append((config, folder, stages))
         if self.failure is not None:
             folder.metrics({"stage": "sft", "step": 0})

@@ -121,11 +121,14 @@ def test_a_stage_asks_only_for_its_own_inputs(runs: list[Any], command: str) -> 
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("sft --model m", "error: data.demonstrations: sft needs a file or data set of demonstrations"),
-        ("reward --model m", "error: reward: give model or function, or data.preferences to train a reward model on"),
-        ("rl --model m --reward-model r", "error: data.prompts: name a file or data set of prompts"),
-        ("rl --model m --prompts p", "error: reward: give model or function"),
-        ("evaluate --model m --reward-model r", "error: data.heldout_prompts: name a file or data set of prompts, or"),
+        ("sft --model m", "error: data.demonstrations: name a file or data set of demonstrations (--demonstrations)"),
+        ("reward --model m", "error: data.preferences: name a file or data set of preferences (--preferences)"),
+        ("rl --model m --reward-model r", "error: data.prompts: name a file or data set of prompts (--prompts)"),
+        ("rl --model m --prompts p", "error: reward: name a model (--reward-model)"),
+        (
+            "evaluate --model m --reward-model r",
+            "error: data.heldout_prompts: name a file or data set of prompts (--heldout-prompts), or",
+        ),
         ("rl --prompts p.jsonl", "error: give --name of a run that is there, or --config FILE or --model MODEL"),
         ("rl --name no --steps 3", "error: runs/no: no run there"),
         ("rl --model m --algorithm p4o", "error: --algorithm p4o: 'rl.runs': unknown algorithm 'p4o'; known: p3o_v1"),

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from p3o.cli import doctor, main, template
 from p3o.cli.template import FILL_IN, configuration_text, tasks
 from p3o.config import RunConfig
 from p3o.config_keys import schema_keys
 from p3o.config_loading import load_config, load_packaged_config
+from p3o.errors import P3OError
+from p3o.stages.context import choose_device
 
 SETTING = re.compile(r"#( *[a-z0-9_]+:.*)")
 
@@ -111,6 +114,22 @@ def test_doctor_finds_this_machine_well(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert shown.endswith("the core works\n")
     assert all(str(value) in shown for value in found["facts"].values())
+
+
+def test_a_device_without_float64_is_passed_over_and_doctor_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sampling is in float64, which MPS lacks: auto would fail at the first token of every run on a Mac."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    for name in ("mps", "mps:0"):
+        with pytest.raises(P3OError, match=f"device: '{name}' has no float64"):
+            choose_device(name)
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^mps +there, and not used: it has no float64", shown, re.MULTILINE)
+    assert re.search(r"^device +cpu \(device: auto\)", shown, re.MULTILINE)
 
 
 def test_doctor_tells_what_is_missing_for_what(

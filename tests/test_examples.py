@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,7 @@ import torch
 from p3o.algorithms import Algorithm, make_algorithm
 from p3o.algorithms.base import AlgorithmConfig
 from p3o.data.embedded.language import build_model, build_tokenizer
+from p3o.feedback.judge import JudgeConfig, open_judge
 from p3o.types import Experience
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -92,6 +95,15 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert len(re.findall(r"^(p3o_v2|ppo) +(honest|shifted) +gold", done.stdout, re.MULTILINE)) == 4
 
 
+def follow(words: list[str], place: Path) -> str:
+    """Run a command of a README in this folder; its standard output."""
+    program, *arguments = words
+    command = [sys.executable, *(["-m", "p3o"] if program == "p3o" else []), *arguments]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+    return done.stdout
+
+
 RECIPES = {
     "tldr": ("tiny-tldr", ("posts", "comparisons")),
     "hh": ("tiny-hh", ("train",)),
@@ -117,10 +129,8 @@ def test_a_recipe_runs_as_its_first_lines_say(name: str, tmp_path: Path) -> None
     if "preferences:" in config.read_text(encoding="utf-8"):
         sizes.append("reward.train.steps=3")
     wanted[-1] += [argument for size in sizes for argument in ("--set", size)]
-    for program, *arguments in wanted:
-        command = [sys.executable, *(["-m", "p3o"] if program == "p3o" else []), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    for words in wanted:
+        follow(words, tmp_path)
     assert (tmp_path / "runs" / f"{name}-small" / "report.html").is_file()
 
 
@@ -140,3 +150,90 @@ def test_the_small_tldr_data_has_good_and_bad_summaries(tmp_path: Path) -> None:
 def test_sentiment_counts_opinions() -> None:
     sentiment = load("sentiment/rewards").sentiment
     assert sentiment(["p"] * 3, ["a joy, not dull", "Boring.", "the story"]) == [0.0, -1.0, 0.0]
+
+
+SHORT = {
+    "sft": ["sft.steps=3"],
+    "sample": ["sampling.prompts=8", "rl.training.max_new_tokens=8"],
+    "reward": ["reward.train.steps=3", "reward.train.batch_size=4"],
+    "rl": ["rl.training.steps=2", "evaluation.every=2", "evaluation.prompts=4"],
+    "evaluate": ["evaluation.prompts=4"],
+}
+"""What keeps each stage of the round trip short."""
+
+
+@pytest.mark.slow
+def test_the_labelling_round_trip_as_its_page_says(tmp_path: Path) -> None:
+    """Its commands in order, but the page for people; what the reward model learns from are the judge's labels."""
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    page = (EXAMPLES / "labelling" / "README.md").read_text(encoding="utf-8")
+    for line in "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():
+        words = shlex.split(line, comments=True)
+        if "--annotators" in words:
+            continue
+        sizes = SHORT.get(words[1], []) if words[0] == "p3o" else []
+        follow([*words, *(argument for size in sizes for argument in ("--set", size))], tmp_path)
+    labels = [json.loads(row) for row in (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
+    informed = load("labelling/judges").informed
+    assert labels
+    assert all(informed([row["prompt"]], [row["chosen"]], [row["rejected"]]) == [1.0] for row in labels)
+    assert (tmp_path / "runs" / "labelled" / "report.html").is_file()
+
+
+def test_hh_s_test_conversations_are_held_out(tmp_path: Path) -> None:
+    load("hh/write_data").write(tmp_path, train=1500, test=128)
+    conversations = {}
+    for name in ("train", "demonstrations", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        conversations[name] = {row["chosen"].rpartition("Assistant:")[0] for row in rows}
+    assert len(conversations["test"]) > 30
+    assert not conversations["test"] & (conversations["train"] | conversations["demonstrations"])
+
+
+BREAD = "\n\nHuman: How do I brew tea?\n\nAssistant: Boil it.\n\nHuman: How do I bake bread?\n\nAssistant:"
+ANSWERS = (
+    " To bake bread, first mix, then bake.",
+    " To bake bread, first mix.",
+    " I bake, first this, then that.",
+    " No.",
+)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 1), (1, 2), (2, 3), (0, 3)])
+def test_the_stand_in_judge_follows_its_rule(better: int, worse: int, tmp_path: Path) -> None:
+    """Asked as p3o asks, over HTTP, in both orders: bread and baking before steps, the last question before earlier ones."""
+    server = load("judge_feedback/judge_server").start(0)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        config = JudgeConfig(kind="openai", model="rule", base_url=f"http://127.0.0.1:{server.server_port}/v1")
+        a, b = ANSWERS[better], ANSWERS[worse]
+        reworded = f"{a} Truly."
+        verdicts = open_judge(config, cache=tmp_path / "answers.sqlite").compare(
+            [BREAD] * 3, [a, b, a], [b, a, reworded]
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [verdict.preference for verdict in verdicts] == [1.0, -1.0, 0.0], "equal ones: first place twice, so a tie"
+
+
+@pytest.mark.slow
+def test_a_judge_is_feedback_enough(tmp_path: Path) -> None:
+    """The recipe with fewer steps, against the stand-in; only the address differs."""
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    config = "examples/judge_feedback/small.yaml"
+    follow(["python", "examples/hh/write_data.py", "data/hh"], tmp_path)
+    follow(["python", "examples/tiny_model.py", "models/tiny-hh", "data/hh/train.jsonl"], tmp_path)
+    server = load("judge_feedback/judge_server").start(0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"reward.judge.base_url=http://127.0.0.1:{server.server_port}/v1"
+    sizes = ["sft.steps=30", "rl.training.steps=2", "evaluation.every=2", "evaluation.prompts=4", address]
+    try:
+        follow(["p3o", "run", "--config", config, *(word for size in sizes for word in ("--set", size))], tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    folder = tmp_path / "runs" / "judge-feedback"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert any(row["stage"] == "rl" and row["tie_fraction"] < 1 for row in rows), "the judge tells some apart"
+    assert (folder / "report.html").is_file()

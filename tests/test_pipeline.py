@@ -258,7 +258,7 @@ BAD = {
     "an unknown key": (["rl.training.stepps=2"], "did you mean 'steps'"),
     "an unknown algorithm": (["rl.runs.x.algorithm=p4o"], "p4o"),
     "an unknown device": (["device=abacus", "reward.function=tests.test_pipeline:short"], "device: 'abacus'"),
-    "no reward": ([], "reward: give model or function"),
+    "no reward": ([], "reward: name a model (--reward-model), a function"),
     "a missing reward function": (["reward.function=tests.test_pipeline:shrt"], "did you mean 'short'"),
     "a reward that raises": (["reward.function=tests.test_pipeline:raises"], "raised ValueError: out of paper"),
     "a reward of the wrong count": (["reward.function=tests.test_pipeline:one"], "returned 1 rewards for 2 responses"),

@@ -9,6 +9,7 @@ thing asked for and gives the two steps; the other one is rude, evasive, or abou
 import json
 import random
 import sys
+import zlib
 from pathlib import Path
 
 TASKS = {
@@ -19,7 +20,13 @@ TASKS = {
     "brew tea": ("boil fresh water", "let the leaves stand for three minutes"),
     "clean a window": ("wet the glass with a sponge", "wipe it dry from the top"),
 }
-ASKS = ("How do I {task}?", "Can you tell me how to {task}?", "What is the best way to {task}?")
+ASKS = (
+    "How do I {task}?",
+    "How would you {task}?",
+    "Can you tell me how to {task}?",
+    "Please tell me how to {task}.",
+    "What is the best way to {task}?",
+)
 REFUSALS = ("Why would you want that?", "I have no idea.", "Look it up yourself.", "That is a boring question.")
 
 
@@ -34,10 +41,19 @@ def row(random_: random.Random) -> dict[str, str]:
     task, other = random_.sample(list(TASKS), 2)
     worse = random_.choice([random_.choice(REFUSALS), answer(other), f"To {task}, first {TASKS[task][0]}."])
     earlier = ""
-    if random_.random() < 0.3:
+    if random_.random() < 0.5:
         earlier = f"\n\nHuman: {random_.choice(ASKS).format(task=other)}\n\nAssistant: {answer(other)}"
     shared = f"{earlier}\n\nHuman: {random_.choice(ASKS).format(task=task)}\n\nAssistant:"
     return {"chosen": f"{shared} {answer(task)}", "rejected": f"{shared} {worse}"}
+
+
+def row_of(random_: random.Random, *, held_out: bool) -> dict[str, str]:
+    """A pair of the split: about a fifth of the conversations, by a checksum, are kept for the test."""
+    while True:
+        pair = row(random_)
+        conversation = pair["chosen"].rpartition("Assistant:")[0]
+        if (zlib.crc32(conversation.encode()) % 5 == 0) == held_out:
+            return pair
 
 
 def write(folder: Path, *, train: int = 1500, test: int = 128, seed: int = 0) -> None:
@@ -47,10 +63,10 @@ def write(folder: Path, *, train: int = 1500, test: int = 128, seed: int = 0) ->
     for name, count in (("train", train), ("test", test)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for _ in range(count):
-                file.write(json.dumps(row(random_)) + "\n")
+                file.write(json.dumps(row_of(random_, held_out=name == "test")) + "\n")
     with (folder / "demonstrations.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(train):
-            pair = row(random_)
+            pair = row_of(random_, held_out=False)
             if random_.random() < 0.5:
                 pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
             file.write(json.dumps(pair) + "\n")

@@ -2,7 +2,8 @@
 
     python examples/sentiment/write_data.py FOLDER
 
-`prompts.jsonl` holds openings, `demonstrations.jsonl` openings with a continuation; half of these are favourable.
+`prompts.jsonl` holds openings, `heldout.jsonl` others, `demonstrations.jsonl` openings with a continuation; half of these are
+favourable.
 """
 
 import json
@@ -15,11 +16,29 @@ OPENINGS = (
     "After two hours in the cinema with my {who},",
     "My {who} chose this one, and",
     "If you ask my {who} and me,",
+    "It was raining, so I took my {who} to the cinema:",
+    "My {who} and I had waited a year for this, and",
+    "For once my {who} and I agree:",
+    "What will I tell my {who}? That",
 )
-WHO = ("brother", "mother", "friends", "class", "wife", "neighbour")
+WHO = (
+    "brother",
+    "mother",
+    "friends",
+    "class",
+    "wife",
+    "neighbour",
+    "uncle",
+    "daughter",
+    "boss",
+    "flatmate",
+    "dentist",
+    "team",
+)
 SUBJECTS = ("the story", "the acting", "the music", "every scene", "the ending")
 GOOD = ("wonderful", "funny", "moving", "brilliant", "a joy")
 BAD = ("boring", "terrible", "a mess", "dull", "awful")
+HELD_OUT = 48
 CLOSE = {True: ("I would see it again.", "I loved it."), False: ("I want my money back.", "I hated it.")}
 
 
@@ -33,17 +52,19 @@ def review(random_: random.Random) -> tuple[str, str]:
 
 
 def write(folder: Path, *, rows: int = 1500, seed: int = 0) -> None:
-    """Both files."""
+    """The three files."""
     random_ = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "demonstrations.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(rows):
             opening, rest = review(random_)
             file.write(json.dumps({"prompt": opening, "completion": rest}) + "\n")
-    with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
-        for opening in OPENINGS:
-            for who in WHO:
-                file.write(json.dumps({"prompt": opening.format(who=who)}) + "\n")
+    openings = [opening.format(who=who) for opening in OPENINGS for who in WHO]
+    random_.shuffle(openings)
+    for name, part in (("heldout", openings[:HELD_OUT]), ("prompts", openings[HELD_OUT:])):
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for opening in part:
+                file.write(json.dumps({"prompt": opening}) + "\n")
 
 
 if __name__ == "__main__":

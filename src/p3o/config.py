@@ -252,7 +252,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=f"^{NAME}$", description="Folder under runs/.")
     seed: int = Field(0, ge=0, description="Of everything random.")
     threads: int | None = Field(None, gt=0, description="CPU threads of torch; null: torch's own choice.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1; auto is cuda where there is one.")
     model: str | None = Field(
         None, description="Folder or hub name of the language model to start from; null: embedded."
     )
@@ -306,20 +306,25 @@ class RunConfig(Section):
         if self.embedded is not None or set(stages) <= {"report"}:
             return
         if self.model is None:
-            raise P3OError("model: name a folder or hub model, or add a section 'embedded: {}' for the embedded task")
+            raise P3OError(
+                "model: name a folder or hub model (--model), or add a section 'embedded: {}' for the embedded task"
+            )
         if "rl" in stages and data.prompts is None:
-            raise P3OError("data.prompts: name a file or data set of prompts")
+            raise P3OError("data.prompts: name a file or data set of prompts (--prompts)")
         if "evaluate" in stages and data.prompts is None and data.heldout_prompts is None:
             raise P3OError(
-                "data.heldout_prompts: name a file or data set of prompts, or data.prompts to split some off from"
+                "data.heldout_prompts: name a file or data set of prompts (--heldout-prompts), or data.prompts (--prompts) to "
+                "split some off from"
             )
         if "sft" in stages and self.sft is not None and data.demonstrations is None:
-            raise P3OError("data.demonstrations: sft needs a file or data set of demonstrations")
+            raise P3OError("data.demonstrations: name a file or data set of demonstrations (--demonstrations)")
         labels = data.preferences is not None or (self.sampling is not None and self.sampling.labeller is not None)
         if reward.is_trained and not labels and not {"reward", "rl", "evaluate"}.isdisjoint(stages):
+            if set(stages) == {"reward"}:
+                raise P3OError("data.preferences: name a file or data set of preferences (--preferences)")
             raise P3OError(
-                "reward: give model or function, or data.preferences to train a reward model on, or a sampling.labeller, or a "
-                "service"
+                "reward: name a model (--reward-model), a function (--reward-function), a service (--reward-url), a judge or a "
+                "comparison; or data.preferences or a sampling.labeller to train a reward model on"
             )
 
     @model_validator(mode="after")

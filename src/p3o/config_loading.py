@@ -5,23 +5,22 @@ a number and ``no`` is a text, while PyYAML's own rules (YAML 1.1) make them a t
 """
 
 import json
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from p3o.config_keys import models_in
+from p3o.config_yaml import DEEPEST, CoreDumper, KeyPath, YamlReader, dotted
 from p3o.errors import P3OError, did_you_mean, shorten
 from p3o.files import open_for_reading
 
 Model = TypeVar("Model", bound=BaseModel)
-KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def load_packaged_config(name: str, overrides: Sequence[str], schema: type[Model
 def dump_config(model: BaseModel) -> str:
     """The model as YAML that ``load_config`` reads back equal."""
     return yaml.dump(
-        model.model_dump(mode="json"), Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, default_flow_style=False
+        model.model_dump(mode="json"), Dumper=CoreDumper, sort_keys=False, allow_unicode=True, default_flow_style=False
     )
 
 
@@ -116,10 +115,10 @@ class _Settings:
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
             raise P3OError(f"{place}: not of the form key=value; write for example --set seed=1")
-        if len(keys) > _DEEPEST:
+        if len(keys) > DEEPEST:
             raise P3OError(f"{shorten(place)}: nested too deeply for a configuration")
         key, path, container = self._descend(keys, place)
-        container[key] = _Reader(place, has_lines=False).read(value_text, self.places, path)
+        container[key] = YamlReader(place, has_lines=False).read(value_text, self.places, path)
 
     def _descend(self, keys: Sequence[str], place: str) -> tuple[str | int, KeyPath, Any]:
         """The last key, the whole path and the container that holds it; what was known of it is forgotten."""
@@ -143,10 +142,10 @@ class _Settings:
         if isinstance(container, dict):
             return part
         if not isinstance(container, list):
-            raise P3OError(f"{place}: '{_dotted(path)}' is {shorten(container)}, which has no keys below it")
+            raise P3OError(f"{place}: '{dotted(path)}' is {shorten(container)}, which has no keys below it")
         if re.fullmatch("[0-9]{1,9}", part) is None or int(part) >= len(container):
             raise P3OError(
-                f"{place}: '{_dotted(path)}' is a list of {len(container)}; after it stands a place, counted from 0"
+                f"{place}: '{dotted(path)}' is a list of {len(container)}; after it stands a place, counted from 0"
             )
         return int(part)
 
@@ -156,19 +155,19 @@ class _Settings:
         kind = mistake["type"]
         if kind == "missing":
             path = self._find(location[:-1])
-            return f"{self._place(path)}: no '{_dotted((*path, location[-1]))}', which has no default; add it"
+            return f"{self._place(path)}: no '{dotted((*path, location[-1]))}', which has no default; add it"
         path = self._find(location, mistake["input"])
         place = self._place(path)
         if kind == "extra_forbidden" and path:
             known = _known_keys(schema, path[:-1])
             advice = did_you_mean(str(path[-1]), known) or (f"known are {', '.join(known)}" if known else "remove it")
-            return f"{place}: unknown key '{_dotted(path)}'; {advice}"
+            return f"{place}: unknown key '{dotted(path)}'; {advice}"
         message = mistake["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if not path:
             return f"{place}: {message}"
         told = message.removeprefix("Input ")
         given = "" if isinstance(mistake["input"], dict) else f"; given {shorten(mistake['input'])}"
-        return f"{place}: '{_dotted(path)}'{':' if told == message else ''} {told}{given}"
+        return f"{place}: '{dotted(path)}'{':' if told == message else ''} {told}{given}"
 
     def _place(self, path: KeyPath) -> str:
         return self.places.get(path, self.source)
@@ -206,151 +205,13 @@ def _read_file(path: Path) -> _Settings:
         line = content.count(b"\n", 0, error.start) + 1
         raise P3OError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from error
     settings = _Settings(str(path))
-    values = _Reader(str(path), has_lines=True).read(text, settings.places, ())
+    values = YamlReader(str(path), has_lines=True).read(text, settings.places, ())
     if values is None:
         raise P3OError(f"{path}: holds no settings; write lines of the form key: value")
     if not isinstance(values, dict):
         raise P3OError(f"{path}: is {shorten(values)}; a configuration is lines of the form key: value")
     settings.values = values
     return settings
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Turns YAML text into plain values and notes where each stands."""
-
-    source: str
-    has_lines: bool
-
-    def read(self, text: str, places: dict[KeyPath, str], root: KeyPath) -> Any:
-        """The value of a text; ``places`` gains ``root`` and every path below it.
-
-        Raises:
-            P3OError: if the text is not one YAML document of plain values.
-        """
-        try:
-            node = yaml.compose(text, Loader=_CoreLoader)
-            if node is None:
-                places[root] = self.source
-                return None
-            return self._value(node, places, root)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            problem = error.problem or error.context
-            raise P3OError(f"{self._place(mark)}: cannot be read as YAML: {problem}") from error
-        except yaml.YAMLError as error:  # characters that YAML does not allow
-            raise P3OError(f"{self.source}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-        except RecursionError as error:
-            raise P3OError(f"{self.source}: nested too deeply for a configuration") from error
-        except (ValueError, OverflowError) as error:  # PyYAML's, for escapes such as "\UFFFFFFFF"
-            raise P3OError(f"{self.source}: cannot be read as YAML: {error}") from error
-
-    def _value(self, node: yaml.Node, places: dict[KeyPath, str], path: KeyPath) -> Any:
-        places.setdefault(path, self._place(node.start_mark))
-        if len(path) > _DEEPEST:
-            raise P3OError(f"{places[path]}: nested too deeply for a configuration")
-        if isinstance(node, yaml.MappingNode):
-            self._expect_tag(node, "map")
-            return self._mapping(node, places, path)
-        if isinstance(node, yaml.SequenceNode):
-            self._expect_tag(node, "seq")
-            return [self._value(item, places, (*path, index)) for index, item in enumerate(node.value)]
-        return self._scalar(cast(yaml.ScalarNode, node))
-
-    def _mapping(self, node: yaml.MappingNode, places: dict[KeyPath, str], path: KeyPath) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            place = self._place(key_node.start_mark)
-            if not isinstance(key, str):
-                raise P3OError(f"{place}: the key {shorten(key_node.value)} is not a text; write a setting's name")
-            if key in values:
-                raise P3OError(f"{place}: '{_dotted((*path, key))}' is given twice; keep one")
-            places[(*path, key)] = place
-            values[key] = self._value(value_node, places, (*path, key))
-        return values
-
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
-        text: str = node.value
-        kind = node.tag.removeprefix(_TAG)
-        try:
-            value = _CONVERT[kind](text)
-        except KeyError as error:
-            raise P3OError(f"{self._place(node.start_mark)}: the tag {node.tag} is not read; remove it") from error
-        except ValueError as error:
-            raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} is no {kind} that can be read") from error
-        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-            raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} is too large for a setting")
-        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} holds half of a surrogate pair; remove it")
-        if isinstance(value, float) and math.isnan(value):
-            raise P3OError(f"{self._place(node.start_mark)}: {text} is no setting; write a number")
-        return value
-
-    def _expect_tag(self, node: yaml.Node, kind: str) -> None:
-        if node.tag != _TAG + kind:
-            raise P3OError(f"{self._place(node.start_mark)}: the tag {node.tag} is not read; remove it")
-
-    def _place(self, mark: Any) -> str:
-        return f"{self.source}:{mark.line + 1}" if self.has_lines and mark is not None else self.source
-
-
-_DEEPEST = 32
-_MOST_BITS = 64
-_TAG = "tag:yaml.org,2002:"
-# The core schema of YAML 1.2.2, section 10.3.2: kind, pattern, first characters.
-_CORE_SCHEMA = (
-    ("null", r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
-    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
-    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z", list("-+.0123456789")),
-    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", list("-+.")),
-)
-_CONVERT: dict[str, Callable[[str], Any]] = {
-    "null": lambda _: None,
-    "bool": lambda text: text.lower() == "true",
-    "int": lambda text: int(text, 0) if text.startswith(("0o", "0x")) else int(text),
-    "float": lambda text: float(re.sub(r"\.(?=[in])", "", text.lower())),
-    "str": str,
-}
-
-
-class _CoreLoader(yaml.SafeLoader):
-    """PyYAML's parser with the core schema's plain values and without aliases, which could repeat a value endlessly."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (this is how PyYAML wants it)
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases are not read here; write the value out", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-
-class _CoreDumper(yaml.SafeDumper):
-    """Quotes the texts that the core schema would read as something else."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (this is how PyYAML wants it)
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 (PyYAML's signature)
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # What YAML takes for line breaks survives between double quotes only, even in a key.
-    style = '"' if re.search("[\x85\u2028\u2029\ufeff]", text) else None
-    return dumper.represent_scalar(_TAG + "str", text, style=style)
-
-
-_CoreDumper.add_representer(str, _represent_text)
-
-for _kind, _pattern, _first in _CORE_SCHEMA:
-    for _tool in (_CoreLoader, _CoreDumper):
-        _tool.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
-
-
-def _dotted(path: KeyPath) -> str:
-    return ".".join(str(part) for part in path)
 
 
 def _known_keys(schema: type[BaseModel], path: KeyPath) -> list[str]:

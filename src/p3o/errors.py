@@ -18,13 +18,14 @@ def shorten(value: object, length: int = 60) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type if it has none: somebody else's exceptions explain at length."""
+    """The first line of an exception's message without its full stop, or its type if it has none: somebody else's exceptions
+    explain at length."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:  # a __str__ that fails itself
         lines = []
     # A message may quote what no terminal can show.
-    return lines[0].encode(errors="backslashreplace").decode() if lines else type(error).__name__
+    return lines[0].rstrip(".").encode(errors="backslashreplace").decode() if lines else type(error).__name__
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str | None:

@@ -179,6 +179,10 @@ def test_the_report_reads_a_run_that_was_judged(
         ([], "give either a run's folder, or --a FILE and --b FILE"),
         (["run", "--a", "x"], "give either a run's folder"),
         (["nowhere", "--judge", "openai"], "nowhere: no such run folder"),
+        (
+            ["empty", "--judge", "openai"],
+            "empty: no responses to judge yet; run `p3o evaluate` in this run folder first",
+        ),
         (["run"], "name a judge"),
         (["run", "--output", "x"], "leave it out"),
         (["run", "--judge", "opnai"], "'kind'"),
@@ -196,6 +200,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     write_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c"}\n')
     assert cli.main(["judge", *arguments]) == 2
     shown = capsys.readouterr()

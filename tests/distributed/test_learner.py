@@ -176,8 +176,8 @@ def test_shards_are_read_straight_from_the_files(ranks: list[dict[str, Any]], fo
 
 
 def test_a_bad_reward_on_one_rank_ends_both(ranks: list[dict[str, Any]]) -> None:
-    assert ranks[1]["bad reward"].startswith("NumericalError: the reward of a response is nan; prompt ")
-    assert ranks[0]["bad reward"] == ranks[1]["bad reward"].replace("NumericalError: ", "NumericalError: process 1: ")
+    assert ranks[1]["bad reward"].startswith("NumericalError: step 1: the reward of a response is nan; prompt ")
+    assert ranks[0]["bad reward"] == ranks[1]["bad reward"].replace("step 1: ", "step 1: process 1: ")
 
 
 def test_a_bad_group_on_one_rank_is_dropped_by_both(ranks: list[dict[str, Any]]) -> None:
@@ -202,4 +202,6 @@ def test_a_mistake_on_one_rank_ends_both(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_a_rank_that_has_gone_is_noticed(ranks: list[dict[str, Any]]) -> None:
-    assert ranks[0]["left alone"].startswith("P3OError: another process of this training has gone, or has not answered")
+    assert ranks[0]["left alone"].startswith(
+        "LostProcessError: another process of this training has gone, or has not answered"
+    )

@@ -234,9 +234,17 @@ class Reader:
         if command == "judge" and "--prompts" not in arguments:
             adapted += ["--prompts", "3"]
         if {"--dry-run", "--resume", "--help", "--help-all"}.isdisjoint(arguments):
-            for setting in SHORTER.get(command, ()):
+            for setting in (*SHORTER.get(command, ()), *self.sft_of(arguments)):
                 adapted += ["--set", setting]
         return adapted
+
+    def sft_of(self, arguments: list[str]) -> tuple[str, ...]:
+        """What shortens the SFT stage of a whole run, if its configuration has one."""
+        if arguments[0] != "run" or "--config" not in arguments:
+            return ()
+        config = self.place / arguments[arguments.index("--config") + 1]
+        has_sft = config.is_file() and re.search(r"^sft:", config.read_text(encoding="utf-8"), re.MULTILINE)
+        return SHORTER["sft"] if has_sft else ()
 
     def do_before(self, arguments: list[str]) -> None:
         """What the pages take to have been done: a run that is judged or reported has been evaluated."""

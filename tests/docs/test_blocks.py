@@ -44,13 +44,22 @@ NOT_RUN: dict[str, list[str]] = {
     ],
     "docs/verl.md": ["needs verl and GPUs"],
     "docs/reproducing.md": ["needs a GPU, the hub and hours", "needs eight large GPUs and days"],
-    "examples/labelling/README.md": ["serves a page until it is stopped"],
+    "examples/hh/README.md": ["needs a GPU, the hub and hours"],
+    "examples/judge_feedback/README.md": [
+        "serves until it is stopped; tests/test_examples.py runs it",
+        "needs the server of the block before; tests/test_examples.py runs both",
+    ],
+    "examples/tldr/README.md": ["needs a GPU, the hub and hours"],
     "examples/smollm2/README.md": ["fetches a model of 100 MB from PyPI and trains it for 42 minutes"],
 }
 """Reasons of the blocks that are parsed only, by page."""
 
 
-LONG_PAGES = ("README.md", "docs/howto.md")
+LONG_PAGES = (
+    "README.md",
+    "docs/howto.md",
+    *(f"examples/{name}/README.md" for name in ("hh", "labelling", "sentiment", "tldr")),
+)
 """More than ten seconds."""
 
 

@@ -11,6 +11,8 @@ from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.errors import P3OError
 from p3o.feedback.reward_model import RewardModel, load_reward_model
+from p3o.models.adapters import LoraSettings, add_adapter
+from p3o.models.language import load_language_model, save_model
 from p3o.training.loop import fit
 from p3o.training.reward_model import RewardTrainer, RewardTrainingConfig, ranking_accuracy
 
@@ -43,6 +45,25 @@ def test_a_language_model_folder_gets_a_new_head_and_saves_as_a_classifier(tmp_p
     again = load_reward_model(str(tmp_path / "reward"), device=torch.device("cpu"))
     scores = [RewardModel(model, TOKENIZER)(PROMPTS, ANSWERS) for model in (first, again)]
     assert scores[0] == scores[1]
+
+
+def test_a_language_model_scores_nothing_until_a_reward_model_is_trained_on_it(tmp_path: Path) -> None:
+    """A head that is drawn at random gives rewards that look like any others."""
+    cpu = torch.device("cpu")
+    build_model(TOKENIZER, seed=0).save_pretrained(tmp_path / "policy")
+    with pytest.raises(P3OError, match=r"lack score\.weight, which would be drawn at random.* with `p3o reward`"):
+        load_reward_model(str(tmp_path / "policy"), device=cpu, new_head=False)
+    load_reward_model(str(tmp_path / "policy"), device=cpu).save_pretrained(tmp_path / "reward")
+    load_reward_model(str(tmp_path / "reward"), device=cpu, new_head=False)
+    for kind, model in (
+        ("CAUSAL_LM", load_language_model(str(tmp_path / "policy"), device=cpu)),
+        ("SEQ_CLS", load_reward_model(str(tmp_path / "policy"), device=cpu)),
+    ):
+        folder = tmp_path / kind
+        save_model(add_adapter(model, LoraSettings(rank=2), task=kind, seed=0), TOKENIZER, folder)
+    with pytest.raises(P3OError, match="an adapter of a language model, without a head that scores"):
+        load_reward_model(str(tmp_path / "CAUSAL_LM"), device=cpu, new_head=False)
+    load_reward_model(str(tmp_path / "SEQ_CLS"), device=cpu, new_head=False)
 
 
 def test_it_learns_an_order() -> None:

@@ -82,6 +82,12 @@ def test_a_mistake_is_told_in_a_line(
     assert told in line
 
 
+def test_pairs_that_cannot_be_read_leave_no_empty_store_behind(here: Path) -> None:
+    """The next `p3o label` would serve it as if somebody had filled it."""
+    assert cli.main(["label", "--pairs", "none.jsonl"]) == 2
+    assert not Path("labels.db").exists()
+
+
 def test_the_page_is_served_with_links_that_work_once_printed(here: Path) -> None:
     command = [sys.executable, "-u", "-m", "p3o", "label", "--store", "s.db", "--port", "0", "--annotators", "ada, bob"]
     first = serve([*command, "--pairs", "pairs.jsonl"])

@@ -62,6 +62,12 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path, load: object) -> None
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_folder_without_a_tokenizer_is_told_as_that(folder: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+    with pytest.raises(P3OError, match=r"bare': the folder holds no tokenizer; save that of the model there too"):
+        load_tokenizer(str(tmp_path / "bare"))
+
+
 def test_a_classifier_is_not_a_language_model(folder: Path, tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).save_pretrained(tmp_path / "classifier")
     with pytest.raises(P3OError, match=r"its files lack lm_head\.weight, which would be drawn at random"):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from p3o.data.embedded.language import build_model
 from p3o.files import read_jsonl, write_jsonl
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
+from p3o.models.tokens import PromptBatch, ResponseBatch
 from p3o.rollouts.sampler import VLLMSampler
 from p3o.training.faults import NumericalError
 from p3o.training.online import OnlineConfig, OnlineTrainer
@@ -103,6 +105,30 @@ def test_a_run_that_is_resumed_goes_on_as_it_would_have(servers: Servers, sample
     assert got["reward"] == wanted["reward"]
     assert got["length"] == wanted["length"]
     assert got["policy_version"] > 1
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_what_servers_sample_ahead_is_of_the_version_that_it_is_taken_for(
+    servers: Servers, sampler: Samplers, policy: nn.Module, ahead: int
+) -> None:
+    """While the policy learns, servers sample for later steps. log π_old is of a copy of the version that is meant: had a push
+    come between, the server's own log-probs would differ from it."""
+    slow = sampler(servers(), overlapped=True)
+    sample = slow.sample
+
+    def late(model: nn.Module, prompts: PromptBatch) -> ResponseBatch:
+        time.sleep(0.3)  # the learner is done with its update before the servers begin
+        return sample(model, prompts)
+
+    slow.sample = late  # type: ignore[method-assign]
+    run = trainer(slow, policy, max_staleness=ahead, steps=5, learning_rate=1e-2)
+    for step in range(5):
+        metrics = run.step()
+        assert metrics["mismatch_max"] < 1e-4
+        assert metrics.get("staleness", 0) == min(step, ahead)
+        if step:
+            assert metrics["moved_since_sampling"] > 1e-3, "a version later it is another policy"
+    assert slow.updates == 5 - ahead, "each of the versions 0 to 4 - ahead was pushed once"
 
 
 def test_a_server_that_differs_is_measured_and_corrected(

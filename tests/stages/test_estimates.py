@@ -167,14 +167,21 @@ def test_recomputed_layers_keep_their_input() -> None:
 
 def test_a_supervised_step() -> None:
     models = Footprint(frozen=1, trained=20, gradients=300, moments=4000)
-    step = supervised_step(SHAPE, models, Arithmetic(), rows=8, rows_per_pass=2, row_tokens=5, has_logits=True)
+    sizes = {"rows": 8, "rows_per_pass": 2, "row_tokens": 5}
+    step = supervised_step(SHAPE, models, Arithmetic(), **sizes, predicted_tokens=3)
     assert (step.forward_tokens, step.tokens, step.sampled_tokens) == (10, 40, 0)
     assert (step.weight_bytes, step.gradient_bytes, step.optimiser_bytes) == (21, 300, 4000)
-    # 10 tokens through 2 layers and a norm; three float32 tensors of 50 logits for each token.
+    # 10 tokens through 2 layers and a norm; 50 float32 logits for each of the 6 that are predicted, in 16 bit once more.
     activations = 10 * (2 * (4 * 7.6 * 10 + 4 * 4 * 8 + 4 * 4 * 30) + 4 * 3 * 10)
-    assert step.pass_bytes == activations + 10 * 50 * 12
+    assert step.pass_bytes == activations + 6 * 50 * 4
     assert step.total_bytes == 4321 + step.pass_bytes
-    score = supervised_step(SHAPE, models, Arithmetic(), rows=8, rows_per_pass=2, row_tokens=5, has_logits=False)
+    half = Arithmetic(bytes=2)
+    with_half = supervised_step(SHAPE, models, half, **sizes, predicted_tokens=3)
+    assert with_half.pass_bytes == activation_bytes(SHAPE, 10, half) + 6 * 50 * (4 + 2)
+    many = ModelShape(**(vars(SHAPE) | {"vocabulary": 10**8}))
+    chunked = supervised_step(many, models, Arithmetic(), **sizes, predicted_tokens=3)
+    assert chunked.pass_bytes == activations + 2**28
+    score = supervised_step(SHAPE, models, Arithmetic(), **sizes, predicted_tokens=0)
     assert score.pass_bytes == activations
 
 

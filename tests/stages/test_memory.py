@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from p3o.config import RunConfig
 from p3o.errors import P3OError
+from p3o.feedback.reward_model import load_reward_model
 from p3o.models.adapters import LoraSettings
 from p3o.models.language import frozen_copy, load_tokenizer
 from p3o.models.sharing import share_frozen_weights
@@ -67,7 +68,8 @@ def test_all_models_of_rl(tmp_path: Path, save: str | None, dtype: str) -> None:
 
 
 def test_a_given_reward_model_has_its_own_size(tmp_path: Path) -> None:
-    path, other = FAMILIES["llama"].write(tmp_path / "base"), FAMILIES["gpt2"].write(tmp_path / "other")
+    path, other = FAMILIES["llama"].write(tmp_path / "base"), str(tmp_path / "scorer")
+    load_reward_model(FAMILIES["gpt2"].write(tmp_path / "other"), device=CPU).save_pretrained(other)
     base = AutoConfig.from_pretrained(path)
     config = RunConfig.model_validate({"model": path, "reward": {"model": other}})
     alone = RunConfig.model_validate({"model": path, "reward": {"function": "a:b"}})

@@ -6,6 +6,7 @@ from typing import Any
 import altair as alt
 
 from p3o.bench.efficiency import paired_interval
+from p3o.bench.look import dressed
 from p3o.bench.methods import METHODS, PROBLEMS
 from p3o.bench.summary import problem_efficiency
 
@@ -16,20 +17,9 @@ TASKS_SHOWN = {"bandit_0": "bandit", "sequence": "sequence", "factorised_160": "
 
 def frontier_chart(results: Mapping[str, Any]) -> alt.VConcatChart:
     """Above, efficiency with 95% intervals; below, mean reward gain against KL with the Gibbs limit in grey."""
-    chart: alt.VConcatChart = (
-        alt.vconcat(_efficiencies(results), _frontiers(results), spacing=28)
-        .resolve_scale(color="independent")
-        .configure(background="#ffffff", padding=16, font="sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="#5b6470",
-            titleColor="#1b1f24",
-            gridColor="#e3e6ea",
-            domainColor="#e3e6ea",
-            titleFontWeight="normal",
-        )
+    return dressed(
+        alt.vconcat(_efficiencies(results), _frontiers(results), spacing=28).resolve_scale(color="independent")
     )
-    return chart
 
 
 def _efficiencies(results: Mapping[str, Any]) -> alt.HConcatChart:

@@ -6,6 +6,7 @@ from typing import Any
 
 import altair as alt
 
+from p3o.bench.look import dressed
 from p3o.bench.plan_cost import METHODS
 
 COLOURS = ("#7a4fc9", "#1d5fd1", "#2f8f4e", "#e08a5b", "#cf4a2b", "#8a94a0", "#c9a227", "#3aa6b9", "#5b6470", "#b0578d")
@@ -28,21 +29,8 @@ def plan_chart(results: Mapping[str, Any]) -> alt.VConcatChart:
         alt.hconcat(times(results), memory(results), spacing=28).resolve_scale(color="independent"),
         alt.hconcat(group_sizes(results), lengths(results), spacing=28).resolve_scale(color="independent"),
     ]
-    chart: alt.VConcatChart = (
-        alt.vconcat(*rows, spacing=30)
-        .resolve_scale(color="independent")
-        .configure(background="#ffffff", padding=16, font="sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="#5b6470",
-            titleColor="#1b1f24",
-            gridColor="#e3e6ea",
-            domainColor="#e3e6ea",
-            titleFontWeight="normal",
-        )
-        .configure_title(fontWeight="normal", anchor="start")
-    )
-    return chart
+    chart: alt.VConcatChart = dressed(alt.vconcat(*rows, spacing=30).resolve_scale(color="independent"))
+    return chart.configure_title(fontWeight="normal", anchor="start")
 
 
 def throughput(results: Mapping[str, Any]) -> alt.Chart:

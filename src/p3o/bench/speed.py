@@ -74,7 +74,8 @@ def main(json_path: Path | None, *, quick: bool, model: Path | None) -> None:
         if model is None:
             folder = f"{scratch}/llama"
             write_llama(Path(folder), quick=quick)
-        with progress.stage("bench speed", total=len(left) * steps * len(CONTENDERS)) as advance:
+        total = steps * sum(len(contending(setting)) for setting in left)
+        with progress.stage("bench speed", total=total) as advance:
             for setting in left:
                 results["settings"][setting.name] = measure(setting, folder, scratch, steps, advance)
                 results["complete"] = len(results["settings"]) == len(settings)
@@ -124,7 +125,7 @@ def started(json_path: Path | None, run: Mapping[str, Any]) -> dict[str, Any]:
 def measure(setting: Setting, folder: str, scratch: str, steps: int, advance: Advance) -> dict[str, Any]:
     """All contenders on one setting, in turns."""
     rates = [gemm_rate()]
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in contending(setting)}
     with contenders(setting, folder, scratch, steps) as connections:
         for _ in range(steps):
             for name, connection in connections.items():
@@ -153,10 +154,15 @@ def measure(setting: Setting, folder: str, scratch: str, steps: int, advance: Ad
                 sum(theirs["phases"].values()) / sum(ours["phases"].values())
                 for theirs, ours in zip(counted[name], counted["p3o"], strict=True)
             )
-            for name in CONTENDERS
+            for name in counted
             if name != "p3o"
         },
     }
+
+
+def contending(setting: Setting) -> tuple[str, ...]:
+    """Who takes part: the price of a critic is measured in one setting."""
+    return CONTENDERS if setting.name == MAIN else CONTENDERS[:2]
 
 
 def described(
@@ -193,7 +199,7 @@ def contenders(setting: Setting, folder: str, scratch: str, steps: int) -> Any:
     offline = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        for name in CONTENDERS:
+        for name in contending(setting):
             ours, theirs = context.Pipe()
             arguments = (theirs, name, setting, folder, scratch, torch.get_num_threads(), steps)
             process = context.Process(target=serve, args=arguments, daemon=True)

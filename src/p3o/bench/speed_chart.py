@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from p3o.bench.look import dressed
 from p3o.bench.speed_scaling import PHASES, TITLES
 
 MODEL = "useful operations, drawn through the last step"
@@ -15,19 +16,7 @@ def scaling_chart(results: Mapping[str, Any]) -> alt.VConcatChart:
     """Seconds of a step and of its parts; dashed, how its useful operations grow."""
     panels = [_panel(axis, rows) for axis, rows in results["axes"].items()]
     rows = [alt.hconcat(*panels[i : i + 3], spacing=20) for i in range(0, len(panels), 3)]
-    chart: alt.VConcatChart = (
-        alt.vconcat(*rows, spacing=24)
-        .configure(background="#ffffff", padding=16, font="sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="#5b6470",
-            titleColor="#1b1f24",
-            gridColor="#e3e6ea",
-            domainColor="#e3e6ea",
-            titleFontWeight="normal",
-        )
-    )
-    return chart
+    return dressed(alt.vconcat(*rows, spacing=24))
 
 
 def _panel(axis: str, rows: Any) -> alt.LayerChart:

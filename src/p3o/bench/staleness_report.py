@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from p3o.bench.look import dressed
+
 COLOURS = ("#7fa8f0", "#1d5fd1", "#7a4fc9", "#cf4a2b", "#8a6d3b", "#2f8f4e")
 TITLES = {"bandit_0": "bandit", "factorised_80": "factorised, 80 tokens"}
 
@@ -81,16 +83,4 @@ def staleness_chart(record: Mapping[str, Any]) -> alt.HConcatChart:
         )
         bars = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
         panels.append((bars + lines).properties(width=230, height=260, title=TITLES.get(task, task)))
-    chart: alt.HConcatChart = (
-        alt.hconcat(*panels, spacing=16)
-        .configure(background="#ffffff", padding=16, font="sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="#5b6470",
-            titleColor="#1b1f24",
-            gridColor="#e3e6ea",
-            domainColor="#e3e6ea",
-            titleFontWeight="normal",
-        )
-    )
-    return chart
+    return dressed(alt.hconcat(*panels, spacing=16))

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from p3o import __version__
+from p3o.errors import P3OError
 
 ConfigFile = Annotated[
     Path | None,
@@ -25,6 +26,7 @@ Resume = Annotated[
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
 RUNS = Path("runs")
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its name.")]
 
 _ORDER = (
     "init",
@@ -41,6 +43,22 @@ _ORDER = (
     "report",
     "samples",
 )
+
+
+def run_folder(given: Path, runs: Path = RUNS) -> Path:
+    """The folder that RUN on the command line means: that folder, or the run of that name; of both the one that is a run's.
+
+    Args:
+        given: as it was typed.
+        runs: the folder that holds the runs' folders.
+
+    Raises:
+        P3OError: if neither is there.
+    """
+    folders = [folder for folder in (given, runs / given) if folder.is_dir()]
+    if not folders:
+        raise P3OError(f"{given}: no such run folder, and no run of this name in {runs}; check the name, or the path")
+    return next((folder for folder in folders if (folder / "run.json").is_file()), folders[0])
 
 
 class _InOrder(TyperGroup):

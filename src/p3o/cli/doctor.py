@@ -143,7 +143,7 @@ def _devices(found: Findings) -> None:
         name = torch.cuda.get_device_name(index)
         found.facts[f"cuda:{index}"] = f"{name}, {total / _GIB:.0f} GiB, {free / _GIB:.0f} free"
     if torch.backends.mps.is_available():
-        found.facts["mps"] = "available"
+        found.facts["mps"] = "there, and not used: it has no float64, in which p3o samples and compares rewards"
     found.facts["device"] = f"{chosen} (device: auto), {torch.get_num_threads()} CPU threads"
     found.facts["number format"] = str(choose_precision("auto", chosen, trains_all_weights=True))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p3o.cli.app import ConfigFile, Overrides, app
+from p3o.cli.app import ConfigFile, Overrides, app, run_folder
 from p3o.errors import P3OError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _FileA = Annotated[
     Path | None, typer.Option("--a", metavar="FILE", help='Responses of A: {"prompt", "response"} a line.')
 ]
 _FileB = Annotated[Path | None, typer.Option("--b", metavar="FILE", help="Responses of B to the same prompts.")]
-_Run = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder, such as runs/demo.")]
+_Run = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder, or its name.")]
 
 
 @app.command()
@@ -99,9 +99,10 @@ def _contest(run: Path | None, a: Path | None, b: Path | None, output: Path | No
     if run is not None:
         if output is not None:
             raise P3OError("--output: a run's verdicts go into its own folder; leave it out")
-        if not run.is_dir():
-            raise P3OError(f"{run}: no such run folder; give a folder that p3o evaluate has written to")
-        return read_run_contest(run / "responses.jsonl"), run
+        folder = run_folder(run)
+        if not (folder / "responses.jsonl").is_file():
+            raise P3OError(f"{folder}: no responses to judge yet; run `p3o evaluate` in this run folder first")
+        return read_run_contest(folder / "responses.jsonl"), folder
     assert a is not None
     assert b is not None
     folder = output or Path()

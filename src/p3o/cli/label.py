@@ -77,9 +77,12 @@ def serve(
     ] = 0.0,
 ) -> None:
     """Serve the labelling page of a store, or have a judge label it; what `p3o label` does if no command is named."""
+    from p3o.labeling.pairs import read_pairs
+
+    read = None if pairs is None else read_pairs(pairs)  # before a store is made for them
     opened = _open(store, database_url, create=pairs is not None)
-    if pairs is not None:
-        _add_pairs(opened, pairs)
+    if read is not None:
+        typer.echo(f"{pairs}: {_count(len(read), 'pair')}, {opened.add_items(read)} of them new")
     wanted = {
         "overlap": overlap,
         "lease_seconds": None if lease_minutes is None else 60 * lease_minutes,
@@ -169,14 +172,6 @@ def _open(store: Path, database_url: str | None, *, create: bool = False) -> "St
     except ModuleNotFoundError as error:
         raise P3OError(f"p3o label needs the package {error.name!r}; run: pip install 'p3o[label]'") from error
     return Store.open(database_url if database_url is not None else store, create=create)
-
-
-def _add_pairs(store: "Store", path: Path) -> None:
-    from p3o.labeling.pairs import read_pairs
-
-    pairs = read_pairs(path)
-    added = store.add_items(pairs)
-    typer.echo(f"{path}: {_count(len(pairs), 'pair')}, {added} of them new")
 
 
 def _judge(store: "Store", spec: str, name: str, tie_margin: float, cache: Path) -> None:

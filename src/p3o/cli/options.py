@@ -42,7 +42,7 @@ def _file(flag: str, help_text: str) -> SettingOption:
 
 MODEL = SettingOption("model", "model", str, "Folder or hub name of the language model to start from.", metavar="MODEL")
 SEED = SettingOption("seed", "seed", int, "Seed of everything random.", "0", "N")
-DEVICE = SettingOption("device", "device", str, "auto, cpu, cuda, cuda:1 or mps.", "auto", "NAME")
+DEVICE = SettingOption("device", "device", str, "auto, cpu, cuda or cuda:1.", "auto", "NAME")
 PROMPTS = _file("prompts", "Training prompts: {prompt} a line.")
 HELDOUT = _file("heldout-prompts", "Prompts of the evaluation; otherwise some are split off from the others.")
 DEMONSTRATIONS = _file("demonstrations", "{prompt, completion} a line.")

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from p3o.cli.app import RUNS, Output, app
+from p3o.cli.app import RUNS, Output, RunArgument, app, run_folder
 
 
 @app.command()
 def samples(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    run: RunArgument,
     output: Output = RUNS,
     policy: Annotated[str | None, typer.Option("--policy", metavar="NAME", help="Of this RL run only.")] = None,
     step: Annotated[
@@ -27,9 +27,8 @@ def samples(
     from rich.console import Console
 
     from p3o.report.completions import completions, export_completions, terminal_table
-    from p3o.training.tracking import RunFolder
 
-    rows = completions(RunFolder.open(output, name).path, policy=policy, step=step, prompt=prompt)
+    rows = completions(run_folder(run, output), policy=policy, step=step, prompt=prompt)
     if export is not None:
         export_completions(rows, export)
         typer.echo(f"{len(rows)} rows written to {export}")

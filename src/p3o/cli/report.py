@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
+from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app, run_folder
 from p3o.cli.settings import Asked
 from p3o.cli.stages import STAGES, DryRun, HelpAll, do
 from p3o.errors import P3OError
 
-_Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, such as runs/demo.")]
+_Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or their names.")]
 
 
 @app.command(short_help=STAGES["report"])
@@ -47,6 +47,7 @@ def report(
         raise P3OError("a report of run folders takes only --to and --export; leave the other options out")
     from p3o.report import build_comparison, build_report, export_charts
 
+    runs = [run_folder(run) for run in runs]
     page = build_report(runs[0], to) if len(runs) == 1 else build_comparison(runs, to or Path("comparison.html"))
     typer.echo(f"written to {page}")
     if export is not None:

@@ -21,7 +21,7 @@ def serve_reward(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8100,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Rows per forward pass.")] = 64,
     threads: Annotated[int, typer.Option("--threads", min=0, metavar="N", help="Of torch; 0: its own choice.")] = 0,
     timeout: Annotated[

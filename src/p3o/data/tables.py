@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from p3o.data.jsonl import MALFORMED
 from p3o.data.rows import BadRowError, RawRow
-from p3o.errors import P3OError, did_you_mean
+from p3o.errors import P3OError, did_you_mean, first_line
 from p3o.files import open_for_reading, plain_reason
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def parquet_rows(path: Path) -> Iterator[RawRow]:
                     number += 1
                     yield RawRow(f"{path}:row {number}", columns)
         except (ArrowException, OSError, ValueError) as error:  # the last for names and texts that are no UTF-8
-            raise P3OError(f"{path}: cannot be read as parquet: {_first_line(error)}") from error
+            raise P3OError(f"{path}: cannot be read as parquet: {first_line(error)}") from error
 
 
 def dataset_rows(
@@ -139,7 +139,7 @@ def _saved(path: str, split: str, datasets: Any) -> "Dataset":
 
 def _plain(error: Exception, path: str) -> str:
     """Why a data set could not be loaded and what to do about it, on one line."""
-    told = _first_line(error)
+    told = first_line(error)
     if "Dataset scripts are no longer supported" in told:
         return (
             "it is made by a script, which datasets >= 4 does not run; "
@@ -155,9 +155,4 @@ def _plain(error: Exception, path: str) -> str:
     if not path.startswith(HUB) and "data files" in told:
         return f"no data files in this folder ({told})"
     cause = error.__cause__
-    return f"{told} ({_first_line(cause)})" if cause is not None else told
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return f"{told} ({first_line(cause)})" if cause is not None else told

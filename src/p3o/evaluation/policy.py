@@ -18,6 +18,7 @@ from p3o.distributed.sharding import gathered
 from p3o.distributed.world import world
 from p3o.errors import P3OError, shorten
 from p3o.evaluation.divergence import divergences
+from p3o.feedback.missing import rewards_may_be_missing
 from p3o.models.layouts import device_of
 from p3o.models.sampling import draw_uniforms, sample_responses
 from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
@@ -104,7 +105,8 @@ class Evaluator:
         batch_size: prompts per forward pass.
         seed: of sampling; every evaluation starts from it anew.
         stop: texts that end a response too, as in training.
-        tolerant: whether a reward that is not finite leaves its response unscored and is no error.
+        tolerant: whether a reward that is not finite, or did not come from where it is served, leaves its response unscored
+            and is no error.
     """
 
     def __init__(
@@ -223,7 +225,8 @@ class Evaluator:
         """
         repeated = [prompt for prompt, group in zip(prompts, candidates, strict=True) for _ in group]
         flat = [text for group in candidates for text in group]
-        scores = torch.tensor(list(scorer(repeated, flat)), dtype=torch.float64)
+        with rewards_may_be_missing(self.tolerant):
+            scores = torch.tensor(list(scorer(repeated, flat)), dtype=torch.float64)
         if not self.tolerant and not bool(scores.isfinite().all()):
             at = int((~scores.isfinite()).nonzero()[0])
             raise P3OError(

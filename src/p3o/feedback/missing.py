@@ -1,7 +1,8 @@
 """Whether a reward that could not be had is an error or a gap.
 
 A reward that comes over a network may fail to come. Who asks decides what that means: training with ``on_fault: skip`` drops
-such groups and counts them, everybody else wants an error. A reward may lie under others (a weighted sum, an offset, a user's
+such groups and counts them, an evaluation of a run that goes on after faults leaves such responses out and counts them,
+everybody else wants an error. A reward may lie under others (a weighted sum, an offset, a user's
 function), so the wish is not handed through all of them: it holds for whatever is called inside the block.
 """
 

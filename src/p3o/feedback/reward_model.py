@@ -28,7 +28,7 @@ from p3o.models.adapters import plain_model
 from p3o.models.heads import HEADS
 from p3o.models.language import accepted
 from p3o.models.layouts import LAYOUTS, Layout, LayoutName
-from p3o.models.loading import is_adapter, load_pretrained
+from p3o.models.loading import adapter_task, is_adapter, load_pretrained
 from p3o.models.probe import LayoutChoice, Subject, Verdict, first_right
 from p3o.models.scores import group_scores, score_head, shared_part
 from p3o.models.tokens import GroupTokens, encode_prompts, encode_responses, end_id, pad_right
@@ -40,17 +40,34 @@ MOST_RESPONSES = 8
 
 
 def load_reward_model(
-    path: str, *, device: torch.device, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    path: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    new_head: bool = True,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A sequence classifier with one label. On the folder of a language model its head is new and its body the saved one; on
-    an adapter of a language model, it goes on with that adapter.
+    """A sequence classifier with one label, to train or to score with.
+
+    Args:
+        path: folder or hub name. On the folder of a language model its head is new and its body the saved one; on an adapter
+            of a language model, it goes on with that adapter.
+        device: where it computes.
+        dtype: of its weights.
+        new_head: False refuses a language model: the scores of a head that has learned nothing are noise.
+        trust_remote_code: whether Python code in the model's repository may run.
 
     Raises:
-        P3OError: if it cannot be loaded or has more than one label.
+        P3OError: if it cannot be loaded, has more than one label, or no head where it needs one.
     """
     what = f"reward model {path!r}"
-    if not is_adapter(path):
+    adapter = is_adapter(path)
+    if not adapter:
         _check_labels(path, what, trust_remote_code=trust_remote_code)
+    elif not new_head and adapter_task(path, what) == "CAUSAL_LM":
+        raise P3OError(
+            f"{what}: an adapter of a language model, without a head that scores; train one with `p3o reward`"
+        )
     model = load_pretrained(
         AutoModelForSequenceClassification,
         path,
@@ -58,7 +75,8 @@ def load_reward_model(
         task="SEQ_CLS",
         dtype=dtype,
         trust_remote_code=trust_remote_code,
-        new=HEADS,
+        # The head of a classifier's adapter is saved with it and not with the base.
+        new=HEADS if new_head or adapter else (),
         num_labels=1,
     )
     return model.to(device)

@@ -25,6 +25,7 @@ from p3o.distributed.world import world
 from p3o.errors import P3OError, first_line
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.adapters import has_adapter, merged, plain_model
+from p3o.models.hub_names import refuse_unknown
 from p3o.models.loading import ADVICE, adapter_base, is_adapter, load_pretrained
 from p3o.models.tokens import PromptBatch, ResponseBatch
 
@@ -37,11 +38,16 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     Raises:
         P3OError: if there is none, with what was tried.
     """
+    refuse_unknown(path, f"model {path!r}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         if is_adapter(path):
             return load_tokenizer(adapter_base(path, f"model {path!r}"), trust_remote_code=trust_remote_code)
+        if Path(path).is_dir() and not any(Path(path).glob("*token*")):
+            raise P3OError(
+                f"model {path!r}: the folder holds no tokenizer; save that of the model there too, with save_pretrained"
+            ) from error
         raise P3OError(f"model {path!r}: no tokenizer could be loaded ({first_line(error)}); {ADVICE}") from error
     return tokenizer
 
@@ -53,6 +59,7 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Pretrain
         P3OError: if there is none.
     """
     what = f"model {path!r}"
+    refuse_unknown(path, what)
     source = adapter_base(path, what) if is_adapter(path) else path
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from p3o.errors import P3OError, first_line, shorten
+from p3o.models.hub_names import refuse_unknown
 
 ADVICE = "give a folder that save_pretrained wrote, or a hub name"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -53,11 +54,13 @@ def load_pretrained(
     Raises:
         P3OError: if there is no such model, it is pickled, incomplete or of another kind, or an adapter's base is missing.
     """
+    refuse_unknown(path, what)
     adapter = is_adapter(path)
     base_path = adapter_base(path, what) if adapter else path
     named = f"{what}: its base {base_path!r}" if adapter else what
     if adapter:
         refuse_pickled_weights(path, what)
+        refuse_unknown(base_path, named)
     refuse_pickled_weights(base_path, named)
     try:
         with _no_conversion_service():
@@ -81,6 +84,7 @@ def load_pretrained(
     if missing:
         raise P3OError(
             f"{named}: its files lack {_listed(missing)}, which would be drawn at random; it is a model of another kind"
+            + (", train a reward model on it with `p3o reward`" if task == "SEQ_CLS" and not new else "")
         )
     if adapter:
         model = _with_saved_adapter(model, path, task=task, what=what, new=new)

@@ -291,15 +291,16 @@ def sample_texts(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" prefers CUDA, then MPS, then the CPU.
+    """The device of this name; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        P3OError: if torch knows no such device or the machine has none.
+        P3OError: if torch knows no such device, the machine has none, or it lacks float64 (MPS), in which responses are sampled
+            and rewards compared.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] == "mps":
+        raise P3OError(f"device: {name!r} has no float64, in which p3o samples and compares rewards; use cpu or auto")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -124,7 +124,7 @@ class _Outlook:
             rows=config.batch_size,
             rows_per_pass=config.micro_batch_size,
             row_tokens=_longest(rows),
-            has_logits=True,
+            predicted_tokens=max((len(completion) for _, completion in rows), default=0),
         )
         return StageOutlook("sft", f"{steps} updates on {len(rows)} demonstrations", estimate)
 
@@ -153,7 +153,7 @@ class _Outlook:
             rows=config.batch_size,
             rows_per_pass=config.micro_batch_size,
             row_tokens=longest,
-            has_logits=False,
+            predicted_tokens=0,
         )
         needs = self._needs("sft", "p3o sft") if self.run.config.sft is not None else ""
         if embedded is not None:

@@ -7,9 +7,9 @@ Weights, gradients and moments are counted (``footprints``). What grows with a f
     c · 4 · width of the MLP       gate, its activation, the other branch and their product
 
 which is what transformers' Llama and Qwen2 keep for the backward pass, to a few percent (a test measures it); GPT-2 keeps a
-little more, models whose MLP has no gate (GPT-NeoX, OPT) up to half less. Then logits in float32: in RL one buffer for the
-predicted tokens, cut into chunks above ``LOGITS_BUDGET``; in supervised fine-tuning three for all tokens (logits, softmax,
-gradient). While sampling, keys and values of all tokens. An estimate of the order, not a promise: allocators keep more.
+little more, models whose MLP has no gate (GPT-NeoX, OPT) up to half less. Then logits in float32: one buffer for the
+predicted tokens, cut into chunks above ``LOGITS_BUDGET``. While sampling, keys and values of all tokens. An estimate of the
+order, not a promise: allocators keep more.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ _FLOAT = 4
 _STREAM = 7.6
 _ATTENTION = 4
 _MLP = 4
-_WHOLE_LOGITS = 3
 _LAST_NORM = 3
 """Numbers of ``hidden`` that the norm before the head keeps."""
 
@@ -113,7 +112,7 @@ def supervised_step(
     rows: int,
     rows_per_pass: int,
     row_tokens: int,
-    has_logits: bool,
+    predicted_tokens: int,
 ) -> StepEstimate:
     """A step of supervised fine-tuning, or of the reward model.
 
@@ -124,16 +123,17 @@ def supervised_step(
         rows: of a step.
         rows_per_pass: of a pass at most.
         row_tokens: of the longest row.
-        has_logits: false for the reward model.
+        predicted_tokens: of the row that has most: the longest completion; 0 for the reward model.
     """
-    inputs = min(rows, rows_per_pass) * row_tokens
-    logits = _WHOLE_LOGITS * inputs * shape.vocabulary * _FLOAT if has_logits else 0
+    at_once = min(rows, rows_per_pass)
+    inputs = at_once * row_tokens
     return _step(
         models,
         forward_tokens=inputs,
         tokens=rows * row_tokens,
         sampled_tokens=0,
-        pass_bytes=activation_bytes(shape, inputs, arithmetic) + logits,
+        pass_bytes=activation_bytes(shape, inputs, arithmetic)
+        + logits_bytes(shape, at_once * predicted_tokens, arithmetic),
     )
 
 
@@ -184,10 +184,8 @@ def online_step(
 ) -> StepEstimate:
     """A step of RL. With a critic of the same shape, its activations stand beside the policy's."""
     inputs, predicted = work.largest_pass
-    # In 16 bit, the model's own logits stand beside those in float32.
-    number = _FLOAT if arithmetic.bytes == _FLOAT else _FLOAT + arithmetic.bytes
-    logits = min(predicted * shape.vocabulary * _FLOAT, LOGITS_BUDGET) * number // _FLOAT
-    training = (1 + has_critic) * activation_bytes(shape, inputs, arithmetic) + logits
+    training = (1 + has_critic) * activation_bytes(shape, inputs, arithmetic)
+    training += logits_bytes(shape, predicted, arithmetic)
     sampled = work.prompts * work.responses * work.response_tokens
     cached = work.prompts * work.responses * (work.prompt_tokens + work.response_tokens)
     cache = cached * 2 * shape.layers * shape.key_value_width * arithmetic.bytes
@@ -208,6 +206,13 @@ def activation_bytes(shape: ModelShape, inputs: int, arithmetic: Arithmetic) -> 
     kept = shape.layers * _FLOAT * shape.hidden + layer if arithmetic.recomputes else shape.layers * layer
     weights = shape.parameters * arithmetic.bytes if arithmetic.casts else 0
     return round(inputs * (kept + _FLOAT * _LAST_NORM * shape.hidden)) + weights
+
+
+def logits_bytes(shape: ModelShape, predicted: int, arithmetic: Arithmetic) -> int:
+    """The logits of so many predicted tokens, or of a chunk of them; overwritten in turn by softmax and gradient."""
+    # In 16 bit, the model's own logits stand beside those in float32.
+    number = _FLOAT if arithmetic.bytes == _FLOAT else _FLOAT + arithmetic.bytes
+    return min(predicted * shape.vocabulary * _FLOAT, LOGITS_BUDGET) * number // _FLOAT
 
 
 def _step(models: Footprint, *, forward_tokens: int, tokens: int, sampled_tokens: int, pass_bytes: int) -> StepEstimate:

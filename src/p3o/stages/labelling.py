@@ -1,7 +1,7 @@
 """Who says which of two responses is better: the simulated labeller, a function, a judge, or people at the labelling page."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -142,7 +142,3 @@ def _open_store(place: str) -> "Store":
     except ModuleNotFoundError as error:
         raise P3OError(f"labels by people need the package {error.name!r}; run: pip install 'p3o[label]'") from error
     return Store.open(place if "://" in place else Path(place), create=True)
-
-
-Labeller = Callable[[Sequence[Pair], int], Labelled]
-"""Labels pairs, with a seed for what is random about it."""

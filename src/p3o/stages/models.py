@@ -54,7 +54,11 @@ class Models:
         """A sequence classifier, to train from a language model's folder or to score with."""
         precision = self.precision(trained=trained)
         model = load_reward_model(
-            path, device=self.device, dtype=precision.weights, trust_remote_code=self.config.trust_remote_code
+            path,
+            device=self.device,
+            dtype=precision.weights,
+            new_head=trained,
+            trust_remote_code=self.config.trust_remote_code,
         )
         if trained and self.config.lora is not None:
             model = add_adapter(model, self.config.lora, task="SEQ_CLS", seed=self.adapter_seed)

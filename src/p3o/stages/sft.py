@@ -21,7 +21,8 @@ def sft(run: RunContext) -> None:
         heldout = run.encode(run.inputs.heldout_demonstrations)
 
         def hold_out_loss(step: int) -> None:
-            loss = completion_loss(model, heldout, fill=fill, batch_size=config.micro_batch_size)
+            size = config.micro_batch_size
+            loss = completion_loss(model, heldout, fill=fill, batch_size=size, layout=trainer.layout)
             run.folder.metrics({"stage": "sft", "step": step, "heldout_loss": loss})
             run.keep_best("sft", step, -loss, model)
 

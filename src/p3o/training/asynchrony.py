@@ -83,6 +83,8 @@ class RolloutsAhead:
         self._ahead: deque[Future[Draw]] = deque()
         self._last: _Production | None = None
         self._copies: list[nn.Module] = []
+        self._published: int | None = None
+        """The version that the sampler was told of last; for the producer's thread."""
         self.overlap = Overlap()
 
     def next(self, step: int, *, behaviour: bool) -> Rollout:
@@ -132,6 +134,9 @@ class RolloutsAhead:
     def sample(self, sampler: nn.Module, version: int) -> Draw:
         """One draw by a copy of the policy, with its log-probs: what the producer's thread does."""
         start = time.perf_counter()
+        if version != self._published:
+            self._rollouts.sampler.publish(sampler)
+            self._published = version
         draw, logprobs = self._rollouts.draw(sampler), None
         if self._rollouts.config.stale_ratio == "sampler":
             groups = split_groups(draw.prompts, draw.responses)
@@ -140,10 +145,7 @@ class RolloutsAhead:
         return replace(draw, logprobs=logprobs, version=version)
 
     def publish(self) -> None:
-        """Tell a sampler elsewhere that the policy has learned, once it has made what was asked of the version before."""
-        if not isinstance(self._rollouts.sampler, LocalSampler) and self._last is not None:
-            self._last.join()
-        self._rollouts.publish()
+        """Nothing to do: every production tells the sampler of its own version, in its turn."""
 
     def give_back(self, sampler: nn.Module) -> None:
         """A copy of the policy that has done its draws, to be used again."""
@@ -166,6 +168,7 @@ class RolloutsAhead:
             self._last.cancel()
             self._last.join()
         self._last = None
+        self._published = None  # what is trained anew is not the version that had this number
         self._ahead.clear()
 
     def state_dict(self) -> State:

@@ -42,10 +42,16 @@ def check_prompts(
 def check_demonstrations(model: nn.Module, rows: Sequence[tuple[list[int], list[int]]]) -> None:
     """
     Raises:
-        P3OError: at the first row of prompt and completion that is longer than the model can read.
+        P3OError: at the first row of prompt and completion that is longer than the model can read, or has no prompt to
+            predict the completion's first token from.
     """
     limit = context_limit(model)
     for number, (prompt, completion) in enumerate(rows, start=1):
+        if not prompt:
+            raise P3OError(
+                f"demonstration {number}: its prompt has no tokens, and nothing predicts the completion's first; begin it with "
+                "a token of its own, such as the tokenizer's BOS"
+            )
         if limit is not None and len(prompt) + len(completion) > limit:
             raise P3OError(
                 f"demonstration {number}: {len(prompt)} + {len(completion)} tokens, and the model reads {limit} at most; "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p3o.errors import P3OError
+from p3o.errors import P3OError, first_line
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class HubTarget:
         try:
             validate_repo_id(self.repository)
         except HFValidationError as error:
-            raise P3OError(f"--push-to-hub {self.repository}: {_first_line(error)}") from error
+            raise P3OError(f"--push-to-hub {self.repository}: {first_line(error)}") from error
         if constants.is_offline_mode():
             raise P3OError(f"--push-to-hub {self.repository}: HF_HUB_OFFLINE is set; unset it or push later")
         if hub.get_token() is None:
@@ -47,7 +47,7 @@ class HubTarget:
         try:
             hub.HfApi().create_repo(self.repository, private=self.private, exist_ok=True)
         except _refusals() as error:
-            raise P3OError(f"--push-to-hub {self.repository}: the hub refuses: {_first_line(error)}") from error
+            raise P3OError(f"--push-to-hub {self.repository}: the hub refuses: {first_line(error)}") from error
 
     def push(self, folder: Path, *, message: str) -> str:
         """Upload a model folder and return its address.
@@ -63,7 +63,7 @@ class HubTarget:
             )
         except _refusals() as error:
             raise P3OError(
-                f"--push-to-hub {self.repository}: the upload failed: {_first_line(error)}; the model is whole in {folder}, "
+                f"--push-to-hub {self.repository}: the upload failed: {first_line(error)}; the model is whole in {folder}, "
                 f"send it with `hf upload {self.repository} {folder}`"
             ) from error
         return str(getattr(info, "repo_url", None) or f"https://huggingface.co/{self.repository}")
@@ -78,8 +78,3 @@ def _refusals() -> tuple[type[Exception], ...]:
     from huggingface_hub import errors
 
     return (errors.HfHubHTTPError, getattr(errors, "HTTPError", OSError), OSError, ValueError)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from p3o.functional.logprobs import token_logprobs
-from p3o.models.tokens import pad_right
+from p3o.models.layouts import Layout, Padded
+from p3o.models.probe import choose_layout
+from p3o.models.tokens import GroupTokens
 from p3o.training.checkpoint import State
 from p3o.training.checks import check_demonstrations
 from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig
@@ -28,16 +29,22 @@ class SFTConfig(OptimiserConfig):
 
 
 def completion_logprobs(
-    model: nn.Module, rows: Sequence[EncodedPair], *, fill: int
-) -> tuple[Float[Tensor, "row time"], Tensor]:
-    """Log-prob of every completion token given what precedes it, and the mask that selects them."""
-    device = next(model.parameters()).device
-    tokens, mask = pad_right([prompt + completion for prompt, completion in rows], fill)
-    starts = torch.tensor([len(prompt) for prompt, _ in rows]).unsqueeze(-1)
-    is_completion = mask & (torch.arange(tokens.shape[1]) >= starts)
-    tokens, mask, is_completion = tokens.to(device), mask.to(device), is_completion.to(device)
-    logits = model(input_ids=tokens, attention_mask=mask.long(), use_cache=False).logits[:, :-1].float()
-    return token_logprobs(logits, tokens[:, 1:]), is_completion[:, 1:]
+    model: nn.Module, rows: Sequence[EncodedPair], *, fill: int, layout: Layout | None = None
+) -> Float[Tensor, "row time"]:
+    """Log-prob of every completion token given what precedes it, with its graph; 0 on padding.
+
+    The head runs where a completion token is predicted, nowhere else.
+
+    Args:
+        model: a causal language model of transformers.
+        rows: as ids; no prompt is empty.
+        fill: the id that padding holds.
+        layout: as ``choose_layout`` found it for this model; None: padded, with all predicted logits at once.
+    """
+    groups = [GroupTokens(list(prompt), [list(completion)], [True]) for prompt, completion in rows]
+    time = max(len(completion) for _, completion in rows)
+    layout = Padded(budget=None) if layout is None else layout
+    return layout.logprobs(model, groups, temperature=1.0, time=time, fill=fill).squeeze(1)
 
 
 class SFTTrainer:
@@ -50,8 +57,12 @@ class SFTTrainer:
         fill: the id of padding.
         seed: of the order of the rows.
 
+    Attributes:
+        layout: one row per demonstration, its logits in chunks where all of a pass would be too many.
+
     Raises:
-        P3OError: if there are no rows, or one is longer than the model can read.
+        P3OError: if there are no rows, one has an empty prompt or is longer than the model can read, or the model disagrees
+            with itself about padded rows.
     """
 
     def __init__(
@@ -59,6 +70,7 @@ class SFTTrainer:
     ) -> None:
         self.model, self.rows, self.config, self.fill = model, rows, config, fill
         check_demonstrations(model, rows)
+        self.layout = choose_layout(model, choice="padded", responses=1).layout
         self.done = 0
         self.total = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
         self.optimisation = Optimisation({"model": model}, config, self.total)
@@ -70,9 +82,10 @@ class SFTTrainer:
         completion_tokens = sum(len(completion) for _, completion in batch)
         size, total = self.config.micro_batch_size, 0.0
         for start in range(0, len(batch), size):
-            logprobs, mask = completion_logprobs(self.model, batch[start : start + size], fill=self.fill)
+            rows = batch[start : start + size]
+            logprobs = completion_logprobs(self.model, rows, fill=self.fill, layout=self.layout)
             # Every completion token of the batch weighs the same, however the rows are split.
-            loss = -logprobs[mask].sum() / completion_tokens
+            loss = -logprobs.sum() / completion_tokens
             loss.backward()
             total += loss.item()
         learned = self.optimisation.update(lambda: f" in step {self.done + 1} (loss {total})")
@@ -96,11 +109,12 @@ class SFTTrainer:
 
 
 @torch.no_grad()
-def completion_loss(model: nn.Module, rows: Sequence[EncodedPair], *, fill: int, batch_size: int) -> float:
-    """Mean negative log-likelihood of these completions, in nats per token."""
-    total, tokens = 0.0, 0
+def completion_loss(
+    model: nn.Module, rows: Sequence[EncodedPair], *, fill: int, batch_size: int, layout: Layout | None = None
+) -> float:
+    """Mean negative log-likelihood of these completions, in nats per token; arguments as of ``completion_logprobs``."""
+    total = 0.0
     for start in range(0, len(rows), batch_size):
-        logprobs, mask = completion_logprobs(model, rows[start : start + batch_size], fill=fill)
-        total -= logprobs[mask].sum().item()
-        tokens += int(mask.sum())
-    return total / tokens
+        batch = rows[start : start + batch_size]
+        total -= completion_logprobs(model, batch, fill=fill, layout=layout).sum().item()
+    return total / sum(len(completion) for _, completion in rows)

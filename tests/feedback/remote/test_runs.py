@@ -107,6 +107,29 @@ def test_faults_stop_a_run_or_drop_and_count_its_groups(
     assert "1 of 8 rewards are missing; the reward of a response is nan" in missing
 
 
+def test_an_evaluation_counts_a_reward_that_did_not_come_like_one_that_is_not_finite(
+    model: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def behave(_path: str, body: dict[str, Any], _attempt: int) -> "dict[str, Any] | Fault":
+        """Refuses the first prompt of every evaluation (4 responses; a step has 8, the trial before it 2)."""
+        if len(body["prompts"]) == 4:
+            refused.extend(body["prompts"][:1])
+        if set(body["prompts"]) & set(refused):
+            return Fault(422)
+        return {"version": 1, "rewards": [len(response) / 7 for response in body["responses"]]}
+
+    refused: list[str] = []
+    with service(behave) as (url, _):
+        assert rl(model, "stops", "--reward-url", url) == 2
+        assert "HTTP 422" in capsys.readouterr().err
+        refused.clear()
+        assert rl(model, "skips", "--reward-url", url, "--set", "rl.training.on_fault=skip") == 0
+    rows = [row for row in metrics(work, "skips") if row["stage"] == "evaluate"]
+    assert [(row["unscored"], row["prompts"]) for row in rows] == [(1, 4)] * len(rows)
+    warnings = json.loads((work / "runs" / "skips" / "run.json").read_text())["warnings"]
+    assert any("evaluation at step 0: the reward of 1 responses is not finite, left out: " in text for text in warnings)
+
+
 def test_a_service_that_is_not_there_is_told_before_anything_is_trained(
     model: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

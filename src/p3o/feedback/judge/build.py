@@ -48,7 +48,7 @@ def _reward_model(config: JudgeConfig) -> Judge:
 
     _without_bars()
     path = config.model or ""
-    model = load_reward_model(path, device=torch.device(config.device))
+    model = load_reward_model(path, device=torch.device(config.device), new_head=False)
     return ScoreJudge(RewardModel(model, load_tokenizer(path), batch_size=config.batch_size), name=path, log_odds=True)
 
 

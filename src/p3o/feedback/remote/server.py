@@ -93,7 +93,9 @@ def model_score(path: str, *, device: torch.device, batch_size: int, trust_remot
         P3OError: if it cannot be loaded.
     """
     precision = choose_precision("auto", device, trains_all_weights=False)
-    model = load_reward_model(path, device=device, dtype=precision.weights, trust_remote_code=trust_remote_code)
+    model = load_reward_model(
+        path, device=device, dtype=precision.weights, new_head=False, trust_remote_code=trust_remote_code
+    )
     model = compute_in(model, precision.compute)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
 
