@@ -115,10 +115,12 @@ class Site:
         if parts.scheme or not parts.path:
             return target
         file = (path.parent / parts.path).resolve()
-        if not file.exists():
-            raise FileNotFoundError(f"{path.relative_to(ROOT)}: links to {target}, which is not there")
         if file.is_dir():
             file = file / "README.md"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{path.relative_to(ROOT)}: links to {target}, which is not there or has no README.md"
+            )
         if file == ROOT / "README.md":
             file = DOCS / "index.md"
         self.add(file)

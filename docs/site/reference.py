@@ -7,7 +7,7 @@ from pathlib import Path
 PAGES = {
     "functional": (
         "Equations",
-        ["functional.logprobs", "functional.kl", "functional.advantages", "functional.preference"],
+        [f"functional.{name}" for name in ("logprobs", "kl", "advantages", "preference", "mismatch")],
     ),
     "algorithms": (
         "Algorithms",
@@ -32,6 +32,18 @@ PAGES = {
     "evaluation": (
         "Evaluation",
         [f"evaluation.{name}" for name in ("policy", "frontier", "dominance", "winrate", "length_control", "ranking")],
+    ),
+    "scale": (
+        "Scale",
+        [
+            "distributed.world",
+            "distributed.shares",
+            "training.rollouts",
+            "training.asynchrony",
+            "rollouts.sampler",
+            "rollouts.weights",
+            "scale.verl",
+        ],
     ),
     "doors": ("Words and doors", ["types", "errors", "config", "config_loading", "pipeline"]),
 }

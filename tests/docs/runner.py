@@ -71,6 +71,9 @@ ENDING = (
 MEASURES = ("-m benchmarks.", "benchmarks/")
 """``python -m benchmarks.…`` measures for minutes to hours: what it is made of has tests, and its file must be there."""
 
+ELSEWHERE = ("verl.",)
+"""Modules of packages that need an environment of their own: ``python -m`` of one is not looked up."""
+
 SERVERS = ("http://localhost:8000/v1",)
 
 
@@ -117,10 +120,12 @@ def check_command(words: Sequence[str]) -> None:
         done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BlockError(f"make {' '.join(arguments)}: {done.stderr}")
-    elif name == "python":
+    elif name == "python" and not " ".join(arguments[1:]).startswith(ELSEWHERE):
         _script(arguments)
-    elif name == "torchrun" and not any(word in ("p3o", "-m") or word.endswith(".py") for word in arguments):
-        raise BlockError(f"torchrun {' '.join(arguments)}: names neither a module nor a script")
+    elif name == "torchrun":
+        if "-m" not in arguments:
+            raise BlockError(f"torchrun {' '.join(arguments)}: names no module")
+        check_command(arguments[arguments.index("-m") + 1 :])
 
 
 def split_environment(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

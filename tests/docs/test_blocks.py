@@ -25,8 +25,24 @@ NOT_RUN: dict[str, list[str]] = {
     "docs/howto.md": [
         "there are no labels until somebody has clicked; tests/labeling and tests/stages do the round",
         "needs a GPU",
+        "needs a GPU",
+        "needs several GPUs or hosts",
         "nothing is interrupted here; tests/test_pipeline.py kills runs and resumes them",
     ],
+    "docs/rewards_service.md": [
+        "serves until it is stopped; tests/feedback/remote/test_runs.py does the round",
+        "needs vLLM",
+    ],
+    "docs/scale.md": [
+        "starts processes; tests/distributed/test_torchrun.py does",
+        "needs two hosts",
+        "starts a Ray cluster; tests/scale/test_ray.py does",
+    ],
+    "docs/scale_vllm.md": [
+        "needs vLLM and a GPU",
+        "needs vLLM in an environment of its own; tests/rollouts/test_vllm.py starts such a server",
+    ],
+    "docs/verl.md": ["needs verl and GPUs"],
     "docs/reproducing.md": ["needs a GPU, the hub and hours", "needs eight large GPUs and days"],
     "examples/hh/README.md": ["needs a GPU, the hub and hours"],
     "examples/judge_feedback/README.md": [

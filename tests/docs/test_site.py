@@ -4,16 +4,21 @@ import importlib
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
+import torch
+import yaml
 from tests.docs.pages import ROOT
 
-from p3o.algorithms import ALGORITHMS
+from p3o.algorithms import ALGORITHMS, make_algorithm
+from p3o.config import RunConfig
 from p3o.config_keys import schema_keys
 from p3o.data.embedded.language import build_model, build_tokenizer
+from p3o.functional.mismatch import Correction, mismatch
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
 from p3o.training.online import OnlineConfig, OnlineTrainer
@@ -54,11 +59,38 @@ def test_tables_have_every_setting_and_every_metric(name: str) -> None:
     assert logged == tables.metrics_of(name)
 
 
+@pytest.mark.parametrize(
+    ("page", "section", "written"),
+    [("scale.md", "parallel.", "parallel."), ("scale.md", "engine.", "engine."), ("scale_vllm.md", "rl.rollout.", "")],
+)
+def test_tables_of_settings_have_the_keys_and_defaults_of_the_schema(page: str, section: str, written: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").split("\n| key | default |")
+    rows = [
+        row
+        for table in text[1:]
+        for row in re.findall(r"^\| `([\w.]+)` \| `?(.*?)`? \|", table.split("\n\n")[0], re.MULTILINE)
+    ]
+    found = {name: yaml.safe_load(default) for name, default in rows if name.startswith(written)}
+    keys = [key for key in schema_keys(RunConfig) if key.dotted.startswith(section)]
+    assert keys
+    assert found == {written + key.dotted.removeprefix(section): key.default for key in keys}
+
+
+def test_the_settings_of_a_reward_service_are_those_of_the_schema() -> None:
+    page = (ROOT / "docs" / "rewards_service.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(reward:\n  service:\n.*?)```", page, re.DOTALL)
+    assert block
+    keys = {key.dotted.removeprefix("reward.service."): key.default for key in schema_keys(RunConfig)}
+    shown = yaml.safe_load(block[1])["reward"]["service"]
+    assert {name: keys[name] for name in shown if name != "url"} == {n: v for n, v in shown.items() if n != "url"}
+    assert set(shown) == {
+        key.dotted.split(".")[2] for key in schema_keys(RunConfig) if key.dotted.startswith("reward.service.")
+    }
+
+
 @pytest.mark.parametrize("name", ["p3o_v2", "ppo"])
 def test_every_metric_of_a_step_is_explained(name: str) -> None:
     """What the loop adds to the loss's own, by doing a step."""
-    from p3o.algorithms import make_algorithm
-
     tokenizer = build_tokenizer()
     policy = build_model(tokenizer, seed=0).eval()
     algorithm = make_algorithm(name)
@@ -74,6 +106,36 @@ def test_every_metric_of_a_step_is_explained(name: str) -> None:
         critic=Critic(build_model(tokenizer, seed=0).model) if algorithm.needs_critic else None,
     )
     assert set(trainer.step()) <= set(tables.explanations())
+
+
+def test_metrics_of_late_groups_are_explained() -> None:
+    tokenizer = build_tokenizer()
+    policy = build_model(tokenizer, seed=0).eval()
+    trainer = OnlineTrainer(
+        policy,
+        frozen_copy(policy),
+        tokenizer,
+        make_algorithm("p3o_v2"),
+        lambda prompts, responses: [float(len(response)) for response in responses],
+        ["Human: How do I bake bread?\n\nAssistant:", "Human: How do I brew tea?\n\nAssistant:"],
+        OnlineConfig(steps=2, prompts_per_step=2, max_new_tokens=6, max_staleness=1),
+        seed=0,
+    )
+    trainer.step()
+    metrics = trainer.step()
+    assert metrics["staleness"] == 1
+    assert {"moved_since_sampling", *metrics} <= set(tables.explanations())
+
+
+def test_metrics_of_vllm_servers_are_explained() -> None:
+    """What they are called where they are counted; ``tests/rollouts`` sees them in steps."""
+    experience = [torch.zeros(2, 2, 3), torch.zeros(2, 2, 3), torch.ones(2, 2, 3, dtype=torch.bool)]
+    logged = set(mismatch(*experience, Correction("truncate", 2.0, 3.0)).metrics)
+    source = (ROOT / "src" / "p3o" / "rollouts" / "sampler.py").read_text(encoding="utf-8")
+    told = set(re.findall(r'self\.told\["(\w+)"\]', source))
+    counted = set(re.findall(r'"(\w+)"', source.split("def take_metrics")[1].split("def ")[0]))
+    assert min(len(logged), len(told), len(counted)) >= 3
+    assert logged | told | counted <= set(tables.explanations())
 
 
 def test_equations_are_well_formed_and_inert() -> None:
@@ -96,6 +158,19 @@ def test_links_are_moved_to_where_the_site_has_their_targets(tmp_path: Path) -> 
     assert (tmp_path / "examples" / "custom_algorithm.md").read_text().startswith("# custom_algorithm.py")
     with pytest.raises(FileNotFoundError):
         site.link("nowhere.md", page)
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_there(tmp_path: Path) -> None:
+    module("build").Site(tmp_path).build()
+    with (ROOT / "zensical.toml").open("rb") as file:
+        sections = tomllib.load(file)["project"]["nav"]
+    entries = [page for section in sections for group in section.values() for entry in group for page in entry.values()]
+    assert len(entries) == len(set(entries))
+    assert [page for page in entries if not (tmp_path / page).is_file()] == []
+    pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.md")}
+    # The reference is reached from its index, programs from the pages that name them.
+    elsewhere = ("api/", "benchmarks/", "examples/")
+    assert {page for page in pages - set(entries) if not page.startswith(elsewhere)} == set()
 
 
 def test_dotted_names_lead_to_their_docstrings(tmp_path: Path) -> None:
