@@ -98,7 +98,7 @@ def half_squared_log_ratio(
     return 0.5 * ((policy_logprobs - behaviour_logprobs).detach() ** 2).mean()
 
 
-RESPONSE_MEANS = ("ratio_mean", "half_squared_log_ratio")
+RESPONSE_MEANS = ("ratio_mean", "ratio_mean_square", "half_squared_log_ratio")
 """Metrics that are means over responses, whatever the loss is a mean over."""
 
 
