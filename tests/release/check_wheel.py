@@ -17,7 +17,8 @@ from email.parser import Parser
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-EXTRAS = {"data", "gguf", "judge", "label", "lora", "tensorboard", "wandb", "trackio", "postgresql", "dev"}
+EXTRAS = {"data", "gguf", "judge", "label", "lora", "tensorboard", "wandb", "trackio"}
+EXTRAS |= {"tracking", "postgresql", "serve", "ray", "verl", "docs", "dev"}
 
 
 def run(*command: str | Path, cwd: Path) -> str:
