@@ -166,7 +166,7 @@ def test_a_model_that_is_none_is_told_at_once(tmp_path: Path) -> None:
 def test_settings_are_those_that_are_published() -> None:
     assert [(setting.name, len(setting.prompts), setting.responses) for setting in SETTINGS] == [
         ("256,64", 8, 2),
+        ("mixed", 8, 2),
         ("350,53", 8, 2),
         ("64,64", 8, 2),
-        ("mixed", 8, 2),
     ]
