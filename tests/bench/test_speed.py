@@ -129,7 +129,7 @@ ROW = {
 
 def test_the_summary_names_what_the_benchmark_is_about() -> None:
     mixed = ROW | {"ratios": {"trl": 3.0, "ppo": 2.0}}
-    assert speed.summary({"256,64": ROW, "mixed": mixed}) == {
+    assert speed.summary({"256,64": ROW, "mixed": mixed, "64,64": ROW}) == {
         "step_ratio_vs_trl": 2.5,
         "mixed_step_ratio_vs_trl": 3.0,
         "train_pass_gemm_share": 0.6,

@@ -36,8 +36,8 @@ CONTENDERS = tuple(TITLES)
 STEPS, QUICK_STEPS = 4, 3
 """Steps of every contender in every setting; the first warms up and is not counted."""
 
-MAIN, MIXED = "256,64", "mixed"
-"""The settings that the summary speaks of."""
+MAIN, MIXED, CRITIC = "256,64", "mixed", "64,64"
+"""The settings that the summary speaks of; the last for the price of a critic."""
 
 STEP_TIMEOUT = 3600.0
 """Seconds after which a step is given up."""
@@ -162,7 +162,7 @@ def measure(setting: Setting, folder: str, scratch: str, steps: int, advance: Ad
 
 def contending(setting: Setting) -> tuple[str, ...]:
     """Who takes part: the price of a critic is measured in one setting."""
-    return CONTENDERS if setting.name == MAIN else CONTENDERS[:2]
+    return CONTENDERS if setting.name == CRITIC else CONTENDERS[:2]
 
 
 def described(
@@ -237,7 +237,7 @@ def reply(name: str, connection: Connection) -> dict[str, Any]:
 
 def summary(settings: Mapping[str, Any]) -> dict[str, float | None]:
     """The figures that the benchmark is about; None where the setting was not measured."""
-    main_setting, mixed = settings.get(MAIN), settings.get(MIXED)
+    main_setting, mixed, critic = (settings.get(name) for name in (MAIN, MIXED, CRITIC))
     ours, theirs = ({} if main_setting is None else main_setting["contenders"][name] for name in ("p3o", "trl"))
     return {
         "step_ratio_vs_trl": main_setting and main_setting["ratios"]["trl"],
@@ -245,7 +245,7 @@ def summary(settings: Mapping[str, Any]) -> dict[str, float | None]:
         "train_pass_gemm_share": ours.get("train_pass_gemm_share"),
         "step_gemm_share": ours.get("step_gemm_share"),
         "peak_memory_ratio_vs_trl": main_setting and ours["peak_bytes"] / theirs["peak_bytes"],
-        "ppo_step_ratio": main_setting and main_setting["ratios"]["ppo"],
+        "ppo_step_ratio": critic and critic["ratios"]["ppo"],
     }
 
 
