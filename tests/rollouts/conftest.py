@@ -38,7 +38,7 @@ def servers() -> Iterator[Callable[..., FakeVLLM]]:
 
     yield start
     for server in started:
-        server.kill()
+        server.end()
         assert server.errors == []
 
 

@@ -117,6 +117,14 @@ class FakeVLLM:
             with contextlib.suppress(OSError):
                 connection.shutdown(2)
 
+    def end(self) -> None:
+        """Kill, and wait for the requests under way: a thread that is in torch when Python ends takes the process with it."""
+        self.kill()
+        self.paused = False
+        until = time.monotonic() + 10
+        while self.connections and time.monotonic() < until:
+            time.sleep(0.005)
+
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         self.connections.add(request.connection)
         try:

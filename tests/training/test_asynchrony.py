@@ -27,7 +27,7 @@ from p3o.training.checkpoint import Checkpoints
 from p3o.training.faults import NumericalError
 from p3o.training.loop import fit, resume
 from p3o.training.online import OnlineConfig, OnlineTrainer
-from p3o.training.rollouts import LocalSampler
+from p3o.training.samplers import LocalSampler
 from p3o.training.scoring import Scorer
 from p3o.types import Experience
 

@@ -131,9 +131,7 @@ class Pool:
                         member.strikes = 0
                         results[group], arrived = future.result(), time.monotonic()
                         continue
-                    self._judge(member, error)
-                    # A server that is too busy now says nothing about the group.
-                    attempts[group] += not (isinstance(error, ServerError) and error.kind == "busy")
+                    attempts[group] += self._judge(member, error)
                     self.counts["asked_again"] += 1
                     if attempts[group] >= self.limits.attempts:
                         raise P3OError(
@@ -198,12 +196,12 @@ class Pool:
             member.working += 1
             asked[self.executor.submit(ask, member.server, group)] = group, member
 
-    def _judge(self, member: Member, error: BaseException) -> None:
-        """What a failed request says about its server."""
+    def _judge(self, member: Member, error: BaseException) -> bool:
+        """Draw the conclusions about the server of a failed request; whether it counts as an attempt of the group, too."""
         if not isinstance(error, ServerError):
             raise error
         if not member.ready:
-            return  # lost already, and its requests were cut
+            return False  # lost already for another group's request, and we cut this one
         if error.kind == "refused":
             raise P3OError(f"rl.rollout: {member.server.url} refuses what it is asked: {error}")
         if error.kind == "busy":
@@ -217,6 +215,7 @@ class Pool:
             member.strikes += 1
             if member.strikes >= STRIKES:
                 self.dismiss(member.server, str(error))
+        return error.kind != "busy"
 
     def _member(self, server: VLLMServer) -> Member:
         return next(member for member in self.members if member.server is server)

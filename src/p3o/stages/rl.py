@@ -22,7 +22,7 @@ from p3o.stages.refit import REFITS, Refits
 from p3o.stages.rollout import sampler_of
 from p3o.training.asynchrony import RolloutsAhead
 from p3o.training.online import OnlineConfig, OnlineTrainer
-from p3o.training.rollouts import Sampler
+from p3o.training.samplers import Sampler
 from p3o.training.scoring import ComparisonFeedback
 
 

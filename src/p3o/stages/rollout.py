@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from p3o.files import remove
 from p3o.models.tokens import encode_prompts, end_id, pad_id
 from p3o.stages.context import RunContext
-from p3o.training.rollouts import Sampler
+from p3o.training.samplers import Sampler
 
 ROLLOUTS = "rollouts"
 """Folder of weights on their way to servers."""

@@ -39,7 +39,8 @@ from p3o.models.language import frozen_copy
 from p3o.models.tokens import GroupTokens, ResponseBatch, split_groups
 from p3o.training.checkpoint import State
 from p3o.training.passes import Passes
-from p3o.training.rollouts import Draw, LocalSampler, Rollout, Rollouts
+from p3o.training.rollouts import Draw, Rollout, Rollouts
+from p3o.training.samplers import LocalSampler
 from p3o.types import Experience
 
 

@@ -32,7 +32,8 @@ from p3o.training.online_config import OnlineConfig
 from p3o.training.optimisation import Optimisation
 from p3o.training.passes import TOKENS, Passes
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
-from p3o.training.rollouts import LocalSampler, Rollout, Rollouts, Sampler
+from p3o.training.rollouts import Rollout, Rollouts
+from p3o.training.samplers import LocalSampler, Sampler
 from p3o.training.scoring import ComparisonFeedback, Scorer, rated_by
 from p3o.types import Experience
 

@@ -1,0 +1,132 @@
+"""Who writes the responses of a step: the learner's own processes, or an engine elsewhere behind the same interface."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from p3o.distributed.sharding import gathered
+from p3o.distributed.shares import shares
+from p3o.distributed.world import world
+from p3o.functional.mismatch import Correction
+from p3o.models.sampling import draw_uniforms, sample_responses
+from p3o.models.tokens import PromptBatch, ResponseBatch, end_id, pad_id
+from p3o.training.checkpoint import State
+from p3o.training.online_config import OnlineConfig
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Who writes the responses of a step.
+
+    Attributes:
+        correction: what is done about log-probs that differ from the learner's; None if these are the learner's own.
+    """
+
+    correction: Correction | None
+
+    def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
+        """K responses for each prompt, by the policy as it was when it was last published, or as it is now if it never was.
+
+        Where several processes train together, each of them calls this with all prompts of the step and gets all responses.
+        """
+
+    def publish(self, policy: nn.Module) -> None:
+        """The policy has learned: sample from it as it is now."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Numbers for the log, of what happened since this was last asked."""
+
+    def divert(self, attempt: int) -> None:
+        """Draw other random numbers from here on."""
+
+    def state_dict(self) -> State:
+        """Everything that the next responses depend on, but for the policy."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken."""
+
+
+class LocalSampler:
+    """The learner's own processes write the responses, each those of its share of the prompts.
+
+    The random numbers belong to the response's place in the step: the number of processes changes nothing that is sampled.
+
+    Args:
+        tokenizer: of the policy.
+        config: K, length limit, temperature, stop strings.
+        seed: of the random numbers.
+    """
+
+    correction: Correction | None = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: OnlineConfig, *, seed: int) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
+        """K responses for each prompt, by the policy as it is now."""
+        together, responses = world(), self.config.responses_per_prompt
+        groups = prompts.tokens.shape[0]
+        uniforms = draw_uniforms(groups * responses, self.config.max_new_tokens, self.generator)
+        if together.size == 1:
+            return self._write(policy, prompts, uniforms)
+        lengths = prompts.mask.sum(-1).tolist()
+        mine = shares(lengths, together.size, equal_counts=True)[together.rank]
+        own = None
+        if mine:
+            width = max(lengths[i] for i in mine)
+            part = PromptBatch(prompts.tokens[mine, -width:], prompts.mask[mine, -width:])
+            rows = uniforms.view(groups, responses, -1)[mine].flatten(0, 1)
+        with gathered(policy):
+            own = together.together(lambda: self._write(policy, part, rows) if mine else None)
+        told = together.gather(None if own is None else {"groups": mine, **vars(own)})
+        return _in_place([part for part in told if part is not None], pad_id(self.tokenizer)).to(prompts.tokens.device)
+
+    def _write(self, policy: nn.Module, prompts: PromptBatch, uniforms: Tensor) -> ResponseBatch:
+        return sample_responses(
+            policy,
+            prompts,
+            responses_per_prompt=self.config.responses_per_prompt,
+            max_new_tokens=self.config.max_new_tokens,
+            eos_id=end_id(self.tokenizer),
+            pad_id=pad_id(self.tokenizer),
+            temperature=self.config.temperature,
+            uniforms=uniforms,
+            stop=self.config.stop,
+            tokenizer=self.tokenizer,
+        )
+
+    def publish(self, policy: nn.Module) -> None:
+        """Nothing to do: it samples from the policy itself."""
+
+    def take_metrics(self) -> dict[str, int | float]:
+        """Nothing happens to it."""
+        return {}
+
+    def divert(self, attempt: int) -> None:
+        """Draw other random numbers from here on."""
+        self.generator.manual_seed(self.generator.initial_seed() + attempt)
+
+    def state_dict(self) -> State:
+        """Where in its random numbers it stands."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to where ``state_dict`` was taken."""
+        self.generator.set_state(state["generator"])
+
+
+def _in_place(parts: Sequence[dict[str, Any]], fill: int) -> ResponseBatch:
+    """The responses of all processes, each group where its prompt is, padded to the longest."""
+    time = max(part["tokens"].shape[-1] for part in parts)
+    order = torch.tensor([group for part in parts for group in part["groups"]]).argsort()
+
+    def joined(name: str, value: int | bool) -> Tensor:
+        padded = [nn.functional.pad(part[name], (0, time - part[name].shape[-1]), value=value) for part in parts]
+        return torch.cat(padded)[order]
+
+    ended = torch.cat([part["ended"] for part in parts])[order]
+    return ResponseBatch(joined("tokens", fill), joined("mask", False), ended)
