@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -272,5 +273,5 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _temporary_sibling(path: Path, ending: str = "tmp") -> Path:
-    """A hidden name in the same folder (so that a rename is atomic), of this process alone."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+    """A hidden name in the same folder (so that a rename is atomic), of this thread alone."""
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.{ending}")

@@ -172,12 +172,11 @@ def token_lengths(
 
 def limits_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Limits:
     """How long rows may be: by the data section, and by what the model can read. RL needs room for a response."""
-    room = max((config.rl.training_of(name).max_new_tokens for name in config.rl.runs), default=0)
     return Limits(
         config.data.max_prompt_tokens,
         config.data.max_completion_tokens,
         context_length(config.model, tokenizer),
-        room,
+        config.rl.training.max_new_tokens if config.rl.runs else 0,
     )
 
 
