@@ -181,6 +181,8 @@ def _remarks(judged: "Sequence[Judged]") -> list[str]:
         lines.append(
             f"{rates.failed} pairs without a verdict: no answer came; run the same command again to ask for them"
         )
+    if any(row.unit == "words" for row in judged):
+        lines.append("lengths are counted in words: not every response has its number of tokens as 'length'")
     if alone := sum(row.alone for row in judged):
         lines.append(f"{alone} prompts were left out: only one of the two policies has answered them")
     return lines
