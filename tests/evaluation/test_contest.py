@@ -1,4 +1,4 @@
-"""In which unit the lengths of a comparison are: one for all its responses, whichever file they come from."""
+"""Two files against each other: lengths in one unit, whichever file they come from, and intervals over prompts."""
 
 import json
 from pathlib import Path
@@ -83,3 +83,19 @@ def test_a_run_whose_rows_lack_a_length_is_counted_in_words(tmp_path: Path) -> N
     contest = read_run_contest(write(tmp_path / "partly.jsonl", found))
     assert contest.unit == "words"
     assert [e.length for e in contest.entries["sft"].values()] == [3.0, 4.0]
+
+
+def test_responses_to_repeated_prompts_are_no_news_at_equal_length_either(tmp_path: Path) -> None:
+    """Every row four times: the intervals are those of the rows once, raw, at equal length and in each bin."""
+    long, short = [9 - i % 5 for i in range(40)], [4 + (i * 7) % 6 for i in range(40)]
+    told = []
+    for times in (1, 4):
+        a = write(tmp_path / "a.jsonl", rows(long, tokens_a_word=None) * times)
+        b = write(tmp_path / "b.jsonl", rows(short, tokens_a_word=None) * times)
+        [judged] = judge_contest(read_file_contest(a, b), [("a", "b")], LongerWins())
+        assert judged.result is not None
+        assert judged.length_controlled is not None
+        assert len(judged.verdicts) == 40 * times
+        results = [judged.result, judged.length_controlled, *(b.result for b in judged.by_length)]
+        told.append([limit for result in results for limit in (result.low, result.high)])
+    assert told[1] == pytest.approx(told[0], abs=0.03)

@@ -115,10 +115,11 @@ def _summed_up(contest: Contest, a: str, b: str, verdicts: list[Verdict]) -> Jud
         return Judged(a, b, numbers, verdicts, alone, rates, None, None, [], contest.unit)
     signs = [float(np.sign(preference)) for _, preference in decided]
     # Pairs on equal prompts share what the prompt does to them.
-    result = head_to_head_by_prompt(signs, [contest.prompts[n] for n, _ in decided])
+    prompts = [contest.prompts[n] for n, _ in decided]
+    result = head_to_head_by_prompt(signs, prompts)
     difference = [contest.entries[a][n].length - contest.entries[b][n].length for n, _ in decided]
-    controlled = length_controlled_win_rate(signs, difference)
-    bins = win_rate_by_length(signs, difference)
+    controlled = length_controlled_win_rate(signs, difference, prompts=prompts)
+    bins = win_rate_by_length(signs, difference, prompts=prompts)
     return Judged(a, b, numbers, verdicts, alone, rates, result, controlled, bins, contest.unit)
 
 
