@@ -94,6 +94,7 @@ def test_the_interval_over_prompts_is_as_wide_as_statsmodels_clustered_error() -
     assert (high - low) > 1.5 * 2 * 1.959964 * model.fit().bse[0], "as independent pairs it would be far narrower"
 
 
+@pytest.mark.slow
 def test_intervals_over_prompts_cover_the_truth() -> None:
     rng, covered, by_pair, trials = np.random.default_rng(6), 0, 0, 200
     truth = 1 / (1 + np.exp(-0.3))

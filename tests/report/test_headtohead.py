@@ -145,9 +145,10 @@ def test_ten_pairs_of_a_prompt_are_one_prompt() -> None:
     assert [(found.pairs, found.low) for found in bins] == [(3, pytest.approx(alone))] * 8
 
 
+@pytest.mark.slow
 def test_agreement_covers_the_truth_where_pairs_share_their_prompt() -> None:
     """The proxy is right on a prompt or wrong on it, on all of its six pairs: right on 70 % of prompts."""
-    rng, covered, trials = np.random.default_rng(0), 0, 300
+    rng, covered, trials = np.random.default_rng(0), 0, 150
     for _ in range(trials):
         right = rng.random(60) < 0.7
         found = agreement(
