@@ -177,3 +177,25 @@ def test_conversations_need_a_template(run: Run) -> None:
     run.tokenizer = chat_tokenizer(template=None)
     with pytest.raises(P3OError, match="no chat template; write the prompts as plain texts"):
         run.read(prompts=[{"prompt": chat("Hi")}] * 3)
+
+
+def test_demonstrations_are_held_out_by_their_prompt(run: Run) -> None:
+    """Four answers to each of 15 prompts in turn: three rows are wanted, so the four of the first prompt are held out."""
+    rows = [{"prompt": f"q{i}", "completion": f" {i * k}"} for i in range(15) for k in range(1, 5)]
+    inputs = run.read(demonstrations=rows)
+    assert {prompt for prompt, _ in inputs.heldout_demonstrations} == {"q0"}
+    assert (len(inputs.heldout_demonstrations), len(inputs.demonstrations)) == (4, 56)
+    assert "q0" not in {prompt for prompt, _ in inputs.demonstrations}
+    assert run.told.text == ""
+
+
+def test_different_prompts_are_held_out_from_the_first_row_on(run: Run) -> None:
+    inputs = run.read(demonstrations=[{"prompt": f"q{i}", "completion": f" {i}"} for i in range(60)])
+    assert inputs.heldout_demonstrations == [(f"q{i}", f" {i}") for i in range(3)]
+    assert inputs.demonstrations == [(f"q{i}", f" {i}") for i in range(3, 60)]
+
+
+def test_demonstrations_of_one_prompt_are_all_trained_on_and_that_is_told(run: Run) -> None:
+    inputs = run.read(demonstrations=[{"prompt": "q", "completion": f" {i}"} for i in range(60)])
+    assert (len(inputs.demonstrations), inputs.heldout_demonstrations) == (60, [])
+    assert "data.demonstrations: none is held out for the loss" in run.told.text

@@ -92,7 +92,13 @@ class RewardTrainer:
 
 def ranking_accuracy(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> float:
     """Share of (prompt, better, worse) ranked as told; a tie counts one half."""
+    outcomes = ranking_outcomes(reward_model, pairs)
+    return sum(outcomes) / len(outcomes)
+
+
+def ranking_outcomes(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> list[float]:
+    """1 for each (prompt, better, worse) that is ranked as told, 0 for the others, ½ for a tie."""
     prompts = [prompt for prompt, _, _ in pairs]
     scores = reward_model([*prompts, *prompts], [text for _, text, _ in pairs] + [text for _, _, text in pairs])
     better, worse = scores[: len(pairs)], scores[len(pairs) :]
-    return sum((b > w) + 0.5 * (b == w) for b, w in zip(better, worse, strict=True)) / len(pairs)
+    return [(b > w) + 0.5 * (b == w) for b, w in zip(better, worse, strict=True)]
