@@ -162,7 +162,20 @@ def test_a_data_set_smaller_than_a_batch_is_told_at_start(run: Run, sources: dic
 def test_held_out_prompts_that_are_trained_on_are_told(run: Run) -> None:
     inputs = run.read(heldout_prompts=[*PROMPTS[:2], {"prompt": "Another?"}, {"prompt": "Another?"}])
     assert sorted(inputs.heldout_prompts) == ["Another?", "What is 0?", "What is 1?"]
-    assert "data.heldout_prompts: 2 of 3 are also in data.prompts, so they are not held out" in run.told.text
+    assert "held-out prompts: 2 of 3 are also in data.prompts; what trains on those has seen them" in run.told.text
+
+
+def test_held_out_prompts_that_other_stages_train_on_are_told(run: Run) -> None:
+    """Also where p3o itself holds some of the prompts out: of RL, that is, not of the reward model."""
+    prompts = [row["prompt"] for row in PROMPTS]
+    run.read(preferences=[{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in prompts])
+    assert "held-out prompts: 8 of 8 are also in data.preferences;" in run.told.text
+    assert "data.prompts" not in run.told.text
+    run.read(
+        heldout_prompts=[{"prompt": "Another?"}, PROMPTS[3]],
+        demonstrations=[{"prompt": prompts[3], "completion": "3."}] * 5,
+    )
+    assert "held-out prompts: 1 of 2 are also in data.demonstrations;" in run.told.text
 
 
 def test_of_many_held_out_prompts_some_are_drawn_by_the_seed(run: Run) -> None:

@@ -108,14 +108,18 @@ def _assemble(
         if len(heldout) > config.evaluation.prompts:
             # At random: a data set of several parts holds them one after another.
             heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
-        if seen := len(set(heldout) & set(prompts)):
-            progress.print(
-                f"data.heldout_prompts: {seen} of {len(heldout)} are also in data.prompts, so they are not held out"
-            )
     else:
         prompts, heldout = _split(prompts, config) if prompts else ([], [])
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
     preferences = [(row.prompt, *row.answers) for row in rows.get("preferences", [])]
+    trained = {"prompts": prompts} | {
+        name: [row.prompt for row in rows.get(name, [])] for name in ("demonstrations", "preferences")
+    }
+    for name, texts in trained.items():
+        if seen := len(set(heldout).intersection(texts)):
+            progress.print(
+                f"held-out prompts: {seen} of {len(heldout)} are also in data.{name}; what trains on those has seen them"
+            )
     wanted = min(256, len(demonstrations) // 20)
     held = held_out_prompts([prompt for prompt, _ in demonstrations], wanted)
     if wanted and not held:
