@@ -235,3 +235,26 @@ def test_samples_over_the_steps(
     assert [row["step"] for row in read_jsonl(Path("one.jsonl"))] == [0, 1, 2]
     assert main(["samples", "g", "--step", "9"]) == 2
     assert "--step 9: not among the samples of runs/g; recorded are 0, 1, 2" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder: its bytes, and when it was written."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+SFT = "sft --model model --demonstrations d.jsonl --steps 1 --batch-size 4"
+
+
+def test_a_dry_run_writes_nothing_at_all(place: Path) -> None:
+    """Not even what a run would mend: half a line, of a process that may still write."""
+    assert main([*_words(SFT), "--name", "h"]) == 0
+    with Path("runs/h/metrics.jsonl").open("a") as file:
+        file.write('{"stage": "rl", "st')
+    Path("runs/h/mine.jsonl").write_text(
+        '{"prompt": "Human: a\\n\\nAssistant:"}\n{"prompt": "Human: b\\n\\nAssistant:"}'
+    )
+    before = contents(place)
+    assert main([*_words(SFT), "--name", "h", "--overwrite", "--dry-run"]) == 0
+    assert main(["rl", "--name", "h", "--set", "data.prompts=nowhere.jsonl", "--dry-run"]) == 2
+    assert contents(place) == before

@@ -15,7 +15,7 @@ from p3o.distributed import world
 from p3o.files import clear_leftovers
 from p3o.report import build_report
 from p3o.report.card import write_model_cards
-from p3o.stages.context import ROWS_FILE, RunContext
+from p3o.stages.context import GROWING_FILES, ROWS_FILE, RunContext
 from p3o.stages.evaluate import evaluate
 from p3o.stages.preferences import sample
 from p3o.stages.reward import reward
@@ -83,6 +83,8 @@ def run(
     elsewhere = elsewhere or {}
     # Whoever does a stage loads its models and writes its metrics.
     context.check(load_models=not elsewhere)
+    for told in folder.drop_torn_lines(GROWING_FILES):
+        progress.print(told)
     if set(chosen) - {"report"} and together.first:
         write_row_reports(folder.path / ROWS_FILE, context.inputs.reports)
     settings = config.model_dump(mode="json")

@@ -61,6 +61,37 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path / "first") == ["config.yaml", "run.json"]
 
 
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder: its bytes, and when it was written."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def earlier_run(output: Path) -> Path:
+    """The folder of a run that is complete."""
+    with create(output) as folder, folder.stage("sft"):
+        folder.metrics({"stage": "sft", "step": 0})
+        (folder.path / "sft").mkdir()
+        (folder.path / "sft" / "model.safetensors").write_text("weights")
+    return folder.path
+
+
+def test_opening_cuts_nothing_off_and_only_our_own_files_are_mended(tmp_path: Path) -> None:
+    path = earlier_run(tmp_path)
+    (path / "mine.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    (path / "samples.jsonl").write_text('{"step": 0}\n')
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "rl", "st')
+    before = contents(path)
+    folder = RunFolder.open(tmp_path, "first")
+    assert contents(path) == before
+    [told] = folder.drop_torn_lines(["metrics.jsonl", "samples.jsonl", "not_there.jsonl"])
+    assert told.startswith(f"{path}/metrics.jsonl: its last line had no end")
+    assert told.endswith("; 19 bytes cut off")
+    assert read_jsonl(path / "metrics.jsonl") == [{"stage": "sft", "step": 0}]
+    assert [name for name, file in contents(path).items() if file != before[name]] == ["metrics.jsonl"]
+
+
 def test_overwrite_removes_only_runs(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_text("x")

@@ -49,6 +49,10 @@ class FollowedFolder(RunFolder):
         """Where the first process saves a model; saving one of several processes writes nothing on the others."""
         yield self.path / name
 
+    def drop_torn_lines(self, files: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """Nothing."""
+        return []
+
     def drop_rows(self, file: str, owned: Callable[[Mapping[str, Any]], bool]) -> None:
         """Nothing."""
 

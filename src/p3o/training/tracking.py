@@ -122,8 +122,6 @@ class RunFolder:
             known = [file.parent.name for file in output.glob(f"*/{RUN_FILE}")] if output.is_dir() else []
             advice = did_you_mean(name, known) or "check --name and --output"
             raise P3OError(f"{path}: no run there (no {RUN_FILE}); {advice}")
-        for file in path.glob("*.jsonl"):  # a process that was killed may have left half a line
-            drop_torn_line(file)
         with plain_os_errors(path / RUN_FILE, "read"):
             text = (path / RUN_FILE).read_bytes()
         try:
@@ -247,6 +245,19 @@ class RunFolder:
         """
         with atomic_directory(self.path / name, replace=True) as temporary:
             yield temporary
+
+    def drop_torn_lines(self, files: Sequence[str]) -> list[str]:
+        """Cut off the last line of each of these files where it has no end: a process was killed while it wrote it.
+
+        Only for files that this package appends to: a file of the user's may well end without a line feed. Returns what was
+        done, a line for each file that was cut.
+        """
+        told = []
+        for name in files:
+            path = self.path / name
+            if path.exists() and (cut := drop_torn_line(path)):
+                told.append(f"{path}: its last line had no end, a process was killed while it wrote it; {cut} bytes cut off")
+        return told
 
     def drop_rows(self, file: str, owned: Callable[[Mapping[str, Any]], bool]) -> None:
         """Remove these rows from a JSONL file of the folder."""
