@@ -13,6 +13,10 @@ from p3o.training.tracking import RunFolder
 class FollowedFolder(RunFolder):
     """A run's folder as a process sees it that is not the first: it reads, and writes nothing."""
 
+    def begin(self) -> None:
+        """From here on the first process writes there."""
+        self.is_ready = True
+
     def __enter__(self) -> "FollowedFolder":
         return self
 
@@ -72,5 +76,7 @@ def open_together(make: Callable[[], RunFolder]) -> RunFolder:
     """
     together = world()
     folder = together.together(lambda: make() if together.first else None)
-    told = together.from_first(None if folder is None else {"path": str(folder.path), "record": folder.record})
-    return FollowedFolder(Path(told["path"]), told["record"]) if folder is None else folder
+    told = together.from_first(
+        None if folder is None else {"path": str(folder.path), "record": folder.record, "ready": folder.is_ready}
+    )
+    return FollowedFolder(Path(told["path"]), told["record"], ready=told["ready"]) if folder is None else folder
