@@ -237,6 +237,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         with plain_os_errors(path, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove(temporary)  # of a killed process that had our number, as in a container each one may
             temporary.mkdir()
             yield temporary
             # A folder cannot be renamed over a full one, so the old one steps aside first.
