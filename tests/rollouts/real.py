@@ -15,7 +15,7 @@ from p3o.rollouts.server import VLLMServer
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 ENVIRONMENT = Path(os.environ.get("P3O_VLLM_ENV") or CACHE / "p3o" / "vllm-0.32.0")
-READY = 400.0
+READY = 900.0
 """Seconds for a server to start on a busy machine."""
 
 SETTINGS = {

@@ -1,5 +1,5 @@
-"""A reward model that p3o trained behind a real vLLM server on a CPU: by every interface the scores that transformers gives, and
-the same run as in one process, though the server is killed in its middle.
+"""A reward model that p3o trained behind a real vLLM server on a CPU: by every interface the scores that transformers gives,
+and the same run as in one process, though the server is killed in its middle.
 
 ``make test-vllm`` makes the environment and runs this. What it measures is printed (``-s``) and stands in
 docs/rewards_service.md.
@@ -39,7 +39,9 @@ LONGEST = 96
 THINGS = ["a kettle", "the moon", "my old bicycle", "a letter", "the last bus", "an onion", "two chairs", "the rain"]
 PROMPTS = [f"Say something about {thing}." for thing in THINGS]
 KIND = [f"With pleasure: {thing} is worth a closer look, and I like it." for thing in THINGS]
-CURT = ["no.", "Ask somebody else.", "why", "", "no. no. no.", "later", "I will not.", "what?"]
+CURT = ["no.", "Ask somebody else.", "why", "hm", "no. no. no.", "later", "I will not.", "what?"]
+RESPONSES = KIND + CURT
+"""From the best to the worst."""
 END = "<end>"
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -50,9 +52,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``policy``, ``reward`` (trained from it), ``padded`` (the same, its padding being its end of sequence), prompts.jsonl."""
     folder = tmp_path_factory.mktemp("served")
     pairs = [
-        {"prompt": prompt, "chosen": kind, "rejected": curt}
+        {"prompt": prompt, "chosen": better, "rejected": worse}
         for prompt in PROMPTS
-        for kind, curt in zip(KIND, CURT, strict=True)
+        for better, worse in zip(RESPONSES, RESPONSES[3:], strict=False)
     ]
     write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "prompts.jsonl", [{"prompt": f"{prompt} {n}"} for prompt in PROMPTS for n in range(5)])
@@ -62,7 +64,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tiny)
     tiny.write(folder / "policy", [folder / "pairs.jsonl"])
-    training = ["--steps", "12", "--batch-size", "8", "--learning-rate", "1e-3", "--name", "made"]
+    training = ["--steps", "24", "--batch-size", "8", "--learning-rate", "1e-3", "--name", "made"]
     files = ["--model", str(folder / "policy"), "--preferences", str(folder / "pairs.jsonl")]
     assert main(["reward", *files, *training, "--output", str(folder / "runs")]) == 0
     made = folder / "runs" / "made" / "reward_model"
@@ -109,7 +111,7 @@ def asked(
     config = RewardConfig.model_validate({"service": given})
     models = Models(RunConfig(), torch.device("cpu"), adapter_seed=0)
     feedback = Feedback(config, models, trained=str, conversations=conversations or {}, references=dict)
-    return list(feedback.scorer()(PROMPTS * 2, responses or KIND + CURT))
+    return list(feedback.scorer()(PROMPTS * 2, responses or RESPONSES))
 
 
 def agree(found: Sequence[float], wanted: Sequence[float], what: str) -> None:
@@ -127,14 +129,14 @@ def tokenizer_of(work: Path) -> PreTrainedTokenizerBase:
 def test_ids_are_scored_as_by_transformers(server: RealServer, work: Path, interface: str, name: str) -> None:
     """Plain texts and conversations in one call; the classifier whose padding is its end reads the token before that."""
     talk = {PROMPTS[1]: (Message("system", "Be brief."), Message("user", THINGS[1]))}
-    rows = encode_for_reward(load_tokenizer(str(work / name)), PROMPTS * 2, KIND + CURT, conversations=talk)
+    rows = encode_for_reward(load_tokenizer(str(work / name)), PROMPTS * 2, RESPONSES, conversations=talk)
     found = asked(server, talk, interface=interface, tokenizer=str(work / name))
     agree(found, by_transformers(work / name, rows), f"{interface}, ids, {name}")
 
 
 @pytest.mark.parametrize("interface", ["classify", "pooling"])
 def test_texts_are_scored_as_by_transformers(server: RealServer, work: Path, interface: str) -> None:
-    texts = [prompt + response + END for prompt, response in zip(PROMPTS * 2, KIND + CURT, strict=True)]
+    texts = [prompt + response + END for prompt, response in zip(PROMPTS * 2, RESPONSES, strict=True)]
     wanted = by_transformers(work / "reward", tokenizer_of(work)(texts)["input_ids"])
     agree(asked(server, interface=interface, end=END), wanted, f"{interface}, texts")
 
@@ -142,7 +144,7 @@ def test_texts_are_scored_as_by_transformers(server: RealServer, work: Path, int
 @pytest.mark.parametrize("interface", ["classify", "pooling"])
 def test_conversations_are_scored_as_by_transformers(server: RealServer, work: Path, interface: str) -> None:
     talk = {prompt: (Message("user", thing),) for prompt, thing in zip(PROMPTS, THINGS, strict=True)}
-    rows = encode_for_reward(tokenizer_of(work), PROMPTS * 2, KIND + CURT, conversations=talk)
+    rows = encode_for_reward(tokenizer_of(work), PROMPTS * 2, RESPONSES, conversations=talk)
     agree(
         asked(server, talk, interface=interface), by_transformers(work / "reward", rows), f"{interface}, conversations"
     )
@@ -150,8 +152,8 @@ def test_conversations_are_scored_as_by_transformers(server: RealServer, work: P
 
 def test_pairs_are_scored_as_by_transformers(server: RealServer, work: Path) -> None:
     """vLLM reads the two texts as the tokenizer's pair, which without special tokens is one after the other."""
-    rows = encode_for_reward(tokenizer_of(work), PROMPTS * 2, KIND + CURT, conversations={})
-    assert rows == tokenizer_of(work)(PROMPTS * 2, [response + END for response in KIND + CURT])["input_ids"]
+    rows = encode_for_reward(tokenizer_of(work), PROMPTS * 2, RESPONSES, conversations={})
+    assert rows == tokenizer_of(work)(PROMPTS * 2, [response + END for response in RESPONSES])["input_ids"]
     agree(asked(server, interface="score", end=END), by_transformers(work / "reward", rows), "score, pairs")
 
 
