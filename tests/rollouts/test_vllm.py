@@ -5,6 +5,7 @@ killed in the middle.
 (``-s``) and stands in docs/scale_vllm.md.
 """
 
+import gc
 import math
 import os
 import string
@@ -193,6 +194,9 @@ def trainer(server: RealServer, tokenizer: PreTrainedTokenizerBase, tmp_path: Pa
     yield make
     for sampler in made:
         sampler.close()
+    # Two gigabytes of weights and optimiser, in cycles.
+    made.clear()
+    gc.collect()
 
 
 def steps_agree(run: OnlineTrainer, sampler: VLLMSampler, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
@@ -224,12 +228,12 @@ def test_steps_with_an_adapter(
 ) -> None:
     policy = add_adapter(load(), LoraSettings(rank=4), task="CAUSAL_LM", seed=0)
     run, sampler = trainer(policy, "lora")
-    steps_agree(run, sampler, tokenizer, 3)
+    steps_agree(run, sampler, tokenizer, 2)
 
 
 def test_steps_over_gloo(trainer: Callable[..., Run], tokenizer: PreTrainedTokenizerBase, server: RealServer) -> None:
     run, sampler = trainer(load(), "gloo")
-    steps_agree(run, sampler, tokenizer, 3)
+    steps_agree(run, sampler, tokenizer, 2)
 
 
 def test_a_server_killed_in_the_middle_and_started_again(
@@ -279,7 +283,7 @@ def test_a_server_killed_in_the_middle_and_started_again(
 
 def test_steps_by_files(trainer: Callable[..., Run], tokenizer: PreTrainedTokenizerBase, server: RealServer) -> None:
     run, sampler = trainer(load(), "disk")
-    steps_agree(run, sampler, tokenizer, 3)
+    steps_agree(run, sampler, tokenizer, 2)
 
 
 def test_stop_strings_end_responses_where_ours_would(
