@@ -84,6 +84,9 @@ def reward(mode: str, **settings: Any) -> RewardTrainer:
     return RewardTrainer(model, PAIRS, RewardTrainingConfig(**(SETTINGS | settings)), seed=3)
 
 
+LOADED = ("llama", "qwen2", "gpt2")
+"""Families: with tied weights and without, with transposed matrices."""
+
 TRAINERS: dict[str, Callable[..., Any]] = {"sft": sft, "reward": reward}
 
 
@@ -144,7 +147,7 @@ def everything(folder: Path) -> dict[str, Any]:
         found[f"{name} data from fsdp"] = gone_on(make("data"), folder / name / "fsdp")
     found["padded"] = taken(reward("fsdp", layout="padded"))
     found["layouts"] = [str(reward(mode).reward_model) for mode in MODES]
-    found["split"] = outcome(lambda: reward("fsdp", layout="split"))
+    found["split"] = outcome(lambda: str(reward("fsdp", layout="split").reward_model))
     last = reward("fsdp")
     found["is sharded"] = is_sharded(model_of(last))
     last.step()
@@ -183,9 +186,9 @@ def broken(trainer: Any) -> Any:
 
 
 def loading(folder: Path) -> dict[str, Any]:
-    """Models of all families as the stages load them, read into shards; a new head as it is drawn for a whole model."""
+    """Models as the stages load them, read into shards; a new head as it is drawn for a whole model."""
     found = {}
-    for family in FAMILIES:
+    for family in LOADED:
         models = Models(run_config(str(folder / family), "fsdp"), CPU, adapter_seed=0)
         torch.manual_seed(7)
         classifier = models.reward(str(folder / family), trained=True)
