@@ -43,6 +43,9 @@ STAGES: dict[str, Stage] = {
     "report": report,
 }
 
+TRAINING_STAGES = ("sft", "reward", "rl")
+"""That all processes do together."""
+
 
 def run(
     config: RunConfig,
@@ -55,7 +58,7 @@ def run(
 ) -> None:
     """Run these stages (all by default) in the folder.
 
-    Of several processes, all take part in the stage rl; the others are done by the first one, while the rest wait.
+    Of several processes, all take part in the stages that train; the others are done by the first one, while the rest wait.
 
     Args:
         config: of the run.
@@ -102,7 +105,7 @@ def run(
                 continue
             if stage in elsewhere:
                 elsewhere[stage](context)
-            elif stage == "rl" or together.size == 1:
+            elif stage in TRAINING_STAGES or together.size == 1:
                 STAGES[stage](context)
             else:
                 together.wait_for_first(partial(STAGES[stage], context))

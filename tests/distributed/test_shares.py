@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p3o.distributed import shares
+from p3o.distributed.shares import passes
 
 SIZES = st.lists(st.integers(1, 4000), max_size=40)
 PARTS = st.integers(1, 9)
@@ -39,3 +40,30 @@ def test_by_hand() -> None:
     assert shares([7, 7], 1) == [[0, 1]]
     assert shares([9, 1, 1, 1], 2, equal_counts=True) == [[0, 3], [1, 2]]
     assert shares([], 3) == [[], [], []]
+
+
+@given(SIZES, PARTS, st.integers(1, 5), st.booleans(), st.booleans())
+def test_passes_make_every_piece_count_once(
+    sizes: list[int], parts: int, most: int, in_step: bool, mixed: bool
+) -> None:
+    kinds = [size % 2 for size in sizes] if mixed else None
+    ranks = [passes(sizes, rank=rank, parts=parts, most=most, in_step=in_step, kinds=kinds) for rank in range(parts)]
+    assert sorted(i for rank in ranks for batch, counts in rank if counts for i in batch) == list(range(len(sizes)))
+    assert [sorted(i for batch, counts in rank if counts for i in batch) for rank in ranks] == shares(sizes, parts)
+    batches = [batch for rank in ranks for batch, _ in rank]
+    assert all(1 <= len(batch) <= most and batch == sorted(batch) for batch in batches)
+    if in_step:
+        assert len({len(rank) for rank in ranks}) == 1
+    else:
+        assert all(counts for rank in ranks for _, counts in rank)
+    if kinds is not None:
+        assert all(len({kinds[i] for i in batch}) == 1 for batch in batches)
+
+
+def test_passes_by_hand() -> None:
+    sizes = [9, 2, 2, 2, 1]
+    assert passes(sizes, rank=0, parts=1, most=2) == [([0, 1], True), ([2, 3], True), ([4], True)]
+    assert passes(sizes, rank=0, parts=2, most=2, in_step=True) == [([0], True), ([4], False)]
+    assert passes(sizes, rank=1, parts=2, most=2, in_step=True) == [([1, 2], True), ([3, 4], True)]
+    assert passes(sizes, rank=1, parts=2, most=2, kinds="xxyxy") == [([1, 3], True), ([2, 4], True)]
+    assert passes([], rank=0, parts=2, most=2, in_step=True) == []

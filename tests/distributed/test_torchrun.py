@@ -52,21 +52,31 @@ def run(folder: Path, mode: str, ranks: int, **environment: str) -> list[dict[st
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     model = FAMILIES["llama"].write(folder)
     (folder / "config.yaml").write_text(CONFIG.format(model=model, prompts=folder / "prompts.jsonl", mode=mode))
+    done = p3o(folder, "rl", ranks, **environment)
+    assert done.returncode == 0, done.stderr
+    assert ("exitcode: -9" in done.stderr) == ("KILL_AT" in environment), "a rank was killed where it was to be"
+    return rows_of(folder)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of the run."""
+    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+
+
+def p3o(folder: Path, command: str, ranks: int, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command on so many ranks, with the folder's config.yaml."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "1"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "p3o", "rl"]
-    command += ["--config", str(folder / "config.yaml"), "--output", str(folder)]
+    arguments = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "p3o", command, *more]
+    arguments += ["--config", str(folder / "config.yaml"), "--output", str(folder)]
     settings = {
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **settings, **environment}, capture_output=True, text=True, timeout=500
+    return subprocess.run(
+        arguments, cwd=ROOT, env={**os.environ, **settings, **environment}, capture_output=True, text=True, timeout=500
     )
-    assert done.returncode == 0, done.stderr
-    assert ("exitcode: -9" in done.stderr) == ("KILL_AT" in environment), "a rank was killed where it was to be"
-    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
 def assert_alike(rows: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ParallelConfig(BaseModel):
-    """How the RL stage is divided among the processes that torchrun or Ray started."""
+    """How training is divided among the processes that torchrun or Ray started."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -72,6 +72,16 @@ class World:
                 dist.barrier(group=self.patient)
         self.together(lambda: _raise(error))
 
+    def done_by_first(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives in the first process, alone while the others wait: a tree of plain values, everywhere.
+
+        Raises:
+            P3OError: everywhere, if it fails there.
+        """
+        found: list[Any] = []
+        self.wait_for_first(lambda: found.append(work()))
+        return self.from_first(found[0] if found else None)
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
         if self.size > 1:

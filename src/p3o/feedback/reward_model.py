@@ -22,15 +22,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from p3o.distributed.sharding import is_sharded
 from p3o.errors import P3OError
 from p3o.feedback.conversations import Conversations, render_conversation
 from p3o.models.adapters import plain_model
 from p3o.models.heads import HEADS
 from p3o.models.language import accepted
-from p3o.models.layouts import LAYOUTS, Layout, LayoutName
+from p3o.models.layouts import LAYOUTS, Layout, LayoutName, device_of
 from p3o.models.loading import adapter_task, is_adapter, load_pretrained
 from p3o.models.probe import LayoutChoice, Subject, Verdict, first_right
 from p3o.models.scores import group_scores, part_read, score_head, shared_part
+from p3o.models.selection import full_precision
 from p3o.models.tokens import GroupTokens, encode_prompts, encode_responses, end_id, pad_right
 
 Form = Literal["text", "pair"]
@@ -126,6 +128,18 @@ class RewardModel:
         """
         return encode_for_reward(self.tokenizer, prompts, responses, conversations=self.conversations, form=self.form)
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str, str]]) -> list[list[list[int]]]:
+        """The two rows of each (prompt, chosen, rejected).
+
+        Raises:
+            P3OError: as ``encode``, or if a row is longer than the model can read.
+        """
+        prompts = [prompt for prompt, _, _ in pairs]
+        rows = self.encode([*prompts, *prompts], [chosen for _, chosen, _ in pairs] + [worse for _, _, worse in pairs])
+        if rows:
+            self._check_lengths(rows)
+        return [list(pair) for pair in zip(rows[: len(pairs)], rows[len(pairs) :], strict=True)]
+
     def forward(self, rows: Sequence[list[int]]) -> Float[Tensor, " row"]:
         """Scores of encoded rows, with their graph.
 
@@ -133,13 +147,13 @@ class RewardModel:
             P3OError: if a row is longer than the model can read.
         """
         self._check_lengths(rows)
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         tokens, mask = pad_right(rows, self.fill)
         settings = accepted(self.model, {"use_cache": False})
         scores: Tensor = self.model(
             input_ids=tokens.to(device), attention_mask=mask.long().to(device), **settings
         ).logits
-        return scores.squeeze(-1).float()
+        return full_precision(scores.squeeze(-1))
 
     def forward_groups(self, groups: Sequence[Sequence[list[int]]]) -> Float[Tensor, " row"]:
         """Scores of the encoded rows of each prompt, group by group, with their graph; what a group shares is read once.
@@ -164,6 +178,11 @@ class RewardModel:
             order += [numbers[i] for i in chosen]
         return torch.cat(parts)[torch.cat(order).argsort().to(parts[0].device)]
 
+    def reads_together(self, group: Sequence[list[int]]) -> bool:
+        """Whether ``forward_groups`` reads the rows of this group together; groups that are alike in this take one forward pass
+        for all, where the layout is not split."""
+        return self.layout is not None and shared_part(group, fill=self.fill) is not None
+
     @property
     def layout(self) -> Layout | None:
         """How rows that share a prompt are laid out; None: each by itself, through the model's own forward."""
@@ -179,8 +198,15 @@ class RewardModel:
         if self.choice == "padded":
             return {}
         wanted: list[LayoutName] = [name for name in LAYOUTS if name != "padded" and self.choice in ("auto", name)]
-        verdict: Verdict | dict[LayoutName, str] = dict.fromkeys(wanted, "the model has no head of a known name")
-        if score_head(self.model) is not None:
+        refused: dict[LayoutName, str] = {}
+        if is_sharded(self.model) and "split" in wanted:
+            # One forward or two, as the responses are: ranks could fall out of step.
+            wanted.remove("split")
+            refused["split"] = "processes that share weights must make the same number of passes"
+        verdict: Verdict | dict[LayoutName, str] = refused | dict.fromkeys(
+            wanted, "the model has no head of a known name"
+        )
+        if score_head(self.model) is not None and wanted:
 
             def rows(group: GroupTokens) -> list[list[int]]:
                 return [group.prompt + response for response in group.responses]
@@ -195,6 +221,8 @@ class RewardModel:
 
             subject = Subject(self.model, plain, laid_out, off="scores are {:.2g} off")
             verdict = first_right(subject, wanted, responses=3, context=None, ending=[self.fill])
+            if isinstance(verdict, dict):
+                verdict = verdict | refused
         if self.choice != "auto" and not isinstance(verdict, Verdict):
             raise P3OError(
                 f"layout {self.choice}: wrong for this reward model ({verdict[self.choice]}); use layout auto"

@@ -15,7 +15,7 @@ from p3o.models.adapters import plain_model
 from p3o.models.heads import HEADS
 from p3o.models.layouts import Layout
 from p3o.models.packing import continuations
-from p3o.models.selection import Call
+from p3o.models.selection import Call, full_precision
 from p3o.models.tokens import GroupTokens
 
 
@@ -69,4 +69,4 @@ def _selected_scores(head: nn.Module, call: Call) -> Float[Tensor, " selected"]:
         call.run()
     finally:
         handle.remove()
-    return seen[0].squeeze(-1).float()
+    return full_precision(seen[0].squeeze(-1))

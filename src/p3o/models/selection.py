@@ -135,7 +135,7 @@ def output_embeddings(model: nn.Module) -> nn.Module | None:
     return None if get is None else get()
 
 
-def full_precision(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+def full_precision(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """In float32 at least: a softmax over the vocabulary in half precision loses what ratios are made of."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 

@@ -9,8 +9,9 @@ otherwise than the model does (transformers converts some on loading) cannot be 
 None, and it is loaded whole and sharded afterwards.
 """
 
+import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,43 @@ from transformers.utils import cached_file
 
 from p3o.distributed.sharding import local, rows_here
 from p3o.errors import P3OError, first_line
+from p3o.models.hub_names import refuse_unknown
 from p3o.models.loading import is_adapter, refuse_pickled_weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def empty_model(
-    auto_class: Any, path: str, *, what: str, dtype: torch.dtype, trust_remote_code: bool = False
+    auto_class: Any,
+    path: str,
+    *,
+    what: str,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    new: Collection[str] = (),
+    **settings: Any,
 ) -> nn.Module | None:
     """The model of this folder or hub name in evaluation mode, its parameters on the meta device; None if its files do not hold
     its weights one by one under their own names, or it is an adapter.
+
+    Args:
+        auto_class: one of transformers' ``AutoModel…`` classes.
+        path: folder or hub name.
+        what: how an error names it.
+        dtype: of the weights.
+        trust_remote_code: whether Python code in the model's repository may run.
+        new: top-level modules that the files may lack (``start_values``).
+        **settings: of the configuration, that differ from the saved ones.
 
     Raises:
         P3OError: if there is no such model.
     """
     if is_adapter(path):
         return None
+    refuse_unknown(path, what)
     refuse_pickled_weights(path, what)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **settings)
         with parameters_on_meta():
             model: nn.Module = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -54,33 +73,69 @@ def empty_model(
             shapes[name] = tuple(opened.get_slice(name).get_shape())
     prefix = str(getattr(model, "base_model_prefix", ""))
     for name, parameter in model.named_parameters():
-        if shapes.get(_in_file(name, prefix, files) or "") != tuple(parameter.shape):
+        known = _in_file(name, prefix, files)
+        if known is None and name.split(".")[0] in new:
+            continue
+        if shapes.get(known or "") != tuple(parameter.shape):
             return None
     return model.eval()
 
 
-def fill(model: nn.Module, path: str, *, what: str, device: torch.device, prefix: str | None = None) -> None:
+def start_values(model: nn.Module, path: str, *, what: str, new: Collection[str]) -> dict[str, Tensor]:
+    """Of those of these top-level modules that the files lack: whole weights by name, drawn as transformers draws them when it
+    loads the model, from torch's global generator.
+
+    Args:
+        model: of ``empty_model``, not sharded yet.
+        path: folder or hub name.
+        what: how an error names it.
+        new: names of modules.
+    """
+    files, prefix = weight_files(path, what), str(getattr(model, "base_model_prefix", ""))
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_children():
+        if name in new and any(
+            _in_file(f"{name}.{key}", prefix, files) is None for key, _ in module.named_parameters()
+        ):
+            fresh = copy.deepcopy(module).to_empty(device="cpu")
+            fresh.apply(model._init_weights)  # type: ignore[arg-type]  # noqa: SLF001 transformers has no public name for it
+            found |= {f"{name}.{key}": value.detach() for key, value in fresh.named_parameters()}
+    return found
+
+
+def fill(
+    model: nn.Module,
+    path: str,
+    *,
+    what: str,
+    device: torch.device,
+    prefix: str | None = None,
+    start: Mapping[str, Tensor] | None = None,
+) -> None:
     """Read this rank's rows of every parameter.
 
     Args:
-        model: of ``empty_model``, sharded since; parameters that its files do not name are left undefined.
+        model: of ``empty_model``, sharded since.
         path: folder or hub name.
         what: how an error names it.
         device: where the shards go.
-        prefix: of the model's own names, where it stands inside of a larger module.
+        prefix: of the model's own names, where it stands inside of a larger module; what is outside is left undefined.
+        start: whole weights that the files lack (``start_values``).
     """
-    files = weight_files(path, what)
+    files, start = weight_files(path, what), start or {}
     inner = model if prefix is None else model.get_submodule(prefix)
     base = str(getattr(inner, "base_model_prefix", ""))
     materialise(model, device)
     with torch.no_grad():
         for name, parameter in inner.named_parameters():
+            first, last = rows_here(parameter) if isinstance(parameter, DTensor) else (0, parameter.shape[0])
+            if name in start:
+                local(parameter).copy_(start[name][first:last])
+                continue
             known = _in_file(name, base, files)
             assert known is not None, name  # empty_model has looked
             with safe_open(files[known], framework="pt") as opened:
-                saved = opened.get_slice(known)
-                start, stop = rows_here(parameter) if isinstance(parameter, DTensor) else (0, parameter.shape[0])
-                local(parameter).copy_(saved[start:stop])
+                local(parameter).copy_(opened.get_slice(known)[first:last])
 
 
 def copy_shards(target: nn.Module, source: nn.Module) -> None:

@@ -91,6 +91,14 @@ class RunContext:
         return models
 
     @property
+    def processes(self) -> str:
+        """How many processes train, and what they share, in words."""
+        size = world().size
+        if size == 1:
+            return "one process" + (", nothing is sharded" if self.config.parallel.mode == "fsdp" else "")
+        return f"{size} processes, {'sharded' if self.models.is_sharding else 'each with the whole models'}"
+
+    @property
     def feedback(self) -> Feedback:
         """Builds what scores or compares responses."""
         return Feedback(

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from p3o.config import RefitConfig
+from p3o.distributed import world
+from p3o.distributed.sharding import gathered
 from p3o.feedback.reward_model import RewardModel
 from p3o.files import read_jsonl, write_jsonl
 from p3o.inputs import Pair
@@ -45,11 +47,15 @@ class Refits:
         return self._load(number) if number > 0 else None
 
     def refit(self, step: int, policy: nn.Module) -> RewardModel:
-        """Sample, label, train anew from the SFT model on all labels; the result is saved whole before it is used."""
+        """Sample, label, train anew from the SFT model on all labels; the result is saved whole before it is used.
+
+        Of several processes the first samples and has labelled, and all train.
+        """
         run, number = self.run, step // self.config.every
-        new = self._label(policy, number)
+        with gathered(policy):
+            new = Labelled(*world().done_by_first(lambda: list(self._label(policy, number))))
         before = self._pairs(number - 1)
-        pairs = before + new.preferences
+        pairs: list[Pair] = [*before, *((prompt, better, worse) for prompt, better, worse in new.preferences)]
         # The seeds of the first reward model: what changes is the data.
         torch.manual_seed(run.seed("reward head"))
         config = run.config.reward.train
@@ -61,7 +67,8 @@ class Refits:
         row = {"stage": "refit", "run": self.name, "step": step, "pairs": len(pairs), "new": len(new.preferences)}
         run.folder.metrics(row | {"ties": new.ties, "unlabelled": new.unlabelled})
         with run.folder.directory(f"{REFITS}/{self.name}/{number}") as folder:
-            write_jsonl(folder / PREFERENCES_FILE, [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in pairs])
+            if world().first:
+                write_jsonl(folder / PREFERENCES_FILE, [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in pairs])
             run.models.save(reward_model.model, run.tokenizer, folder / REWARD_FOLDER)
         return reward_model
 

@@ -8,6 +8,7 @@ import torch
 
 from p3o.data.embedded import task
 from p3o.data.holding_out import held_out_prompts, lot_of
+from p3o.distributed import world
 from p3o.errors import P3OError
 from p3o.evaluation.winrate import head_to_head_by_prompt
 from p3o.feedback.reward_model import RewardModel
@@ -31,7 +32,7 @@ def reward(run: RunContext) -> None:
         model = run.models.reward(run.sft_folder, trained=True)
         config = reward.train
         reward_model = RewardModel(model, run.tokenizer, layout=config.layout)
-        run.progress.print(str(reward_model))
+        run.progress.print(f"{reward_model}; {run.processes}")
         held, rows = hold_out(run, pairs)
         trainer = RewardTrainer(reward_model, rows, config, seed=run.seed("reward"))
         with run.progress.stage("reward", total=trainer.total) as advance:
@@ -136,7 +137,7 @@ def gold_accuracies(run: RunContext, reward_model: RewardModel) -> dict[str, int
     if run.config.embedded is None or run.inputs.gold is None:
         return {}
     heldout = run.inputs.heldout_prompts
-    sampled = sample_pairs(run, heldout, seed=run.seed("reward test"))
+    sampled = world().done_by_first(lambda: sample_pairs(run, heldout, seed=run.seed("reward test")))
     gold_a, gold_b = (run.inputs.gold([p[0] for p in sampled], [p[i] for p in sampled]) for i in (1, 2))
     ordered = [
         (x, a, b) if left > right else (x, b, a)

@@ -7,7 +7,6 @@ from torch import nn
 
 from p3o.algorithms import Algorithm, make_algorithm
 from p3o.distributed import world
-from p3o.distributed.sharding import gathered
 from p3o.evaluation.policy import Evaluator
 from p3o.feedback.reward_model import RewardModel
 from p3o.feedback.simulated import prompt_offsets
@@ -67,7 +66,7 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
         sampler=sampler,
     )
     trainer.rollouts.notice = lambda text: run.warn(f"rl {name}, {text}")
-    run.progress.print(f"rl {name}: {trainer.layouts}; {describe_processes(run)}")
+    run.progress.print(f"rl {name}: {trainer.layouts}; {run.processes}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference)
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
@@ -119,7 +118,7 @@ def learners(run: RunContext, algorithm: Algorithm) -> tuple[nn.Module, nn.Modul
     """The policy, the reference as it was handed over, and a critic if the algorithm needs one; sharded if they shall be."""
     trained = run.config.reward.is_trained
     valued = run.required("reward_model", "p3o reward") if trained and algorithm.needs_critic else run.sft_folder
-    if is_fsdp(run):
+    if run.models.is_sharding:
         policy, reference = run.models.sharded(run.sft_folder)
         return policy, reference, run.models.sharded_critic(valued) if algorithm.needs_critic else None
     policy = run.models.policy(run.sft_folder)
@@ -130,25 +129,12 @@ def learners(run: RunContext, algorithm: Algorithm) -> tuple[nn.Module, nn.Modul
     return policy, reference, critic
 
 
-def is_fsdp(run: RunContext) -> bool:
-    """Whether parameters are to be sharded; with one process there is nobody to share with."""
-    return run.config.parallel.mode == "fsdp" and world().size > 1
-
-
-def describe_processes(run: RunContext) -> str:
-    """How many processes train, and what they share."""
-    size = world().size
-    if size == 1:
-        return "one process" + (", nothing is sharded" if run.config.parallel.mode == "fsdp" else "")
-    return f"{size} processes, {'sharded' if is_fsdp(run) else 'each with the whole models'}"
-
-
 def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
-    """A refit of the reward model: of several processes the first makes it, and the others read it."""
-    if world().size == 1:
-        return refits.refit(step, policy)
-    with gathered(policy):
-        world().wait_for_first(lambda: refits.refit(step, policy))
+    """A refit of the reward model: what is sharded for training is read again, whole, to score with."""
+    fresh = refits.refit(step, policy)
+    if not refits.run.models.is_sharding:
+        return fresh
+    world().barrier()
     return refits.at(step)
 
 

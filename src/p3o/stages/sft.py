@@ -18,6 +18,7 @@ def sft(run: RunContext) -> None:
         fill = pad_id(run.tokenizer)
         rows = run.encode(run.inputs.demonstrations)
         trainer = SFTTrainer(model, rows, config, fill=fill, seed=run.seed("sft"))
+        run.progress.print(f"sft: {run.processes}")
         heldout = run.encode(run.inputs.heldout_demonstrations)
 
         def hold_out_loss(step: int) -> None:

@@ -1,4 +1,8 @@
-"""Stage 1: supervised fine-tuning. Maximum likelihood of the demonstrations, loss on response tokens only."""
+"""Stage 1: supervised fine-tuning. Maximum likelihood of the demonstrations, loss on response tokens only.
+
+Several processes draw the same batches; each makes the passes over its share of a batch, whole rows balanced by tokens, and
+gradients and losses are summed.
+"""
 
 from collections.abc import Sequence
 
@@ -7,6 +11,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from p3o.distributed.sharding import is_sharded
+from p3o.distributed.shares import passes
+from p3o.distributed.world import world
 from p3o.models.layouts import Layout, Padded
 from p3o.models.probe import choose_layout
 from p3o.models.tokens import GroupTokens
@@ -23,7 +30,7 @@ class SFTConfig(OptimiserConfig):
 
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW.")
     steps: int | None = Field(None, gt=0, description="Updates; null: as many as one pass over the data takes.")
-    batch_size: int = Field(32, gt=0, description="Demonstrations per update.")
+    batch_size: int = Field(32, gt=0, description="Demonstrations per update, of all processes together.")
     micro_batch_size: int = Field(32, gt=0, description="Demonstrations per forward pass.")
     evaluate_every: int | None = Field(None, gt=0, description="Steps between held-out losses; null: at the end only.")
 
@@ -79,15 +86,16 @@ class SFTTrainer:
     def step(self) -> dict[str, int | float]:
         """One update. Returns {"loss": nats per completion token}, or that it was skipped."""
         batch = [self.rows[i] for i in self.order.next().tolist()]
-        completion_tokens = sum(len(completion) for _, completion in batch)
-        size, total = self.config.micro_batch_size, 0.0
-        for start in range(0, len(batch), size):
-            rows = batch[start : start + size]
+        completion_tokens, own = sum(len(completion) for _, completion in batch), 0.0
+        for rows, counts in own_passes(self.model, batch, self.config.micro_batch_size):
             logprobs = completion_logprobs(self.model, rows, fill=self.fill, layout=self.layout)
             # Every completion token of the batch weighs the same, however the rows are split.
             loss = -logprobs.sum() / completion_tokens
+            if not counts:
+                loss = loss * 0.0
             loss.backward()
-            total += loss.item()
+            own += loss.item()
+        (total,) = world().totals(own)
         learned = self.optimisation.update(lambda: f" in step {self.done + 1} (loss {total})")
         self.optimisation.advance_schedule()
         self.done += 1
@@ -112,9 +120,22 @@ class SFTTrainer:
 def completion_loss(
     model: nn.Module, rows: Sequence[EncodedPair], *, fill: int, batch_size: int, layout: Layout | None = None
 ) -> float:
-    """Mean negative log-likelihood of these completions, in nats per token; arguments as of ``completion_logprobs``."""
-    total = 0.0
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        total -= completion_logprobs(model, batch, fill=fill, layout=layout).sum().item()
+    """Mean negative log-likelihood of these completions, in nats per token; arguments as of ``completion_logprobs``.
+
+    Each process makes its share of the passes, and all get the mean over all rows.
+    """
+    own = 0.0
+    for batch, counts in own_passes(model, rows, batch_size):
+        logprobs = completion_logprobs(model, batch, fill=fill, layout=layout)
+        if counts:
+            own -= logprobs.sum().item()
+    (total,) = world().totals(own)
     return total / sum(len(completion) for _, completion in rows)
+
+
+def own_passes(model: nn.Module, rows: Sequence[EncodedPair], most: int) -> list[tuple[list[EncodedPair], bool]]:
+    """The rows of each of this process's passes, ``most`` at a time, and whether the pass counts (``shares.passes``)."""
+    together = world()
+    sizes = [len(prompt) + len(completion) for prompt, completion in rows]
+    dealt = passes(sizes, rank=together.rank, parts=together.size, most=most, in_step=is_sharded(model))
+    return [([rows[i] for i in chosen], counts) for chosen, counts in dealt]
