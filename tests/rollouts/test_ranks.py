@@ -23,8 +23,12 @@ from tests.rollouts.fake import FakeVLLM
 from p3o.files import read_jsonl, write_jsonl
 
 TOLERANCE = 1e-9
-OF_THE_CLOCK = {"push_seconds", "rollout_seconds"}
+OF_THE_CLOCK = {"push_seconds", "rollout_seconds", "probe_difference"}
+"""Sampling ahead, the last one, too: a push is told of by the step in which it was over."""
 OF_A_DEATH = {"asked_again", "servers_lost", "servers_rejoined", "wrong_version", "busy", "broken"}
+
+OF_A_START = {"policy_version", "servers"}
+"""One push more than without the interruption; and servers are at work only when there is something to sample."""
 
 Found = dict[str, Any]
 
@@ -97,17 +101,33 @@ def urls(fakes: list[FakeVLLM]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path, urls: list[str]) -> Found:
-    """What one process finds, and the checkpoints that two go on from."""
-    found: Found = {}
+def dead() -> list[str]:
+    return [f"http://127.0.0.1:{free_port()}"]
+
+
+@pytest.fixture(scope="module")
+def brief_one(folder: Path, urls: list[str]) -> Found:
+    """What one process finds."""
     with served.served(urls, folder) as runs:
-        found["gloo"] = learner.taken(runs(), 2)
+        return {"gloo": learner.taken(runs(), 2), "ahead 1": learner.taken(runs(max_staleness=1, steps=4), 4)}
+
+
+@pytest.fixture(scope="module")
+def brief(folder: Path, urls: list[str], dead: list[str]) -> list[Found]:
+    """What two ranks found."""
+    return checked(on_ranks(served.briefly, folder, folder, urls, dead))
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path, urls: list[str], brief_one: Found) -> Found:
+    """All that one process finds, and the checkpoints that two go on from."""
+    found = dict(brief_one)
+    with served.served(urls, folder) as runs:
         first = runs()
         first.step()
         learner.saved(first, folder / "one")
         found["saved"] = learner.taken(first, 1)
-        for lag in (1, 2):
-            found[f"ahead {lag}"] = learner.taken(runs(max_staleness=lag, steps=4), 4)
+        found["ahead 2"] = learner.taken(runs(max_staleness=2, steps=4), 4)
         found["arrival"] = learner.taken(runs(max_staleness=1, steps=3, stale_ratio="arrival"), 3)
         early = runs(max_staleness=1, steps=3)
         early.step()
@@ -120,12 +140,17 @@ def one(folder: Path, urls: list[str]) -> Found:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path, fakes: list[FakeVLLM], urls: list[str], config: Path, one: Found) -> list[Found]:
-    """What two ranks found; the checkpoints of ``one`` are there before they start."""
+def ranks(
+    folder: Path, fakes: list[FakeVLLM], urls: list[str], dead: list[str], config: Path, one: Found, brief: list[Found]
+) -> list[Found]:
+    """All that two ranks found; the checkpoints of ``one`` are there before they start."""
     assert one
-    dead = [f"http://127.0.0.1:{free_port()}"]
     mortal, again, base = ([fake.url] for fake in fakes[2:])
-    found = on_ranks(served.everything, folder, folder, urls, base, mortal, again, dead, str(config))
+    found = checked(on_ranks(served.everything, folder, folder, urls, base, mortal, again, dead, str(config)))
+    return [earlier | more for earlier, more in zip(brief, found, strict=True)]
+
+
+def checked(found: list[Any]) -> list[Found]:
     for rank in found:
         assert isinstance(rank, dict), rank
     return found
@@ -137,49 +162,78 @@ def assert_same(got: Found, expected: Found, ignored: set[str] = OF_THE_CLOCK) -
         assert row.keys() - ignored == right.keys() - ignored
         for name in row.keys() - ignored - {"explained_variance"}:
             assert row[name] == pytest.approx(right[name], rel=TOLERANCE, abs=TOLERANCE), name
-    apart = (torch.tensor(got["weights"]).double() - torch.tensor(expected["weights"]).double()).abs()
-    assert float(apart.max()) <= TOLERANCE
+    assert distance(got["weights"], expected["weights"]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("weights", ["gloo", "disk"])
+def distance(a: list[float], b: list[float]) -> float:
+    """The largest difference."""
+    return float((torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs().max())
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_two_ranks_take_the_steps_of_one_process(ranks: list[Found], one: Found, mode: str, weights: str) -> None:
-    for rank in ranks:
-        found = rank[f"{mode} {weights}"]
-        assert_same(found, one["gloo"])
+def test_two_ranks_take_the_steps_of_one_process(brief: list[Found], brief_one: Found, mode: str) -> None:
+    for rank in brief:
+        found = rank[f"{mode} gloo"]
+        assert_same(found, brief_one["gloo"])
         for step, row in enumerate(found["rows"], start=1):
             assert (row["policy_version"], row["servers"]) == (step, 2)
             assert row["probe_difference"] < 1e-5
             assert row["mismatch_max"] < 1e-6
-    start = torch.tensor(learner.weights(learner.language_model().double()))
-    assert (torch.tensor(one["gloo"]["weights"]) - start).abs().max() > 1e-3, "it learned something"
+    start = learner.weights(learner.language_model().double())
+    assert distance(brief_one["gloo"]["weights"], start) > 1e-3, "it learned something"
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_sampling_ahead_gives_the_numbers_of_one_process(brief: list[Found], brief_one: Found, mode: str) -> None:
+    for rank in brief:
+        late_by(1, rank[f"{mode} ahead 1"], brief_one["ahead 1"])
+    assert distance(brief_one["ahead 1"]["weights"], brief_one["gloo"]["weights"]) > 1e-3
+
+
+def late_by(lag: int, found: Found, expected: Found) -> None:
+    assert [row.get("staleness", 0) for row in found["rows"]] == [min(lag, step) for step in range(4)]
+    assert max(row["mismatch_max"] for row in found["rows"]) < 1e-6, "log π_old is of the version that sampled"
+    assert found["rows"][-1]["moved_since_sampling"] > 1e-5
+    assert_same(found, expected)
+
+
+def test_when_no_server_is_left_all_ranks_say_so(brief: list[Found]) -> None:
+    for way in ("no server", "no server ahead"):
+        assert brief[0][way].startswith("P3OError: rl.rollout.urls: no server is left after 0 s (http://127.0.0.1:")
+        assert brief[1][way].startswith("P3OError: process 0: rl.rollout.urls: no server is left after 0 s (http")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_by_files_make_the_same_steps(ranks: list[Found], one: Found, mode: str) -> None:
+    for rank in ranks:
+        assert_same(rank[f"{mode} disk"], one["gloo"])
+    assert ranks[0][f"{mode} left behind"] == [], "files are removed at the end"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_an_adapter_goes_alone_or_merged(ranks: list[Found], one: Found, mode: str) -> None:
     for rank in ranks:
         assert_same(rank[f"{mode} merged"], one["lora"])
-        assert_same(rank[f"{mode} lora"], one["lora"], {*OF_THE_CLOCK, "servers"})
+        assert_same(rank[f"{mode} lora"], one["lora"], {"servers"} | OF_THE_CLOCK)
 
 
-@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_sampling_ahead_gives_the_numbers_of_one_process(ranks: list[Found], one: Found, mode: str, lag: int) -> None:
+def test_two_steps_ahead_there_are_two_versions_under_way(ranks: list[Found], one: Found, mode: str) -> None:
     for rank in ranks:
-        found = rank[f"{mode} ahead {lag}"]
-        assert [row.get("staleness", 0) for row in found["rows"]] == [min(lag, step) for step in range(4)]
-        assert max(row["mismatch_max"] for row in found["rows"]) < 1e-6, "log π_old is of the version that sampled"
-        assert found["rows"][-1]["moved_since_sampling"] > 1e-5
-        assert_same(found, one[f"ahead {lag}"])
-    assert one["ahead 1"] != one["ahead 2"]
+        late_by(2, rank[f"{mode} ahead 2"], one["ahead 2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_the_ratio_to_the_policy_of_the_step_needs_no_past(ranks: list[Found], one: Found, mode: str) -> None:
     for rank in ranks:
         assert_same(rank[f"{mode} arrival"], one["arrival"])
 
 
+@pytest.mark.slow
 def test_learners_that_sample_by_themselves_can_do_so_ahead(ranks: list[Found], one: Found) -> None:
     for rank in ranks:
         assert_same(rank["by themselves ahead"], one["by itself ahead"])
@@ -188,24 +242,26 @@ def test_learners_that_sample_by_themselves_can_do_so_ahead(ranks: list[Found], 
         )
 
 
+@pytest.mark.slow
 def test_ranks_end_with_the_same_bytes(ranks: list[Found]) -> None:
     for name in ranks[0]:
-        if not name.startswith(("no ", "command")):
+        if not name.startswith(("no ", "command")) and not name.endswith("left behind"):
             assert ranks[0][name] == ranks[1][name], name
 
 
 # Checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["", "ahead "])
 def test_one_process_saves_and_two_go_on(ranks: list[Found], one: Found, way: str) -> None:
-    """Its weights are pushed as the second version again; one more than without the interruption."""
     for rank in ranks:
         for mode in MODES:
             assert_same(rank[f"{mode} {way}saved"], one[f"{way}saved"])
-            assert_same(rank[f"{mode} {way}from one"], one[f"{way}saved"], {*OF_THE_CLOCK, "policy_version"})
+            assert_same(rank[f"{mode} {way}from one"], one[f"{way}saved"], OF_THE_CLOCK | OF_A_START)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["", " ahead"])
 @pytest.mark.parametrize("mode", MODES)
 def test_two_save_and_one_process_goes_on(
@@ -215,29 +271,25 @@ def test_two_save_and_one_process_goes_on(
     with served.served(urls, folder) as runs:
         run = runs(max_staleness=1, steps=3) if way else runs()
         found = learner.gone_on(run, folder / f"{mode}{way}", 2 if way else 1)
-    assert_same(found, one[f"{way} saved".strip()], {*OF_THE_CLOCK, "policy_version"})
+    assert_same(found, one[f"{way} saved".strip()], OF_THE_CLOCK | OF_A_START)
 
 
 # Servers and files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "undisturbed"), [("killed", "gloo"), ("killed ahead", "ahead 1")])
 def test_a_server_killed_in_the_middle_and_back_loses_nothing(
     ranks: list[Found], one: Found, way: str, undisturbed: str
 ) -> None:
     """It gets the version that the batch is of from the first process alone, while the others wait or train."""
     for rank in ranks:
-        assert_same(rank[way], one[undisturbed], {*OF_THE_CLOCK, *OF_A_DEATH, "servers"})
+        assert_same(rank[way], one[undisturbed], {"servers"} | OF_THE_CLOCK | OF_A_DEATH)
         assert sum(row.get("servers_rejoined", 0) for row in rank[way]["rows"]) == 1
         assert max(row["mismatch_max"] for row in rank[way]["rows"]) < 1e-6
 
 
-def test_when_no_server_is_left_all_ranks_say_so(ranks: list[Found]) -> None:
-    for way in ("no server", "no server ahead"):
-        assert ranks[0][way].startswith("P3OError: rl.rollout.urls: no server is left after 0 s (http://127.0.0.1:")
-        assert ranks[1][way].startswith("P3OError: process 0: rl.rollout.urls: no server is left after 0 s (http")
-
-
+@pytest.mark.slow
 def test_a_failure_in_the_middle_of_the_gathering_leaves_nobody_waiting(ranks: list[Found]) -> None:
     assert ranks[0]["no room"] == "P3OError: no room is left"
     assert ranks[1]["no room"] == "P3OError: process 0: no room is left"
@@ -245,12 +297,11 @@ def test_a_failure_in_the_middle_of_the_gathering_leaves_nobody_waiting(ranks: l
         assert rank["no adapter"].startswith("P3OError: rl.rollout.weights: lora sends the adapter alone")
 
 
-def test_what_was_written_for_servers_is_removed(ranks: list[Found]) -> None:
-    assert [ranks[0][f"{mode} left behind"] for mode in MODES] == [[], []]
-
-
+@pytest.mark.slow
 def test_the_command_does_it_on_all_ranks(ranks: list[Found], folder: Path) -> None:
-    assert [rank["command"] for rank in ranks] == [[0, ""], [0, ""]]
+    assert [rank["command"][0] for rank in ranks] == [0, 0]
+    assert "2 processes, sharded" in ranks[0]["command"][1]
+    assert ranks[1]["command"][1] == "", "the first one talks to the user"
     rows = [row for row in read_jsonl(folder / "command/metrics.jsonl") if row["stage"] == "rl"]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["policy_version"] for row in rows] == [1, 2, 2]
@@ -259,7 +310,7 @@ def test_the_command_does_it_on_all_ranks(ranks: list[Found], folder: Path) -> N
     assert not (folder / "command/rollouts").exists()
     for rank, told in enumerate(found["command without"] for found in ranks):
         assert told[0] == 2
-        (line,) = told[1].splitlines()
+        *_, line = told[1].splitlines()
         assert line.startswith(f"error: {'process 0: ' if rank else ''}rl.rollout.urls: no server is left after 0 s")
 
 
