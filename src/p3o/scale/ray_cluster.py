@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ ON_LOOPBACK = {
     # Ray's name for "take 127.0.0.1 as the address of this host": all servers then listen there alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
+    # Gloo would take the address that this host's name stands for.
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Weights and data go through torch.distributed and files; Ray's store holds our settings."""
@@ -77,7 +80,7 @@ def cluster(engine: EngineConfig, *, timeout: float = 60.0) -> Iterator[Any]:
     else:
         given = {"address": engine.address}
         settings = QUIET
-    with _environment(settings | {START_SECONDS: f"{engine.start_seconds:g}"}):
+    with _environment(settings | {START_SECONDS: f"{engine.room_seconds:g}"}):
         try:
             ray = _connect(engine, given, timeout)
             try:
