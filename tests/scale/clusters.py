@@ -170,11 +170,11 @@ class Cluster:
 @contextmanager
 def started(cpus: int) -> Iterator[Cluster]:
     """A cluster whose head has so many CPUs, for the time of the block; its files are in a folder of its own, and removed."""
-    # Sockets have paths of at most 107 characters: not in pytest's folder.
-    with tempfile.TemporaryDirectory(prefix="p3o-ray-", ignore_cleanup_errors=True) as session:
+    # Sockets have paths of at most 107 characters: not in pytest's folder. Ray opens its folder to everybody: one within ours.
+    with tempfile.TemporaryDirectory(prefix="p3o-ray-", ignore_cleanup_errors=True) as private:
         cluster = Cluster()
         try:
-            cluster.begin(Path(session), cpus)
+            cluster.begin(Path(private) / "ray", cpus)
             yield cluster
         finally:
             cluster.stop()

@@ -117,9 +117,9 @@ def ray_cluster(hosts: tuple[Host, Host], folder: Path, **switches: str) -> Iter
             over.wait(2)
 
     head_options = ["--head", "--port", str(PORT), "--node-ip-address", head.address, "--include-dashboard", "false"]
-    # Sockets have paths of at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="p3o-ray-", ignore_cleanup_errors=True) as session:
-        running.append(head.start([*ray, *head_options, "--temp-dir", session], env, folder / "head.log"))
+    # Sockets have paths of at most 107 characters. Ray opens its folder to everybody: one within ours.
+    with tempfile.TemporaryDirectory(prefix="p3o-ray-", ignore_cleanup_errors=True) as private:
+        running.append(head.start([*ray, *head_options, "--temp-dir", f"{private}/ray"], env, folder / "head.log"))
         keeper = threading.Thread(target=keep_node)
         keeper.start()
         try:

@@ -70,7 +70,8 @@ def cluster(engine: EngineConfig, *, timeout: float = 60.0) -> Iterator[Any]:
         folder = Path(tempfile.mkdtemp(prefix="p3o-ray-"))
         given: dict[str, Any] = {
             "num_cpus": max(os.cpu_count() or 1, -int(-engine.workers * engine.cpus_per_worker // 1)),
-            "_temp_dir": str(folder),
+            # Ray opens its folder to everybody, so it lies in one that is not.
+            "_temp_dir": str(folder / "ray"),
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
