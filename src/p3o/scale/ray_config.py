@@ -65,7 +65,7 @@ class EngineConfig(BaseModel):
         return self.min_workers is not None and self.min_workers < self.workers
 
     @property
-    def room_seconds(self) -> float:
+    def room_seconds(self) -> int | float:
         """How long Ray looks for room for a group of workers of a given number."""
         return min(self.start_seconds, RECOUNT_SECONDS) if self.is_elastic else self.start_seconds
 

@@ -91,10 +91,10 @@ class Lull:
         every: seconds.
     """
 
-    def __init__(self, every: float) -> None:
+    def __init__(self, every: int | float) -> None:
         self._every, self._told = every, 0
 
-    def due(self, quiet_seconds: float) -> bool:
+    def due(self, quiet_seconds: int | float) -> bool:
         """Whether it is time, after so many seconds without a word of any worker."""
         count = int(quiet_seconds // self._every)
         due, self._told = count > self._told, count
