@@ -64,7 +64,8 @@ def listeners(mark: str) -> list[tuple[str, str]]:
     found = []
     for process in processes(mark):
         try:
-            name = Path(process.cmdline()[0]).name
+            # Ray appends to an actor's name the method that it is in.
+            name = Path(process.cmdline()[0]).name.partition(".")[0]
             found += [
                 (name, one.laddr.ip) for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
             ]
