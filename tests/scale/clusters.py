@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,6 @@ MARK = "P3O_TEST_MARK"
 """The variable that processes inherit from who started them."""
 
 LOOPBACK = "127.0.0.1"
-OBJECT_STORE = ("--object-store-memory", str(128 * 2**20))
 
 
 def new_mark() -> str:
@@ -83,15 +82,20 @@ def assert_none(find: Callable[[str], list[psutil.Process]], mark: str, seconds:
 
 
 class Node:
-    """A node of a cluster: ``ray start`` and all that it has started."""
+    """A node of a cluster: a Python program and all that it has started.
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    Args:
+        command: what the program is given.
+        env: its environment.
+    """
+
+    def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
         self.mark = new_mark()
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        # Ports from Ray's range would be those of the other node, too.
-        ray += ["--node-ip-address", LOOPBACK, "--min-worker-port", "0", "--max-worker-port", "0", *OBJECT_STORE]
         self._process = subprocess.Popen(
-            [*ray, *command], env=env | {MARK: self.mark}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, *command],
+            env=env | {MARK: self.mark},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def lives(self) -> bool:
@@ -144,8 +148,19 @@ class Cluster:
 
     def begin(self, folder: Path, cpus: int) -> None:
         """Start the head, with its files in this folder."""
-        command = ["--head", "--port", str(self._port), "--include-dashboard", "false", "--temp-dir", str(folder)]
-        self._start([*command, "--num-cpus", str(cpus)])
+        command = [
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--include-dashboard",
+            "false",
+        ]
+        command += ["--head", "--node-ip-address", LOOPBACK, "--port", str(self._port), "--num-cpus", str(cpus)]
+        # Ports from Ray's range would be those of the other nodes, too.
+        command += ["--min-worker-port", "0", "--max-worker-port", "0", "--object-store-memory", str(128 * 2**20)]
+        self._start(*command, "--temp-dir", str(folder))
         deadline = time.monotonic() + 120
         while True:
             with socket.socket() as probe:
@@ -157,7 +172,7 @@ class Cluster:
 
     def join(self, cpus: int = 1) -> Node:
         """One more node."""
-        return self._start(["--address", self.address, "--num-cpus", str(cpus)])
+        return self._start(str(Path(__file__).with_name("loopback_node.py")), self.address, str(cpus))
 
     def stop(self) -> None:
         """End the nodes that are left, the head last."""
@@ -165,7 +180,7 @@ class Cluster:
             if node.lives():
                 node.stop()
 
-    def _start(self, command: list[str]) -> Node:
+    def _start(self, *command: str) -> Node:
         self._nodes.append(Node(command, self.env))
         return self._nodes[-1]
 
