@@ -91,7 +91,13 @@ class RewardTrainer:
 
 
 def ranking_accuracy(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> float:
-    """Share of (prompt, better, worse) ranked as told; a tie counts one half."""
+    """Share of (prompt, better, worse) ranked as told; a tie counts one half.
+
+    Raises:
+        ValueError: without pairs.
+    """
+    if not pairs:
+        raise ValueError("the accuracy of no pairs")
     outcomes = ranking_outcomes(reward_model, pairs)
     return sum(outcomes) / len(outcomes)
 
