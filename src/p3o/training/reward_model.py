@@ -108,7 +108,10 @@ def ranking_accuracy(reward_model: RewardModel, pairs: Sequence[tuple[str, str, 
 
     Raises:
         P3OError: if the model cannot read a row.
+        ValueError: without pairs.
     """
+    if not pairs:
+        raise ValueError("the accuracy of no pairs")
     outcomes = ranking_outcomes(reward_model, pairs)
     return sum(outcomes) / len(outcomes)
 
