@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_TESTS := tests/feedback/remote/test_vllm.py tests/rollouts/test_vllm.py
 
 .PHONY: demo test test-slow test-engines test-ray test-hosts test-vllm torture audit check format docs release-check setup gate clean
 
@@ -13,7 +14,7 @@ test: $(VENV)/.installed-dev ## all tests but those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed-dev ## tests that kill processes, drive browsers or measure coverage of intervals
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow --ignore tests/scale --ignore tests/rollouts/test_vllm.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow --ignore tests/scale $(VLLM_TESTS:%=--ignore %)
 
 test-engines: test-ray ## the slow tests of engines that are packages of their own; each target installs what it needs
 
@@ -31,7 +32,7 @@ torture: $(VENV)/.installed-dev ## kills, damage, full disks, malformed input, s
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.malformed
 
 # Ends with 3 where the environment cannot be downloaded: then nothing was tested, and nothing failed.
-test-vllm: $(VENV)/.installed-dev ## rollouts by a real vLLM server on the CPU; makes its environment (3.5 GB) the first time
+test-vllm: $(VENV)/.installed-dev ## a real vLLM server on the CPU as sampler, reward model and judge; makes its environment first
 	@PYTHON=$(PYTHON) tools/vllm_env.sh $(P3O_VLLM_ENV); code=$$?; \
 	if [ $$code -eq 3 ]; then \
 	  echo "*** NOTHING WAS TESTED: the vLLM environment cannot be downloaded here ***"; exit 0; \
@@ -39,8 +40,8 @@ test-vllm: $(VENV)/.installed-dev ## rollouts by a real vLLM server on the CPU; 
 	[ -e "$${P3O_SMOLLM2:-models/smollm2}/model.safetensors" ] || \
 	  { $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf && \
 	    $(BIN)/python examples/smollm2/get_model.py models/smollm2; } || \
-	  { echo "*** NOTHING WAS TESTED: the SmolLM2 model cannot be downloaded here ***"; exit 0; }; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/rollouts/test_vllm.py
+	  echo "*** SmolLM2 cannot be downloaded here: only what needs no model of others is tested ***"; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s $(VLLM_TESTS)
 
 # An index that knows nothing of a package gives pip-audit a "skip_reason" and no list "vulns": that is no answer.
 audit: $(VENV)/.installed-dev ## known vulnerabilities of what is installed; where no index can be asked, the pinned review

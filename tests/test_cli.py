@@ -281,3 +281,17 @@ def test_a_full_device_is_told() -> None:
     assert process.returncode == 2
     assert errors.startswith("error: writing: the disk is full")
     assert errors.count("\n") == 1
+
+
+def test_a_run_that_cannot_start_leaves_the_earlier_one(
+    pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pipeline refuses its input before it calls ``begin``."""
+    arguments = ["run", "--config", "config.yaml", "--name", "a"]
+    assert cli.main(arguments) == 0
+    files = {path: path.read_bytes() for path in Path("runs/a").iterdir()}
+    pipeline.run = lambda *_, **__: (_ for _ in ()).throw(P3OError("nowhere.jsonl: no such file"))
+    for again in (arguments, ["sft", "--name", "a", "--set", "seed=3"]):
+        assert cli.main([*again, "--overwrite"]) == 2
+        assert capsys.readouterr().err == "error: nowhere.jsonl: no such file\n"
+        assert {path: path.read_bytes() for path in Path("runs/a").iterdir()} == files

@@ -8,6 +8,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.feedback.judge.server import prefer_longer, server
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from p3o.cli import main
@@ -235,3 +236,71 @@ def test_samples_over_the_steps(
     assert [row["step"] for row in read_jsonl(Path("one.jsonl"))] == [0, 1, 2]
     assert main(["samples", "g", "--step", "9"]) == 2
     assert "--step 9: not among the samples of runs/g; recorded are 0, 1, 2" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder: its bytes, and when it was written."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+SFT = "sft --model model --demonstrations d.jsonl --steps 1 --batch-size 4"
+
+
+def test_a_dry_run_writes_nothing_at_all(place: Path) -> None:
+    """Not even what a run would mend or keep: half a line of a process that may still write, or a judge's answers."""
+    assert main([*_words(SFT), "--name", "h"]) == 0
+    with Path("runs/h/metrics.jsonl").open("a") as file:
+        file.write('{"stage": "rl", "st')
+    Path("runs/h/mine.jsonl").write_text(
+        '{"prompt": "Human: a\\n\\nAssistant:"}\n{"prompt": "Human: b\\n\\nAssistant:"}'
+    )
+    before = contents(place)
+    with server(lambda question, _: prefer_longer(question)) as (url, log):
+        settings = {"kind": "openai", "model": "judge", "base_url": url, "backoff": 0.001}
+        judged = ["--set", f"reward.judge={json.dumps(settings)}", "--set", "data.prompts=prompts.jsonl", "--dry-run"]
+        assert main(["rl", "--name", "h", *judged]) == 0
+        assert log.requests, "the judge is tried"
+    assert main([*_words(SFT), "--name", "h", "--overwrite", "--dry-run"]) == 0
+    assert main(["rl", "--name", "h", "--set", "data.prompts=nowhere.jsonl", "--dry-run"]) == 2
+    assert contents(place) == before
+
+
+RUN = (
+    "run --model model --prompts prompts.jsonl --reward-function rewards_of_the_doors:brief --name i --overwrite "
+    "--set rl.training.steps=1 --set rl.training.prompts_per_step=2 --set rl.training.max_new_tokens=8 "
+    "--set evaluation.prompts=4 --set evaluation.best_of=[]"
+)
+CANNOT_START = {
+    "--prompts nowhere.jsonl": "nowhere.jsonl: cannot be read",
+    "--reward-function rewards_of_the_doors:breif": "did you mean 'brief'",
+    "--set tracking=[wandb] --set tracking_online=true": "tracking_online: HF_HUB_OFFLINE is set",
+    "--set rl.training.max_new_tokens=120": "pass the model's limit of 128",
+}
+INSIDE = {
+    "--set model=runs/i/rl/p3o_v2": "model: {place}/runs/i/rl/p3o_v2 lies in the folder that --overwrite empties",
+    "--set data.heldout_prompts=runs/i/mine.jsonl": "runs/i/mine.jsonl lies in the folder that --overwrite empties",
+}
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_start_replaces_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(_words(RUN)) == 0
+    kept = place / "runs" / "i"
+    write_jsonl(kept / "mine.jsonl", [{"prompt": f"Human: {i}\n\nAssistant:"} for i in range(4)])
+    before = contents(kept)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for changed, told in (CANNOT_START | INSIDE).items():
+        assert main([*_words(RUN), *_words(changed)]) == 2
+        assert told.format(place=place) in capsys.readouterr().err
+        assert contents(kept) == before, "not a byte of the earlier run"
+    assert main(_words("rl --name i --overwrite --prompts nowhere.jsonl")) == 2
+    assert contents(kept) == before, "nor its settings and its status"
+    assert main([*_words(RUN), "--set", "model=runs/i/rl/p3o_v2", "--dry-run"]) == 2
+    assert "lies in the folder that --overwrite empties" in capsys.readouterr().err
+    assert main([*_words(RUN), "--seed", "3"]) == 0
+    assert not (kept / "mine.jsonl").exists()
+    assert yaml.safe_load((kept / "config.yaml").read_text())["seed"] == 3
+    assert (kept / "rl" / "p3o_v2" / "model.safetensors").exists()

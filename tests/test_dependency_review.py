@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAY = {"network", "native", "code"}
-NOT_PINNED = {"wandb", "trackio", "psycopg", "verl"}
+NOT_PINNED = {"wandb", "trackio", "psycopg", "verl", "vllm"}
 """Extras that the tests do without."""
 
 
@@ -56,3 +56,10 @@ def test_what_the_package_asks_for_is_pinned() -> None:
     ]
     names = {plain(match.group()) for line in wanted if (match := re.match(r"[A-Za-z0-9._-]+", line))}
     assert names - {"p3o"} - NOT_PINNED <= set(map(plain, pins()))
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
+        for names in re.findall(r"p3o\[([a-z0-9,_]+)\]", path.read_text(encoding="utf-8")):
+            assert set(names.split(",")) <= set(extras), f"{path.relative_to(ROOT)}: p3o[{names}]"

@@ -1,6 +1,7 @@
 """The examples run, and what they train gets better at what they reward."""
 
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -15,8 +16,12 @@ import torch
 
 from p3o.algorithms import Algorithm, make_algorithm
 from p3o.algorithms.base import AlgorithmConfig
+from p3o.config import RunConfig
+from p3o.config_loading import load_config
 from p3o.data.embedded.language import build_model, build_tokenizer
+from p3o.data.reading import read_examples
 from p3o.feedback.judge import JudgeConfig, open_judge
+from p3o.inputs import KINDS
 from p3o.types import Experience
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -164,12 +169,12 @@ SHORT = {
 
 @pytest.mark.slow
 def test_the_labelling_round_trip_as_its_page_says(tmp_path: Path) -> None:
-    """Its commands in order, but the page for people; what the reward model learns from are the judge's labels."""
+    """Its commands in order, but those for people; what the reward model learns from are the judge's labels."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
     page = (EXAMPLES / "labelling" / "README.md").read_text(encoding="utf-8")
     for line in "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():
         words = shlex.split(line, comments=True)
-        if "--annotators" in words:
+        if "--annotators" in words or "examples/labelling/stand_in.py" in words:
             continue
         sizes = SHORT.get(words[1], []) if words[0] == "p3o" else []
         follow([*words, *(argument for size in sizes for argument in ("--set", size))], tmp_path)
@@ -180,14 +185,60 @@ def test_the_labelling_round_trip_as_its_page_says(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "labelled" / "report.html").is_file()
 
 
-def test_hh_s_test_conversations_are_held_out(tmp_path: Path) -> None:
-    load("hh/write_data").write(tmp_path, train=1500, test=128)
-    conversations = {}
-    for name in ("train", "demonstrations", "test"):
-        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        conversations[name] = {row["chosen"].rpartition("Assistant:")[0] for row in rows}
-    assert len(conversations["test"]) > 30
-    assert not conversations["test"] & (conversations["train"] | conversations["demonstrations"])
+@pytest.mark.slow
+def test_stand_ins_answer_every_pair_at_the_page(tmp_path: Path) -> None:
+    """Two of them at the links that `p3o label` prints: most labels are the rule's, a few are slips."""
+    pairs = [
+        {"prompt": f"How do I bake bread no {i}?", "response_a": f"To bake bread no {i}, knead.", "response_b": "No."}
+        for i in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    command = [sys.executable, "-u", "-m", "p3o", "label", "--pairs", "pairs.jsonl", "--annotators", "ada,bob"]
+    server = subprocess.Popen([*command, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        said = "".join(itertools.takewhile(lambda line: not line.startswith("serving"), server.stdout))
+        links = re.findall(r"^(?:ada|bob): (http\S+)$", said, re.MULTILINE)
+        assert len(links) == 2
+        told = follow(["python", str(EXAMPLES / "labelling" / "stand_in.py"), *links], tmp_path)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        if server.stdout is not None:
+            server.stdout.close()
+    assert sum(map(int, re.findall(r": (\d+) pairs; the page says: All done", told))) == 40
+    follow(["p3o", "label", "export", "labels.jsonl"], tmp_path)
+    rows = [json.loads(row) for row in (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 40
+    assert {row["annotator"] for row in rows} == {"ada", "bob"}
+    assert 33 <= sum(row["rejected"] == "No." for row in rows) <= 40, "at most 7 slips, however the two share the pairs"
+
+
+CONFIGS = sorted(path.relative_to(EXAMPLES) for path in EXAMPLES.glob("*/*.yaml") if path.parent.name != "cluster")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_what_an_example_evaluates_on_is_nowhere_in_its_training(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No held-out prompt is a prompt of RL, a demonstration's or a pair's, as the adapters read them."""
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    for name in RECIPES:
+        load(f"{name}/write_data").write(Path("data", name))
+    config = load_config(Path("examples") / path, [], RunConfig)
+    prompts = {
+        name: [placed.example.prompt for placed in read_examples(source, KINDS[name])[0]]
+        for name, source in config.data.sources().items()
+    }
+    heldout = prompts.pop("heldout_prompts", [])
+    if not heldout:
+        assert list(prompts) == ["prompts"], "p3o holds prompts out of RL alone: with other sources, a file must"
+        return
+    assert len(set(heldout)) >= config.evaluation.prompts, "as many different ones as the evaluation asks for"
+    for name, trained in prompts.items():
+        assert trained, name
+        assert not set(heldout) & set(trained), name
 
 
 BREAD = "\n\nHuman: How do I brew tea?\n\nAssistant: Boil it.\n\nHuman: How do I bake bread?\n\nAssistant:"

@@ -162,7 +162,20 @@ def test_a_data_set_smaller_than_a_batch_is_told_at_start(run: Run, sources: dic
 def test_held_out_prompts_that_are_trained_on_are_told(run: Run) -> None:
     inputs = run.read(heldout_prompts=[*PROMPTS[:2], {"prompt": "Another?"}, {"prompt": "Another?"}])
     assert sorted(inputs.heldout_prompts) == ["Another?", "What is 0?", "What is 1?"]
-    assert "data.heldout_prompts: 2 of 3 are also in data.prompts, so they are not held out" in run.told.text
+    assert "held-out prompts: 2 of 3 are also in data.prompts; what trains on those has seen them" in run.told.text
+
+
+def test_held_out_prompts_that_other_stages_train_on_are_told(run: Run) -> None:
+    """Also where p3o itself holds some of the prompts out: of RL, that is, not of the reward model."""
+    prompts = [row["prompt"] for row in PROMPTS]
+    run.read(preferences=[{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in prompts])
+    assert "held-out prompts: 8 of 8 are also in data.preferences;" in run.told.text
+    assert "data.prompts" not in run.told.text
+    run.read(
+        heldout_prompts=[{"prompt": "Another?"}, PROMPTS[3]],
+        demonstrations=[{"prompt": prompts[3], "completion": "3."}] * 5,
+    )
+    assert "held-out prompts: 1 of 2 are also in data.demonstrations;" in run.told.text
 
 
 def test_of_many_held_out_prompts_some_are_drawn_by_the_seed(run: Run) -> None:
@@ -177,3 +190,25 @@ def test_conversations_need_a_template(run: Run) -> None:
     run.tokenizer = chat_tokenizer(template=None)
     with pytest.raises(P3OError, match="no chat template; write the prompts as plain texts"):
         run.read(prompts=[{"prompt": chat("Hi")}] * 3)
+
+
+def test_demonstrations_are_held_out_by_their_prompt(run: Run) -> None:
+    """Four answers to each of 15 prompts in turn: three rows are wanted, so the four of the first prompt are held out."""
+    rows = [{"prompt": f"q{i}", "completion": f" {i * k}"} for i in range(15) for k in range(1, 5)]
+    inputs = run.read(demonstrations=rows)
+    assert {prompt for prompt, _ in inputs.heldout_demonstrations} == {"q0"}
+    assert (len(inputs.heldout_demonstrations), len(inputs.demonstrations)) == (4, 56)
+    assert "q0" not in {prompt for prompt, _ in inputs.demonstrations}
+    assert run.told.text == ""
+
+
+def test_different_prompts_are_held_out_from_the_first_row_on(run: Run) -> None:
+    inputs = run.read(demonstrations=[{"prompt": f"q{i}", "completion": f" {i}"} for i in range(60)])
+    assert inputs.heldout_demonstrations == [(f"q{i}", f" {i}") for i in range(3)]
+    assert inputs.demonstrations == [(f"q{i}", f" {i}") for i in range(3, 60)]
+
+
+def test_demonstrations_of_one_prompt_are_all_trained_on_and_that_is_told(run: Run) -> None:
+    inputs = run.read(demonstrations=[{"prompt": "q", "completion": f" {i}"} for i in range(60)])
+    assert (len(inputs.demonstrations), inputs.heldout_demonstrations) == (60, [])
+    assert "data.demonstrations: none is held out for the loss" in run.told.text

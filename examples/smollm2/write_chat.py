@@ -1,4 +1,7 @@
-"""Writes a small conversational data set: what a patient assistant says to small requests, and what a curt one would say."""
+"""Writes a small conversational data set: what a patient assistant says to small requests, and what a curt one would say.
+
+The requests of ``chat_heldout.jsonl`` occur in no other file.
+"""
 
 import json
 from collections.abc import Iterable
@@ -44,12 +47,14 @@ TALKS = [
     ("How do I clean a window?", "wipe it with soapy water and pull it dry from the top down", "Wipe it."),
 ]
 OPENINGS = ["Happy to help", "Good question", "Of course"]
+HELD_OUT = 3
 SYSTEM = {"role": "system", "content": "Answer in one short sentence."}
 
 
 def main() -> None:
-    """Demonstrations, preferences and prompts, as conversations."""
-    rows = [(request, f"{opening}: {substance}.", curt) for request, substance, curt in TALKS for opening in OPENINGS]
+    """Demonstrations, preferences and prompts, as conversations; the last requests are held out."""
+    talks, heldout = TALKS[:-HELD_OUT], TALKS[-HELD_OUT:]
+    rows = [(request, f"{opening}: {substance}.", curt) for request, substance, curt in talks for opening in OPENINGS]
     asked = [[SYSTEM, {"role": "user", "content": request}] for request, _, _ in rows]
     write(
         "chat_demonstrations.jsonl",
@@ -69,7 +74,9 @@ def main() -> None:
             for prompt, (_, good, curt) in zip(asked, rows, strict=True)
         ],
     )
-    write("chat_prompts.jsonl", [{"prompt": [SYSTEM, {"role": "user", "content": request}]} for request, _, _ in TALKS])
+    for name, part in (("prompts", talks), ("heldout", heldout)):
+        prompts = [[SYSTEM, {"role": "user", "content": request}] for request, _, _ in part]
+        write(f"chat_{name}.jsonl", [{"prompt": prompt} for prompt in prompts])
 
 
 def write(name: str, rows: Iterable[object]) -> None:

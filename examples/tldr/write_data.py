@@ -5,12 +5,14 @@
 `posts.jsonl` has the columns of OpenAI's release (subreddit, title, post, summary), `comparisons.jsonl` those of
 openai/summarize_from_feedback, so the same adapters read them that read the real ones. A good summary says who, what and the
 question; a worse one leaves something out, gets it wrong, or rambles. Authors write either:
-half of the posts have a good one. The comparisons prefer it.
+half of the posts have a good one. The comparisons prefer it. A tenth of all posts that the grammar can write occurs
+only in `heldout.jsonl`.
 """
 
 import json
 import random
 import sys
+import zlib
 from pathlib import Path
 
 PEOPLE = ("roommate", "sister", "boss", "neighbour", "best friend", "cousin", "landlord", "coworker")
@@ -60,23 +62,36 @@ def post_of(random_: random.Random) -> tuple[dict[str, str], str, list[str]]:
     return post, f"My {person} {short}, {asked}", worse
 
 
-def write(folder: Path, *, posts: int = 1500, comparisons: int = 1500, seed: int = 0) -> None:
-    """Both files and the prompts that are held out."""
+def drawn(random_: random.Random, *, held_out: bool) -> tuple[dict[str, str], str, list[str]]:
+    """A post of the split: about a tenth of the posts, by a checksum of their text, are kept for the test."""
+    while True:
+        row = post_of(random_)
+        if (zlib.crc32(row[0]["post"].encode()) % 10 == 0) == held_out:
+            return row
+
+
+def write(folder: Path, *, posts: int = 1500, comparisons: int = 1500, heldout: int = 128, seed: int = 0) -> None:
+    """The three files. A held-out post occurs once; the others as often as they are drawn."""
     random_ = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, count in (("posts", posts), ("heldout", 128)):
-        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for _ in range(count):
-                post, good, worse = post_of(random_)
-                summary = good if random_.random() < 0.5 else random_.choice(worse)
-                file.write(json.dumps(post | {"summary": summary}) + "\n")
+    with (folder / "posts.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(posts):
+            post, good, worse = drawn(random_, held_out=False)
+            summary = good if random_.random() < 0.5 else random_.choice(worse)
+            file.write(json.dumps(post | {"summary": summary}) + "\n")
     with (folder / "comparisons.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(comparisons):
-            post, good, worse = post_of(random_)
+            post, good, worse = drawn(random_, held_out=False)
             texts = [good, random_.choice(worse)]
             choice = random_.randint(0, 1)
             summaries = [{"text": f" {text}", "policy": "grammar"} for text in (texts if choice == 0 else texts[::-1])]
             file.write(json.dumps({"info": post, "summaries": summaries, "choice": choice}) + "\n")
+    kept: dict[str, dict[str, str]] = {}
+    while len(kept) < heldout:
+        post, good, _ = drawn(random_, held_out=True)
+        kept[post["post"]] = post | {"summary": good}
+    with (folder / "heldout.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept.values())
 
 
 if __name__ == "__main__":

@@ -195,6 +195,10 @@ class RefitConfig(Section):
     labeller: LabellerConfig = Field(default_factory=lambda: LabellerConfig())
 
 
+OF_ALL_RUNS = {"max_new_tokens", "temperature", "stop", "missing_eos_penalty"}
+"""Training settings that evaluation and refits follow as well."""
+
+
 class RunOverrides(Section):
     """One RL run: an algorithm with its own settings and, where they differ, its own training settings."""
 
@@ -218,6 +222,11 @@ class RunOverrides(Section):
         if unknown:
             raise ValueError(
                 f"unknown training setting {sorted(unknown)[0]!r}; known: {', '.join(OnlineConfig.model_fields)}"
+            )
+        if common := sorted(OF_ALL_RUNS & set(self.training)):
+            raise ValueError(
+                f"training: {common[0]} says what a response is and so must be the same for all that is compared; set it in "
+                "rl.training"
             )
         return self
 

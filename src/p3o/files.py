@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -236,6 +237,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         with plain_os_errors(path, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove(temporary)  # of a killed process that had our number, as in a container each one may
             temporary.mkdir()
             yield temporary
             # A folder cannot be renamed over a full one, so the old one steps aside first.
@@ -272,5 +274,5 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _temporary_sibling(path: Path, ending: str = "tmp") -> Path:
-    """A hidden name in the same folder (so that a rename is atomic), of this process alone."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+    """A hidden name in the same folder (so that a rename is atomic), of this thread alone."""
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.{ending}")

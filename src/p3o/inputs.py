@@ -14,6 +14,7 @@ from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.data.formats import Kind, Message
+from p3o.data.holding_out import held_out_prompts
 from p3o.data.reading import Lengths, Limits, PlacedExample, TextRow, drop_too_long, read_examples, render_rows
 from p3o.data.rows import RowReport
 from p3o.errors import P3OError
@@ -47,7 +48,7 @@ class Inputs:
 
     Attributes:
         demonstrations: prompts and completions for SFT; empty if there is none.
-        heldout_demonstrations: for the loss that SFT did not train on.
+        heldout_demonstrations: for the loss, of prompts that SFT did not train on.
         preferences: labelled pairs that exist already; the embedded task has none until they are sampled and labelled.
         prompts: training prompts of RL.
         heldout_prompts: of the evaluation.
@@ -107,22 +108,29 @@ def _assemble(
         if len(heldout) > config.evaluation.prompts:
             # At random: a data set of several parts holds them one after another.
             heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
-        if seen := len(set(heldout) & set(prompts)):
-            progress.print(
-                f"data.heldout_prompts: {seen} of {len(heldout)} are also in data.prompts, so they are not held out"
-            )
     else:
         prompts, heldout = _split(prompts, config) if prompts else ([], [])
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
     preferences = [(row.prompt, *row.answers) for row in rows.get("preferences", [])]
-    held = min(256, len(demonstrations) // 20)
+    trained = {"prompts": prompts} | {
+        name: [row.prompt for row in rows.get(name, [])] for name in ("demonstrations", "preferences")
+    }
+    for name, texts in trained.items():
+        if seen := len(set(heldout).intersection(texts)):
+            progress.print(
+                f"held-out prompts: {seen} of {len(heldout)} are also in data.{name}; what trains on those has seen them"
+            )
+    wanted = min(256, len(demonstrations) // 20)
+    held = held_out_prompts([prompt for prompt, _ in demonstrations], wanted)
+    if wanted and not held:
+        progress.print("data.demonstrations: none is held out for the loss, as every prompt has too many of them")
     conversations: dict[str, tuple[Message, ...]] = {}
     for row in chain.from_iterable(rows.values()):
         if row.messages is not None:
             conversations.setdefault(row.prompt, row.messages)
     return Inputs(
-        demonstrations[held:],
-        demonstrations[:held],
+        [row for row in demonstrations if row[0] not in held],
+        [row for row in demonstrations if row[0] in held],
         [(prompt, chosen, rejected) for prompt, chosen, rejected in preferences],
         prompts,
         heldout,
@@ -172,12 +180,11 @@ def token_lengths(
 
 def limits_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Limits:
     """How long rows may be: by the data section, and by what the model can read. RL needs room for a response."""
-    room = max((config.rl.training_of(name).max_new_tokens for name in config.rl.runs), default=0)
     return Limits(
         config.data.max_prompt_tokens,
         config.data.max_completion_tokens,
         context_length(config.model, tokenizer),
-        room,
+        config.rl.training.max_new_tokens if config.rl.runs else 0,
     )
 
 

@@ -15,14 +15,14 @@ from p3o.distributed import world
 from p3o.files import clear_leftovers
 from p3o.report import build_report
 from p3o.report.card import write_model_cards
-from p3o.stages.context import ROWS_FILE, RunContext
+from p3o.stages.context import GROWING_FILES, ROWS_FILE, RunContext
 from p3o.stages.evaluate import evaluate
 from p3o.stages.preferences import sample
 from p3o.stages.reward import reward
 from p3o.stages.rl import rl
 from p3o.stages.sft import sft
 from p3o.training.progress import Progress
-from p3o.training.trackers import open_trackers
+from p3o.training.trackers import open_trackers, require_trackers
 from p3o.training.tracking import RunFolder
 
 
@@ -86,12 +86,18 @@ def run(
     elsewhere = elsewhere or {}
     # Whoever does a stage loads its models and writes its metrics.
     context.check(load_models=not elsewhere)
+    tracks = together.first and not set(chosen) <= set(elsewhere)
+    trackers = config.tracking if tracks else ()
+    require_trackers(trackers, online=config.tracking_online)
+    together.barrier()  # nobody has found a mistake: what is to be replaced may go
+    folder.begin()
+    for told in folder.drop_torn_lines(GROWING_FILES):
+        progress.print(told)
     if set(chosen) - {"report"} and together.first:
         write_row_reports(folder.path / ROWS_FILE, context.inputs.reports)
     settings = config.model_dump(mode="json")
-    tracks = together.first and not set(chosen) <= set(elsewhere)
     with open_trackers(
-        config.tracking if tracks else (), folder=folder.path, online=config.tracking_online, settings=settings
+        trackers, folder=folder.path, online=config.tracking_online, settings=settings
     ) as folder.trackers:
         for stage in chosen:
             if together.from_first(resume and folder.done(stage)):

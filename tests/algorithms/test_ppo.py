@@ -54,13 +54,14 @@ def test_value_clip_by_hand(value, old, target, epsilon, loss, slope) -> None:
     assert values.grad[0].tolist() == pytest.approx([slope, 0.0])
 
 
-def test_explained_variance_by_hand() -> None:
-    """Returns 1, 3 have variance 1; errors of ½ and ½ leave ¼ unexplained."""
+def test_moments_of_the_explained_variance_by_hand() -> None:
+    """Returns 1 and 3, errors of ½ and ½; what is masked does not count."""
     returns = torch.tensor([[1.0, 3.0, 100.0]])
     values = torch.tensor([[1.5, 2.5, -50.0]])
     mask = torch.tensor([[True, True, False]])
     output = ppo_value_loss(values, values, returns, mask, epsilon=None)
-    assert output.metrics["explained_variance"].item() == pytest.approx(0.75)
+    moments = {"value_error_mean_square": 0.25, "return_mean": 2.0, "return_mean_square": 5.0}
+    assert {name: value.item() for name, value in output.metrics.items()} == pytest.approx(moments)
 
 
 def two_responses() -> Experience:

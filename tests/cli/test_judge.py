@@ -64,6 +64,8 @@ def test_every_pair_is_judged_and_the_rows_join_those_by_reward(
         ("ppo", "sft"): (20, 0),
     }
     row = next(row for row in judged if row["b"] == "ppo")
+    assert row["length_unit"] == "tokens"
+    assert "counted in words" not in shown
     assert (row["by"], row["judge"], row["served_by"]) == ("judge", "m (helpfulness)", ["judge-2026-01-01"])
     assert (row["win_rate"], row["flips"], row["first_position_rate"], row["method"]) == (0.75, 0, 0.5, "wilson")
     assert row["length_controlled"]["raw"] == 0.75
@@ -144,7 +146,8 @@ def test_two_files_are_matched_by_their_prompts(
     monkeypatch.chdir(tmp_path)
     files = ["--a", str(a), "--b", str(b), "--output", "out"]
     assert cli.main(["judge", *files, "--judge", "reward_function", "--function", "judges:score"]) == 0
-    assert "1 prompts were left out" in capsys.readouterr().out
+    assert "1 prompts were left out" in (told := capsys.readouterr().out)
+    assert "lengths are counted in words" in told
     [row] = json.loads(Path("out/head_to_head.json").read_text())
     # a: 2 and 5 letters, b: 3, c: 4, each against 4.
     assert (row["a"], row["b"], row["wins"], row["ties"], row["losses"], row["unpaired"]) == (
@@ -155,6 +158,7 @@ def test_two_files_are_matched_by_their_prompts(
         2,
         1,
     )
+    assert row["length_unit"] == "words"
 
 
 def test_the_report_reads_a_run_that_was_judged(

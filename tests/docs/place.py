@@ -70,8 +70,9 @@ def furnish(place: Path, page: str, finished_run: Path) -> None:
     write_jsonl(place / "pairs.jsonl", labels)
     write_jsonl(place / "preferences.jsonl", labels)
     (place / "labels.json").write_text(json.dumps(labels[:8]))
-    compared = [{"prompt": prompt, "response_a": text, "response_b": " No."} for prompt, text in rows[:6]]
-    write_jsonl(place / ("pairs.jsonl" if page in LABELLING else "to_compare.jsonl"), compared)
+    if page in LABELLING:
+        compared = [{"prompt": prompt, "response_a": text, "response_b": " No."} for prompt, text in rows[:6]]
+        write_jsonl(place / "pairs.jsonl", compared)
     for name, ending in (("mine", ""), ("theirs", " Truly.")):
         write_jsonl(place / f"{name}.jsonl", [{"prompt": p, "response": text + ending} for p, text in rows[:6]])
     for name, text in FUNCTIONS.items():

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy.stats import binomtest
 
 from p3o.evaluation.length_control import length_controlled_win_rate, lengths, win_rate_by_length
+from p3o.evaluation.winrate import head_to_head_by_prompt
 
 
 def simulated(
@@ -67,6 +69,68 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert covered / trials == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / trials))
 
 
+def clustered(rng: np.random.Generator, prompts: int, pairs: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Outcomes of the model with α = .3, φ = 1, the pairs of a prompt moved by the same luck; differences; prompts."""
+    d = rng.normal(0.5, 1.0, size=(prompts, pairs))
+    luck = rng.random((prompts, 1))
+    outcome = np.where(luck < 1 / (1 + np.exp(-(0.3 + np.tanh(d / d.std())))), 1.0, -1.0)
+    return outcome.ravel(), d.ravel(), np.repeat(range(prompts), pairs).tolist()
+
+
+def test_without_repeated_prompts_every_pair_is_drawn_by_itself() -> None:
+    outcome, d = simulated(np.random.default_rng(4), 60, 0.3, 1.0)
+    plain = length_controlled_win_rate(outcome, d, resamples=150)
+    assert length_controlled_win_rate(outcome, d, prompts=[f"p{i}" for i in range(60)], resamples=150) == plain
+
+
+def test_the_interval_over_prompts_is_as_wide_as_statsmodels_clustered_error() -> None:
+    outcome, d, prompts = clustered(np.random.default_rng(5), 250, 4)
+    found = length_controlled_win_rate(outcome, d, prompts=prompts, ridge=0.0, resamples=1000)
+    design = sm.add_constant(np.tanh(d / d.std()))
+    model = sm.GLM((outcome + 1) / 2, design, family=sm.families.Binomial())
+    error = model.fit(cov_type="cluster", cov_kwds={"groups": np.array(prompts)}).bse[0]
+    low, high = (np.log(rate / (1 - rate)) for rate in (found.low, found.high))
+    assert (high - low) == pytest.approx(2 * 1.959964 * error, rel=0.1)
+    assert (high - low) > 1.5 * 2 * 1.959964 * model.fit().bse[0], "as independent pairs it would be far narrower"
+
+
+@pytest.mark.slow
+def test_intervals_over_prompts_cover_the_truth() -> None:
+    rng, covered, by_pair, trials = np.random.default_rng(6), 0, 0, 200
+    truth = 1 / (1 + np.exp(-0.3))
+    for _ in range(trials):
+        outcome, d, prompts = clustered(rng, 100, 4)
+        found = length_controlled_win_rate(outcome, d, prompts=prompts, resamples=200)
+        covered += found.low <= truth <= found.high
+        found = length_controlled_win_rate(outcome, d, resamples=200)
+        by_pair += found.low <= truth <= found.high
+    assert covered / trials == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / trials))
+    assert by_pair / trials < 0.85, "pairs of a prompt are not independent"
+
+
+@pytest.mark.parametrize(("outcome", "wins"), [(1.0, 3), (-1.0, 0)])
+def test_three_prompts_that_all_came_out_the_same_are_three_prompts(outcome: float, wins: int) -> None:
+    found = length_controlled_win_rate([outcome] * 6, [1.0, 2.0, -1.0, 3.0, 0.0, 5.0], prompts=list("aabbcc"))
+    expected = binomtest(wins, 3).proportion_ci(method="wilson")
+    # The ridge keeps the rate itself a little away from 0 and 1.
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+    assert found.low <= found.win_rate <= found.high
+
+
+def test_one_prompt_says_little_however_many_pairs_it_has() -> None:
+    found = length_controlled_win_rate([1.0, 1.0, 1.0, -1.0] * 5, np.arange(20.0) % 7, prompts=["p"] * 20)
+    assert found.low < 0.2
+    assert found.high > 0.9
+
+
+def test_bins_have_intervals_over_prompts() -> None:
+    outcome, d, prompts = clustered(np.random.default_rng(7), 50, 4)
+    found = win_rate_by_length(outcome, d, prompts=prompts, bins=2)
+    for bin_, inside in zip(found, (d <= np.median(d), d > np.median(d)), strict=True):
+        assert bin_.result == head_to_head_by_prompt(outcome[inside], np.array(prompts)[inside].tolist())
+    assert found[0].result.method == "bootstrap"
+
+
 def test_bins_hold_every_pair_once_and_equal_differences_together() -> None:
     outcome = np.array([1.0, 1.0, -1.0, -1.0, 0.0, 1.0, 1.0, 1.0])
     d = np.array([-4.0, -3.0, 0.0, 0.0, 0.0, 0.0, 5.0, 6.0])
@@ -86,3 +150,9 @@ def test_lengths_are_words() -> None:
 def test_bad_data_are_refused(outcome: list[float], d: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         length_controlled_win_rate(outcome, d)
+
+
+def test_there_is_one_prompt_for_each_outcome() -> None:
+    for function in (length_controlled_win_rate, win_rate_by_length):
+        with pytest.raises(ValueError, match="1 prompts for 2 outcomes"):
+            function([1.0, 1.0], [1.0, 2.0], prompts=["a"])

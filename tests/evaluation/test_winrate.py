@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from p3o.evaluation.winrate import head_to_head, head_to_head_by_prompt, kl_adjusted_win_rates, wilson_interval
+from p3o.evaluation.winrate import (
+    head_to_head,
+    head_to_head_by_prompt,
+    kl_adjusted_win_rates,
+    unvaried_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
@@ -104,6 +110,60 @@ def test_intervals_over_prompts_cover_the_truth() -> None:
         result = head_to_head_by_prompt(outcomes, list(range(120)) * 4, resamples=500)
         covered += result.low <= 0.6 <= result.high
     assert covered / trials == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / trials))
+
+
+@pytest.mark.parametrize(("outcome", "wins"), [(1.0, 3), (-1.0, 0)])
+def test_three_prompts_that_all_came_out_the_same_are_three_prompts(outcome: float, wins: int) -> None:
+    """Scipy's interval of 3 of 3 begins at 44 %; a bootstrap of equal prompts would say 100 to 100."""
+    result = head_to_head_by_prompt([outcome] * 6, list("aabbcc"))
+    expected = binomtest(wins, 3).proportion_ci(method="wilson")
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert (result.win_rate, result.wins + result.losses, result.method) == (wins / 3, 6, "wilson")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "prompts", "mean"),
+    [
+        ([1.0, -1.0] * 5, np.repeat(range(5), 2), 0.5),
+        ([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], [0, 0, 1, 1, 1, 1], 0.5),
+        ([1.0, 1.0, 1.0, -1.0], [0] * 4, 0.75),
+        ([0.0] * 7, range(7), 0.5),
+        ([0.0] * 8, np.repeat(range(4), 2), 0.5),
+    ],
+)
+def test_prompts_with_one_mean_have_an_interval_of_some_width(
+    outcomes: list[float], prompts: list[int], mean: float
+) -> None:
+    """By the limit of scipy on how many prompts come out otherwise, these all lost or all won."""
+    result = head_to_head_by_prompt(outcomes, list(prompts))
+    n = len(set(prompts))
+    others = binomtest(0, n).proportion_ci(method="wilson").high
+    assert (result.low, result.win_rate, result.high) == pytest.approx(
+        (mean * (1 - others), mean, mean * (1 - others) + others), abs=1e-12
+    )
+    assert result.method == "wilson"
+
+
+def test_nothing_but_ties_is_wider_than_a_point() -> None:
+    result = head_to_head([1.0] * 24, [1.0] * 24)
+    others = binomtest(0, 24).proportion_ci(method="wilson").high
+    assert (result.low, result.high) == pytest.approx((0.5 - others / 2, 0.5 + others / 2))
+    with pytest.raises(ValueError, match="n=0"):
+        unvaried_interval(0.5, 0)
+
+
+@pytest.mark.parametrize("usual", [1.0, 0.0, -1.0])
+def test_intervals_cover_the_truth_where_prompts_mostly_agree(usual: float) -> None:
+    """Twelve prompts, three pairs each; one prompt in twenty comes out otherwise. More than half of all trials see none."""
+    rng = np.random.default_rng(2)
+    covered, trials, prompts = 0, 400, 12
+    other = 1.0 if usual <= 0 else -1.0
+    truth = (0.95 * usual + 0.05 * other + 1) / 2
+    for _ in range(trials):
+        outcomes = np.where(rng.random(prompts) < 0.05, other, usual)
+        result = head_to_head_by_prompt(np.repeat(outcomes, 3), list(np.repeat(range(prompts), 3)), resamples=300)
+        covered += result.low <= truth <= result.high
+    assert covered / trials >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
 
 
 def test_a_price_on_kl_turns_the_win_around() -> None:

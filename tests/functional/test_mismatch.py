@@ -50,7 +50,18 @@ def test_absurd_differences_stay_finite_and_what_is_no_number_is_dropped() -> No
     found = mismatch(learner, torch.zeros_like(learner), torch.ones_like(learner).bool(), Correction("truncate"))
     assert found.keep.tolist() == [False, False, False]
     assert found.weights is not None
-    assert found.weights[:2].isfinite().all()
+    assert found.weights.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_server_that_gives_no_numbers_is_counted_and_spoils_no_other_number(bad: float) -> None:
+    """The figures are those of the first two groups alone."""
+    sampler = SAMPLER.clone()
+    sampler[2, 0, 0] = bad
+    found = mismatch(LEARNER, sampler, MASK, Correction("truncate", bound=3.0))
+    alone = mismatch(LEARNER[:2], SAMPLER[:2], MASK[:2], Correction("truncate", bound=3.0))
+    assert found.keep.tolist() == [True, True, False]
+    assert found.metrics == pytest.approx(alone.metrics | {"mismatch_dropped": 1, "mismatch_nonfinite": 1})
 
 
 def test_weighing_changes_gradients_and_no_value() -> None:

@@ -1,16 +1,19 @@
 """Builds wheel and sdist, installs the wheel into an empty environment, and does there what the README shows.
 
-    python tests/release/check_wheel.py [--whole-demo]
+    python tests/release/check_wheel.py [--without-demo | --whole-demo]
 
-Run by `make release-check`. Without --whole-demo the demo is the quick one, under the whole one's name.
+Run by `make release-check`, where the demo is the quick one under the whole one's name. With --without-demo an untrained model
+stands where the demo would leave its fine-tuned one, and everything else is the same.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import venv
 import zipfile
 from email.parser import Parser
@@ -19,12 +22,21 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 EXTRAS = {"data", "gguf", "judge", "label", "lora", "tensorboard", "wandb", "trackio"}
 EXTRAS |= {"tracking", "postgresql", "serve", "ray", "verl", "docs", "dev"}
+UNTRAINED = """
+from p3o.data.embedded.language import build_model, build_tokenizer
+tokenizer = build_tokenizer()
+build_model(tokenizer, seed=0).save_pretrained("runs/demo/sft")
+tokenizer.save_pretrained("runs/demo/sft")
+"""
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """The output of a command that must succeed."""
+    """The output of a command that must succeed; it finds no package but those of its own environment."""
     print("+", *(Path(part).name if Path(part).is_absolute() else part for part in map(str, command)), flush=True)
-    done = subprocess.run(list(map(str, command)), cwd=cwd, text=True, capture_output=True, check=False)
+    began = time.monotonic()
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=outside, text=True, capture_output=True, check=False)
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
     if done.returncode:
         raise SystemExit(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout
@@ -66,12 +78,21 @@ def check_contents(wheel: Path, sdist: Path) -> None:
         "CITATION.cff",
         "tests",
         "docs",
+        "examples",
+        "benchmarks",
+        "security",
+        "tools",
+        "zensical.toml",
     ):
         assert needed in inside or any(name.startswith(f"{needed}/") for name in inside), f"not in the sdist: {needed}"
 
 
-def check_use(wheel: Path, folder: Path, *, whole_demo: bool) -> None:
-    """What the README shows, in an environment that holds the wheel and what it asks for."""
+def check_use(wheel: Path, folder: Path, *, demo: str) -> None:
+    """What the README shows, in an environment that holds the wheel and what it asks for.
+
+    Args:
+        demo: "quick", "whole" or "none".
+    """
     venv.create(folder / "env", with_pip=True)
     binaries = folder / "env" / "bin"
     python, p3o = binaries / "python", binaries / "p3o"
@@ -79,8 +100,11 @@ def check_use(wheel: Path, folder: Path, *, whole_demo: bool) -> None:
     run(*pip, "-c", ROOT / "constraints.txt", "torch", wheel, cwd=folder)
     print(run(p3o, "--version", cwd=folder).strip())
     run(p3o, "doctor", cwd=folder)
-    run(p3o, "demo", *(() if whole_demo else ("--quick", "--name", "demo")), cwd=folder)
-    assert (folder / "runs" / "demo" / "report.html").stat().st_size > 100_000
+    if demo == "none":
+        run(python, "-c", UNTRAINED, cwd=folder)
+    else:
+        run(p3o, "demo", *(() if demo == "whole" else ("--quick", "--name", "demo")), cwd=folder)
+        assert (folder / "runs" / "demo" / "report.html").stat().st_size > 100_000
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     assert run(python, "-c", block.group(1), cwd=folder).count("'reward':") == 3
@@ -91,13 +115,17 @@ def check_use(wheel: Path, folder: Path, *, whole_demo: bool) -> None:
 def main() -> None:
     """Build, look inside, install, use."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--whole-demo", action="store_true", help="the demo as the README shows it, about 8 minutes")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--whole-demo", action="store_const", const="whole", dest="demo", help="as the README shows it")
+    size.add_argument(
+        "--without-demo", action="store_const", const="none", dest="demo", help="an untrained model instead"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="p3o-release-") as scratch:
         folder = Path(scratch)
         wheel, sdist = built(folder / "dist")
         check_contents(wheel, sdist)
-        check_use(wheel, folder, whole_demo=options.whole_demo)
+        check_use(wheel, folder, demo=options.demo or "quick")
     print("the wheel installs into an empty environment and does what the README shows")
 
 

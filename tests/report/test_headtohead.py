@@ -3,11 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import binomtest
 from tests.report.synthetic_run import write_run
 
-from p3o.report.calibration import agreement_table, calibration_bins, checked_pairs, expected_calibration_error
+from p3o.report.calibration import (
+    Checked,
+    agreement,
+    agreement_table,
+    calibration_bins,
+    checked_pairs,
+    expected_calibration_error,
+)
 from p3o.report.headtohead import head_to_head_section, matrix_table, price_table, ranking, trust_table
 from p3o.report.palette import page_palette
 from p3o.report.reading import read_run
@@ -117,6 +126,36 @@ def test_calibration_counts_agreement_and_whether_length_fools() -> None:
         ("the better response is longer", "8", "100.0 %"),
         ("the better response is shorter", "2", "0.0 %"),
     ]
+
+
+def test_ten_pairs_of_a_prompt_are_one_prompt() -> None:
+    """Five policies on six prompts, the proxy right on all 60 pairs: scipy's interval of 6 of 6, not of 60 of 60."""
+    rows = [
+        response(f"p{k}", i, float(k), 1.0, gold=float(k + k * i), length=k + 1) for i in range(6) for k in range(5)
+    ]
+    data = run_of(responses=rows)
+    data.evaluations[0] = data.evaluations[0].model_copy(update={"gold": 0.0})
+    _, pairs = checked_pairs(data)
+    assert (len(pairs), {pair.prompt for pair in pairs}) == (60, set(range(6)))
+    low = binomtest(6, 6).proportion_ci(method="wilson").low
+    (everything, longer) = agreement_table(pairs).rows
+    assert everything[3].text == longer[3].text == f"{100 * low:.1f} to 100.0"
+    alone = binomtest(1, 1).proportion_ci(method="wilson").low
+    bins = calibration_bins([Checked(0, 0.6 + i / 100, agrees=True, better_is_longer=None) for i in range(24)])
+    assert [(found.pairs, found.low) for found in bins] == [(3, pytest.approx(alone))] * 8
+
+
+@pytest.mark.slow
+def test_agreement_covers_the_truth_where_pairs_share_their_prompt() -> None:
+    """The proxy is right on a prompt or wrong on it, on all of its six pairs: right on 70 % of prompts."""
+    rng, covered, trials = np.random.default_rng(0), 0, 150
+    for _ in range(trials):
+        right = rng.random(60) < 0.7
+        found = agreement(
+            [Checked(i, 0.8, agrees=bool(right[i]), better_is_longer=None) for i in range(60) for _ in range(6)]
+        )
+        covered += found.low <= 0.7 <= found.high
+    assert covered / trials == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / trials))
 
 
 def test_without_gold_the_judge_is_the_truth() -> None:

@@ -1,12 +1,14 @@
-"""The real vLLM server on a CPU with the real SmolLM2-135M: steps, weights pushed three ways, a server killed in the middle.
+"""The real vLLM server on a CPU with the real SmolLM2-135M: a judge's letters, steps, weights pushed three ways, a server
+killed in the middle.
 
 ``make test-vllm`` makes the environment and runs this; it takes a few minutes and 3 GB of memory. What it measures is printed
 (``-s``) and stands in docs/scale_vllm.md.
 """
 
+import gc
+import math
 import os
-import signal
-import subprocess
+import string
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,27 +16,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.rollouts.real import READY, RealServer, needs_vllm
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.algorithms import make_algorithm
+from p3o.cli import main
+from p3o.feedback.judge.prompts import Question
+from p3o.files import read_jsonl, write_jsonl
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.language import frozen_copy, load_language_model, load_tokenizer
 from p3o.models.tokens import ResponseBatch, encode_prompts, end_id, pad_id, pad_left
 from p3o.rollouts.config import RolloutConfig
-from p3o.rollouts.http import ServerError
 from p3o.rollouts.probe import probe_text
 from p3o.rollouts.sampler import VLLMSampler
 from p3o.rollouts.server import SamplingSettings, VLLMServer
 from p3o.training.online import OnlineConfig, OnlineTrainer
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-ENVIRONMENT = Path(os.environ.get("P3O_VLLM_ENV") or CACHE / "p3o" / "vllm-0.32.0")
 MODEL = Path(os.environ.get("P3O_SMOLLM2") or Path(__file__).parents[2] / "models" / "smollm2")
 TOLERANCE = 1e-3
-READY = 400.0
-"""Seconds for a server to start on a busy machine."""
 
 PROMPTS = [
     "Write one sentence about a fox.",
@@ -46,87 +47,27 @@ TEMPERATURE, NEW_TOKENS = 0.8, 16
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not (ENVIRONMENT / ".complete").exists(),
-        reason="no vLLM environment; make test-vllm (tools/vllm_env.sh) makes it",
-    ),
+    needs_vllm,
     pytest.mark.skipif(
         not (MODEL / "model.safetensors").exists(), reason="no models/smollm2; examples/smollm2/get_model.py makes it"
     ),
 ]
 
 
-class RealServer:
-    """``vllm serve`` as docs/scale_vllm.md starts it on a CPU."""
-
-    def __init__(self, folder: Path) -> None:
-        import socket
-
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.log = folder / "server.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        settings = {
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16"]
-        arguments += ["--logprobs-mode", "processed_logprobs", "--enable-lora", "--max-lora-rank", "8"]
-        arguments += ["--weight-transfer-config", '{"backend": "p3o_gloo"}']
-        arguments += ["--worker-extension-cls", "p3o.rollouts.worker.Repacking"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    ENVIRONMENT / "bin" / "vllm",
-                    "serve",
-                    MODEL,
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    str(self.port),
-                    *arguments,
-                ],
-                env=kept | settings,
-                stdout=log,
-                stderr=log,
-                # A group of its own, so that the engine's processes end with it.
-                start_new_session=True,
-            )
-
-    def wait(self) -> float:
-        """Seconds until it was ready."""
-        assert self.process is not None
-        started = time.monotonic()
-        while time.monotonic() - started < READY:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                VLLMServer(self.url, timeout=2).health()
-                return time.monotonic() - started
-            except ServerError:
-                time.sleep(1.0)
-        raise AssertionError(f"not ready in {READY} s: {self.log.read_text()[-3000:]}")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    real = RealServer(tmp_path_factory.mktemp("vllm"))
+    arguments = [
+        "--max-model-len",
+        "512",
+        "--logprobs-mode",
+        "processed_logprobs",
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+    ]
+    arguments += ["--weight-transfer-config", '{"backend": "p3o_gloo"}']
+    arguments += ["--worker-extension-cls", "p3o.rollouts.worker.Repacking"]
+    real = RealServer(MODEL, tmp_path_factory.mktemp("vllm"), *arguments)
     try:
         real.start()
         print(f"\nvLLM ready in {real.wait():.0f} s")
@@ -160,6 +101,58 @@ def largest_difference(policy: nn.Module, prompts: Sequence[list[int]], batch: R
 
 def vowels(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [sum(map(response.count, "aeiou")) / 10 for response in responses]
+
+
+@torch.no_grad()
+def own_lean(model: nn.Module, tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[float, str]:
+    """log p(A) − log p(B) where the model comes to a letter, and the candidates there."""
+    messages = [{"role": "user", "content": question}]
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    for _ in range(4):
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        values, tokens = (found.tolist() for found in logprobs.topk(20))
+        texts = [tokenizer.decode([token]).strip(string.punctuation + string.whitespace) for token in tokens]
+        mass = {
+            letter: sum(math.exp(value) for value, text in zip(values, texts, strict=True) if text == letter)
+            for letter in "AB"
+        }
+        if any(mass.values()):
+            a, b = (math.log(mass[letter] or math.exp(values[-1])) for letter in "AB")
+            return a - b, " ".join(texts[:4])
+        ids = [*ids, tokens[0]]
+    raise AssertionError("no letter in four tokens")
+
+
+# The first test: later ones leave their own weights on the server.
+def test_a_judge_answers_in_letters_by_the_model_s_own_log_probs(
+    server: RealServer, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """``p3o judge`` with ``answer: letter``: choices and preferences follow from what transformers says of the two letters."""
+    good = ["A fox ran through the quiet forest.", "Red, green and blue.", "It is Paris."]
+    bad = ["asdf asdf asdf", "Trees grow.", "Bananas are the capital of the sea."]
+    for name, responses in (("good", good), ("bad", bad)):
+        rows = [{"prompt": prompt, "response": response} for prompt, response in zip(PROMPTS, responses, strict=False)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    settings = ["--judge", "openai", "--model", str(MODEL), "--base-url", f"{server.url}/v1"]
+    settings += ["--set", "answer=letter", "--set", "contradictions=average", "--set", "timeout=300"]
+    files = ["--a", str(tmp_path / "good.jsonl"), "--b", str(tmp_path / "bad.jsonl"), "--output", str(tmp_path)]
+    assert main(["judge", *files, *settings]) == 0
+    model, question = load(), Question("helpfulness", "letter")
+    rows = list(read_jsonl(tmp_path / "judgements.jsonl"))
+    for row, prompt, a, b in zip(rows, PROMPTS, good, bad, strict=False):
+        leans, candidates = zip(
+            *(own_lean(model, tokenizer, question.fill(prompt, *pair)) for pair in ((a, b), (b, a))), strict=True
+        )
+        assert [answer["choice"] for answer in row["answers"]] == ["first" if x >= 0 else "second" for x in leans]
+        assert {answer["served_by"] for answer in row["answers"]} == {str(MODEL)}
+        wanted = (math.tanh(leans[0] / 2) - math.tanh(leans[1] / 2)) / 2
+        assert row["preference"] == pytest.approx(wanted, abs=TOLERANCE)
+        print(
+            f"judge: log-odds of the first {leans[0]:+.3f} and {leans[1]:+.3f} by transformers (of {candidates[0]}), "
+            f"preference {row['preference']:+.4f} by vLLM, {wanted:+.4f} by transformers"
+        )
+    assert len(rows) == len(good)
+    assert len({round(row["preference"], 3) for row in rows}) > 1
 
 
 Run = tuple[OnlineTrainer, VLLMSampler]
@@ -201,6 +194,9 @@ def trainer(server: RealServer, tokenizer: PreTrainedTokenizerBase, tmp_path: Pa
     yield make
     for sampler in made:
         sampler.close()
+    # Two gigabytes of weights and optimiser, in cycles.
+    made.clear()
+    gc.collect()
 
 
 def steps_agree(run: OnlineTrainer, sampler: VLLMSampler, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
@@ -232,12 +228,12 @@ def test_steps_with_an_adapter(
 ) -> None:
     policy = add_adapter(load(), LoraSettings(rank=4), task="CAUSAL_LM", seed=0)
     run, sampler = trainer(policy, "lora")
-    steps_agree(run, sampler, tokenizer, 3)
+    steps_agree(run, sampler, tokenizer, 2)
 
 
 def test_steps_over_gloo(trainer: Callable[..., Run], tokenizer: PreTrainedTokenizerBase, server: RealServer) -> None:
     run, sampler = trainer(load(), "gloo")
-    steps_agree(run, sampler, tokenizer, 3)
+    steps_agree(run, sampler, tokenizer, 2)
 
 
 def test_a_server_killed_in_the_middle_and_started_again(
@@ -287,7 +283,7 @@ def test_a_server_killed_in_the_middle_and_started_again(
 
 def test_steps_by_files(trainer: Callable[..., Run], tokenizer: PreTrainedTokenizerBase, server: RealServer) -> None:
     run, sampler = trainer(load(), "disk")
-    steps_agree(run, sampler, tokenizer, 3)
+    steps_agree(run, sampler, tokenizer, 2)
 
 
 def test_stop_strings_end_responses_where_ours_would(

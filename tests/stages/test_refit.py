@@ -1,5 +1,7 @@
 """The loop of online feedback, labelling of own samples, and RL from comparisons alone, through the command line."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.files import read_jsonl, write_jsonl
 from p3o.stages import refit as refit_stage
+from p3o.training.faults import NumericalError
+from p3o.training.online import OnlineTrainer
+from p3o.training.scoring import RewardFeedback
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -75,6 +80,59 @@ def test_the_reward_model_is_refitted_on_all_labels_so_far_also_when_killed(
 
 
 @pytest.mark.slow
+def test_a_run_stopped_in_its_last_step_finds_the_reward_model_of_the_last_refit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps with a refit every second: none is made after the fourth."""
+    (tmp_path / "small.yaml").write_text(
+        SMALL.replace("fixed: {algorithm: p3o_v2}", "").replace("steps: 5,", "steps: 4,")
+    )
+    arguments = ["run", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path)]
+    assert main([*arguments, "--name", "whole"]) == 0
+    step = OnlineTrainer.step
+
+    def asked_to_stop(trainer: OnlineTrainer) -> dict[str, int | float]:
+        if trainer.done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineTrainer, "step", asked_to_stop)
+        assert main([*arguments, "--name", "stopped"]) == 128 + signal.SIGTERM
+    assert main(["run", "--name", "stopped", "--output", str(tmp_path), "--resume"]) == 0
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_going_back_to_before_the_first_refit_goes_back_to_the_first_reward_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refit after step 3 and a fault in step 4 lead back to the checkpoint of step 2."""
+    text = SMALL.replace("fixed: {algorithm: p3o_v2}", "").replace("every: 2, pairs", "every: 3, pairs")
+    text = text.replace("checkpoints: {every: 1}", "checkpoints: {every: 2}").replace(
+        "steps: 5,", "steps: 5, on_fault: rollback,"
+    )
+    (tmp_path / "small.yaml").write_text(text)
+    step, used = OnlineTrainer.step, list[tuple[int, object]]()
+
+    def failing_once(trainer: OnlineTrainer) -> dict[str, int | float]:
+        feedback = trainer.rollouts.feedback
+        assert isinstance(feedback, RewardFeedback)
+        used.append((trainer.done + 1, feedback.scorer))
+        if trainer.done == 3 and len(used) == 4:
+            raise NumericalError("a fault")
+        return step(trainer)
+
+    monkeypatch.setattr(OnlineTrainer, "step", failing_once)
+    assert main(["run", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path), "--name", "back"]) == 0
+    assert [number for number, _ in used] == [1, 2, 3, 4, 3, 4, 5]
+    scorers = [scorer for _, scorer in used]
+    assert scorers[0] is scorers[2] is scorers[4]
+    assert scorers[3] is not scorers[0]
+    assert scorers[5] is scorers[6] is not scorers[0]
+
+
+@pytest.mark.slow
 def test_p3o_learns_from_comparisons_alone_and_ppo_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = SMALL.replace("reward: {train: {steps: 4, learning_rate: 1.0e-3}}", "reward: {comparison: NAME}")
     text = text.replace("NAME", '"p3o.data.embedded.comparison:gold_preference"').replace(", refit: true", "")
@@ -136,6 +194,10 @@ def test_own_prompts_are_sampled_and_labelled(
         ("sampling={labeller: {kind: people}}", "labeller people needs store"),
         ("sampling={labeller: {kind: judge}}", "labeller judge needs judge"),
         ("rl.runs={a: {algorithm: p3o_v2, refit: true}}", "rl.runs.a.refit: the reward is given"),
+        (
+            "rl.runs={a: {algorithm: ppo, training: {temperature: 0.7}}}",
+            "training: temperature says what a response is",
+        ),
     ],
 )
 def test_what_is_missing_is_told(own_model: Path, setting: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:

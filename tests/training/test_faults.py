@@ -1,7 +1,10 @@
 """Numbers that are none: each kind is recognised, named with its step and prompt, and handled as configured."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.errors import P3OError
 from p3o.functional.advantages import reward_gaps
+from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
 from p3o.models.tokens import encode_prompts, encode_responses, pad_id
 from p3o.training.averages import MetricsAverage
@@ -21,6 +25,7 @@ from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.rollouts import tie_fraction
 from p3o.training.scoring import ComparisonFeedback, Scorer
 from p3o.training.sft import SFTConfig, SFTTrainer
+from p3o.types import LossOutput
 
 TOKENIZER = build_tokenizer()
 PROMPTS = task.prompts(8, seed=0, split="train")
@@ -31,7 +36,9 @@ def letters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [float(sum(map(ord, response)) % 17) for response in responses]
 
 
-def online(feedback: Scorer | ComparisonFeedback = letters, name: str = "p3o_v2", **training: object) -> OnlineTrainer:
+def online(
+    feedback: Scorer | ComparisonFeedback = letters, name: str = "p3o_v2", *, critic: bool = False, **training: object
+) -> OnlineTrainer:
     policy = build_model(TOKENIZER, seed=0).eval()
     defaults = {"steps": 4, "prompts_per_step": 4, "max_new_tokens": 6, "learning_rate": 1e-3, "warmup_fraction": 0.0}
     return OnlineTrainer(
@@ -43,6 +50,7 @@ def online(feedback: Scorer | ComparisonFeedback = letters, name: str = "p3o_v2"
         PROMPTS,
         OnlineConfig(**(defaults | training)),
         seed=5,
+        critic=Critic(build_model(TOKENIZER, seed=1).model) if critic else None,
     )
 
 
@@ -256,6 +264,37 @@ def test_comparisons_that_are_reward_differences_give_the_run_of_the_reward() ->
         run.step()
         run.step()
     assert torch.equal(weights(by_reward.policy), weights(by_comparison.policy))
+
+
+def spoil_losses(run: OnlineTrainer, monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[int], bool]) -> None:
+    """The losses of these numbers are NaN, as from an overflow."""
+    honest, number = run.algorithm.loss, count()
+
+    def loss(*arguments: Any) -> LossOutput:
+        output = honest(*arguments)
+        return LossOutput(output.loss * float("nan"), output.metrics) if spoilt(next(number)) else output
+
+    monkeypatch.setattr(run.algorithm, "loss", loss)
+
+
+def test_a_loss_that_is_no_number_is_skipped_and_leaves_no_trace_in_the_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second of four updates of a step: the step tells of the other three."""
+    run = online(minibatches=2, epochs=2, kl_stop=None, on_fault="skip", prompts_per_step=8)
+    spoil_losses(run, monkeypatch, lambda number: number == 1)
+    metrics = run.step()
+    assert (metrics["updates"], metrics["skipped_updates"]) == (3, 1)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert weights(run.policy).isfinite().all()
+
+
+def test_a_critics_warm_up_counts_what_it_skips_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = online(name="ppo", on_fault="skip", critic=True, critic_warmup_steps=30)
+    spoil_losses(run, monkeypatch, lambda _: True)
+    assert run.warm_up_critic() == {"updates": 0, "skipped_updates": run.config.epochs * run.config.minibatches}
+    with pytest.raises(NumericalError, match=f"{MAX_SKIPPED_STEPS} steps in a row"):
+        fit(run)
 
 
 @pytest.mark.parametrize("name", ["p3o_v1", "p3o_v2", "p3o_r", "rloo", "grpo", "online_dpo"])

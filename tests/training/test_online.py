@@ -148,6 +148,17 @@ def test_critic_warm_up_leaves_the_policy_alone() -> None:
     assert last["value_loss"] < first["value_loss"]
 
 
+def test_the_critic_warms_up_at_its_peak_rate_wherever_the_policys_schedule_stands() -> None:
+    """A ramp over half the steps has hardly begun when the critic is warm: to the critic it is as if there were none."""
+    with_ramp, without = (trainer("ppo", critic_learning_rate=1e-2, warmup_fraction=share) for share in (0.5, 0.0))
+    for _ in range(2):
+        assert with_ramp.warm_up_critic() == without.warm_up_critic()
+    assert with_ramp.critic is not None
+    assert without.critic is not None
+    for ours, theirs in zip(with_ramp.critic.parameters(), without.critic.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_reward_is_climbed() -> None:
     run = trainer(
         scorer=the_count,

@@ -66,7 +66,7 @@ def p3o_residual_loss(
         epsilon: clip range of z, for all pairs or for each; None does not clip.
         importance: α.
 
-    Metrics beside the ratios: ``residual``, the root mean square of e_ij in units of the reward (0 at the optimum), and
+    Metrics beside the ratios: ``residual_mean_square``, of e_ij in units of the reward (0 at the optimum), and
     ``clip_fraction``.
 
     Raises:
@@ -87,7 +87,7 @@ def p3o_residual_loss(
     return LossOutput(
         loss=-mean_over_pairs(0.5 * objective),
         metrics=ratio_metrics(log_ratio, clamped)
-        | {"clip_fraction": mean_over_pairs(cut), "residual": mean_over_pairs(residual**2).sqrt()},
+        | {"clip_fraction": mean_over_pairs(cut), "residual_mean_square": mean_over_pairs(residual**2)},
     )
 
 

@@ -53,7 +53,10 @@ def ppo_value_loss(
     *,
     epsilon: float | None,
 ) -> LossOutput:
-    """½ E_t max( (V − G)² , (V_clip − G)² ), V_clip = V_old + clip(V − V_old, −ε, ε); ``epsilon=None`` does not clip."""
+    """½ E_t max( (V − G)² , (V_clip − G)² ), V_clip = V_old + clip(V − V_old, −ε, ε); ``epsilon=None`` does not clip.
+
+    Metrics: the moments of which the explained variance is made, in float64: E G and E G² nearly cancel.
+    """
     values, behaviour_values, returns = (
         tensor.masked_fill(~response_mask, 0.0) for tensor in (values, behaviour_values, returns)
     )
@@ -61,11 +64,14 @@ def ppo_value_loss(
     if epsilon is not None:
         near = behaviour_values + (values - behaviour_values).clamp(-epsilon, epsilon)
         error = torch.maximum(error, (near - returns) ** 2)
-    target_variance = masked_mean((returns - masked_mean(returns, response_mask)) ** 2, response_mask)
-    unexplained = masked_mean((values.detach() - returns) ** 2, response_mask)
+    targets, unexplained = returns.double(), values.detach().double() - returns.double()
     return LossOutput(
         loss=0.5 * masked_mean(error, response_mask),
-        metrics={"explained_variance": 1.0 - unexplained / target_variance.clamp(min=1e-8)},
+        metrics={
+            "value_error_mean_square": masked_mean(unexplained**2, response_mask),
+            "return_mean": masked_mean(targets, response_mask),
+            "return_mean_square": masked_mean(targets**2, response_mask),
+        },
     )
 
 
@@ -136,6 +142,6 @@ class PPO:
                 "clip_fraction": policy.metrics["clip_fraction"],
                 "policy_loss": policy.loss.detach(),
                 "value_loss": value.loss.detach(),
-                "explained_variance": value.metrics["explained_variance"],
+                **value.metrics,
             },
         )

@@ -67,7 +67,7 @@ def speed(
         typer.Option("--model", metavar="DIR", help="Folder of the model; else a Llama of SmolLM2-135M's shape."),
     ] = None,
 ) -> None:
-    """Measure a step of P3O beside TRL's RLOO and PPO: seconds by phase, memory, share of the machine's matrix rate."""
+    """Measure a step of P3O beside TRL's RLOO and our PPO: seconds by phase, memory, share of the machine's matrix rate."""
     from p3o.bench import speed as benchmark
 
     benchmark.main(json_file, quick=quick, model=model)

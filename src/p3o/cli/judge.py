@@ -47,7 +47,9 @@ def judge(
     ] = None,
     base_url: Annotated[str | None, typer.Option(metavar="URL", help="Of an OpenAI-compatible server.")] = None,
     template: Annotated[str | None, typer.Option(metavar="NAME", help="tldr, helpfulness, or a jinja file.")] = None,
-    max_cost: Annotated[float | None, typer.Option(metavar="X", help="Refuse to start beyond this cost.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(metavar="X", help="Refuse to start beyond this cost, earlier runs included.")
+    ] = None,
     pair: Annotated[list[str] | None, typer.Option(metavar="A:B", help="Only this pair; may be repeated.")] = None,
     against: Annotated[str | None, typer.Option(metavar="NAME", help="Every policy against this one only.")] = None,
     prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts.")] = None,
@@ -127,7 +129,8 @@ def _cost(estimate: "CostEstimate") -> str:
     known = f", {estimate.known} more are known already" if estimate.known else ""
     tokens = f"at most about {estimate.input_tokens} tokens to read and {estimate.output_tokens} to write"
     cost = f", cost at most about {estimate.cost:.4g}" if estimate.cost is not None else ""
-    return f"{estimate.questions} questions to ask{known}: {tokens}{cost}"
+    spent = f"; {estimate.spent:.4g} is spent already" if estimate.spent else ""
+    return f"{estimate.questions} questions to ask{known}: {tokens}{cost}{spent}"
 
 
 def _table(judged: "Sequence[Judged]", name: str) -> "Table":
@@ -181,6 +184,8 @@ def _remarks(judged: "Sequence[Judged]") -> list[str]:
         lines.append(
             f"{rates.failed} pairs without a verdict: no answer came; run the same command again to ask for them"
         )
+    if any(row.unit == "words" for row in judged):
+        lines.append("lengths are counted in words: not every response has its number of tokens as 'length'")
     if alone := sum(row.alone for row in judged):
         lines.append(f"{alone} prompts were left out: only one of the two policies has answered them")
     return lines

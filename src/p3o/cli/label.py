@@ -56,7 +56,7 @@ def serve(
     ] = None,
     gold_every: Annotated[
         int | None,
-        typer.Option("--gold-every", min=1, metavar="N", help="Every so-manieth pair is a gold one; 10 at first."),
+        typer.Option("--gold-every", min=1, metavar="N", help="Every Nth pair is a gold one; 10 at first."),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")] = (
         "127.0.0.1"

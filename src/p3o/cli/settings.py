@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from os.path import exists
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from p3o.cli.options import ALGORITHM, ALGORITHM_SETTINGS, ENGINE, STAGE_OPTIONS, Given
 from p3o.errors import P3OError, did_you_mean
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
     from p3o.config import RunConfig
     from p3o.config_loading import Override
     from p3o.training.tracking import RunFolder
-
-
-RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-"""Where torchrun tells how often it has started a process again."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,18 @@ class Work:
 
 
 def going_on(asked: Asked) -> Asked:
-    """The same; with ``resume`` where torchrun has started this process again after a failure and the run's folder is there."""
+    """The same; with ``resume`` where torchrun has started this process again after a failure and the run's folder is there,
+    unless what it holds is still to be replaced."""
+    from p3o.training.replacing import RESTARTS, still_to_replace
+
     if os.environ.get(RESTARTS, "0") == "0" or asked.resume:
         return asked
     name = asked.name
     if name is None and asked.config is not None:
         name = _load(asked.config, asked).name
     if name is None or not (asked.output / name / "run.json").is_file():
+        return asked
+    if asked.overwrite and still_to_replace(asked.output / name):
         return asked
     return replace(asked, resume=True, overwrite=False)
 
@@ -114,23 +116,55 @@ def resolve(asked: Asked) -> Work:
 
 
 def open_folder(work: Work, asked: Asked) -> "RunFolder":
-    """The folder to work in, made or gone on in; its config.yaml then holds what was asked for last.
+    """The folder to work in, made or gone on in; from its ``begin`` on its config.yaml holds what was asked for last.
 
     Raises:
         P3OError: if it may not be made, or its stage is done and may not be replaced.
     """
     from p3o.config_loading import dump_config
-    from p3o.files import write_text
-    from p3o.training.tracking import CONFIG_FILE, RunFolder
+    from p3o.training.tracking import RunFolder
 
     if not work.is_there:
+        if asked.overwrite:
+            require_nothing_of_ours_inside(work, asked)
         return create_folder(work.settings, work.name, work.output, asked.overwrite)
-    folder = RunFolder.open(work.output, work.name, overwrite=asked.overwrite and not asked.resume)
+    folder = RunFolder.open(
+        work.output,
+        work.name,
+        overwrite=asked.overwrite and not asked.resume,
+        config=None if asked.resume else dump_config(work.settings),
+    )
     if asked.command != "run":
         folder.refuse_if_done(asked.command)
-    if not asked.resume:
-        write_text(folder.path / CONFIG_FILE, dump_config(work.settings))
     return folder
+
+
+def require_nothing_of_ours_inside(work: Work, asked: Asked) -> None:
+    """Check that the run does not start from what its --overwrite would remove: a model or labels of the earlier run, say.
+
+    Raises:
+        P3OError: for the first setting that names something in the run's folder.
+    """
+    from p3o.training.tracking import CONFIG_FILE
+
+    folder = (work.output / work.name).resolve()
+    named = [("--config", asked.config.resolve())] if asked.config is not None else []
+    settings = work.settings.model_dump(mode="json", exclude={"name"})
+    named += [(key, Path(text).resolve()) for key, text in _texts(settings) if exists(text)]
+    for key, path in named:
+        if path.is_relative_to(folder) and path != folder / CONFIG_FILE:
+            raise P3OError(
+                f"{key}: {path} lies in the folder that --overwrite empties; move it, or choose another --name"
+            )
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text inside a tree of settings, with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield from _texts(item, f"{key}.{name}" if key else str(name))
 
 
 def create_folder(settings: "RunConfig", name: str, output: Path, overwrite: bool) -> "RunFolder":

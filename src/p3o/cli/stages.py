@@ -10,7 +10,7 @@ import typer
 from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
 from p3o.cli.engine import require_one_process, stages_elsewhere
 from p3o.cli.options import STAGE_OPTIONS, Given, takes
-from p3o.cli.settings import Asked, Work, create_folder, going_on, open_folder, resolve
+from p3o.cli.settings import Asked, Work, create_folder, going_on, open_folder, require_nothing_of_ours_inside, resolve
 from p3o.errors import P3OError
 
 if TYPE_CHECKING:
@@ -173,12 +173,14 @@ def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
     from p3o.training.tracking import RunFolder
 
     path = work.output / work.name
-    folder = RunFolder.open(work.output, work.name) if work.is_there else RunFolder(path, {"seconds": {}})
+    record = RunFolder.open(work.output, work.name).record if work.is_there else {"seconds": {}}
     if path.exists() and not work.is_there and not asked.overwrite:
         raise P3OError(f"{path}: exists already; choose another --name or pass --overwrite")
-    if asked.overwrite:  # in memory only: what would be done again is not done
-        folder.record["seconds"] = {}
-    outlook = dry_run(RunContext(work.settings, folder, Progress(), asked.stages))
+    if asked.overwrite:
+        if not work.is_there:
+            require_nothing_of_ours_inside(work, asked)
+        record["seconds"] = {}  # what would be done again is not done
+    outlook = dry_run(RunContext(work.settings, RunFolder(path, record), Progress(), asked.stages))
     print_outlook(outlook, Console(), changed=changed_settings(work.settings))
     return outlook.figures()
 

@@ -4,13 +4,13 @@ A prompt is held out or not by a hash of its text and the seed: all rows of a pr
 source holds, and two sources prepared with the same seed and share never have a prompt on both sides.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from p3o.data.formats import ANSWERS, Example, Kind, Prompt
+from p3o.data.holding_out import LOTS, lot_of
 from p3o.data.reading import PlacedExample, read_examples
 from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
@@ -69,8 +69,7 @@ def prepare(
 
 def is_held_out(prompt: Prompt, *, share: float, seed: int) -> bool:
     """Whether a prompt is among the held-out ones; each is with a chance of ``share``, by a hash."""
-    digest = hashlib.sha256(f"{seed} {json.dumps(_plain(prompt))}".encode()).digest()
-    return int.from_bytes(digest[:8]) < share * 2**64
+    return lot_of(_plain(prompt), seed=seed) < share * LOTS
 
 
 def _row(example: Example, kind: Kind) -> dict[str, Any]:

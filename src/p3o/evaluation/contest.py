@@ -1,10 +1,10 @@
 """Who answered what: responses of several policies to the same prompts, from a run folder or from files."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from p3o.errors import P3OError, did_you_mean
 from p3o.files import read_jsonl
@@ -13,9 +13,15 @@ BASELINE = "sft"
 """The policy that the others are held against first, where it is there."""
 
 
+LengthUnit = Literal["tokens", "words"]
+
+_Answer = tuple[str, float | None]
+"""A response and its number of tokens, where the row says it."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A response. ``length`` is in tokens if the file says so, else in words."""
+    """A response and its length, in the unit of its contest."""
 
     response: str
     length: float
@@ -28,10 +34,12 @@ class Contest:
     Attributes:
         prompts: number -> text; pairs of equal texts have different numbers.
         entries: policy -> number -> response.
+        unit: of all lengths: tokens where every row says how many, else words. Differences of lengths need one unit.
     """
 
     prompts: Mapping[int, str]
     entries: Mapping[str, Mapping[int, Entry]]
+    unit: LengthUnit
 
     def shared(self, a: str, b: str) -> list[int]:
         """The prompts that both have answered, in order."""
@@ -45,7 +53,7 @@ class Contest:
         """The same with this many of its prompts, the first ones."""
         if count is None:
             return self
-        return Contest({number: self.prompts[number] for number in list(self.prompts)[:count]}, self.entries)
+        return replace(self, prompts={number: self.prompts[number] for number in list(self.prompts)[:count]})
 
 
 def read_run_contest(path: Path, *, decoding: str = "sample") -> Contest:
@@ -55,7 +63,7 @@ def read_run_contest(path: Path, *, decoding: str = "sample") -> Contest:
         P3OError: if the file is missing, a row is bad (with its line), or fewer than two policies have responses.
     """
     prompts: dict[int, str] = {}
-    entries: dict[str, dict[int, Entry]] = {}
+    answers: dict[str, dict[int, _Answer]] = {}
     for place, row in _rows(path, ("policy", "prompt", "response")):
         number = row.get("prompt_index")
         if not isinstance(number, int):
@@ -64,13 +72,13 @@ def read_run_contest(path: Path, *, decoding: str = "sample") -> Contest:
             continue
         if prompts.setdefault(number, row["prompt"]) != row["prompt"]:
             raise P3OError(f"{place}: prompt {number} has another text than before; the file mixes two sets of prompts")
-        answered = entries.setdefault(row["policy"], {})
+        answered = answers.setdefault(row["policy"], {})
         if number in answered:
             raise P3OError(f"{place}: a second response of {row['policy']!r} to prompt {number}; remove one")
-        answered[number] = _entry(row)
-    if len(entries) < 2:
-        raise P3OError(f"{path}: holds responses of {len(entries)} policies ({decoding}); a comparison needs two")
-    return Contest(dict(sorted(prompts.items())), entries)
+        answered[number] = row["response"], _tokens(row)
+    if len(answers) < 2:
+        raise P3OError(f"{path}: holds responses of {len(answers)} policies ({decoding}); a comparison needs two")
+    return _contest(dict(sorted(prompts.items())), answers)
 
 
 def read_file_contest(a: Path, b: Path) -> Contest:
@@ -83,15 +91,15 @@ def read_file_contest(a: Path, b: Path) -> Contest:
     """
     names = (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b))
     numbers: dict[tuple[str, int], int] = {}
-    entries: dict[str, dict[int, Entry]] = {}
+    answers: dict[str, dict[int, _Answer]] = {}
     for name, path in zip(names, (a, b), strict=True):
         seen: dict[str, int] = {}
-        answered = entries.setdefault(name, {})
+        answered = answers.setdefault(name, {})
         for _, row in _rows(path, ("prompt", "response")):
             occurrence = seen[row["prompt"]] = seen.get(row["prompt"], -1) + 1
-            answered[numbers.setdefault((row["prompt"], occurrence), len(numbers))] = _entry(row)
-    contest = Contest({number: prompt for (prompt, _), number in numbers.items()}, entries)
-    if len(entries) < 2 or not contest.shared(*names):
+            answered[numbers.setdefault((row["prompt"], occurrence), len(numbers))] = row["response"], _tokens(row)
+    contest = _contest({number: prompt for (prompt, _), number in numbers.items()}, answers)
+    if len(answers) < 2 or not contest.shared(*names):
         raise P3OError(f"{a} and {b}: no prompt is in both; the two files must answer the same prompts")
     return contest
 
@@ -128,7 +136,21 @@ def _rows(path: Path, texts: Sequence[str]) -> Iterator[tuple[str, dict[str, Any
         yield f"{path}:{line}", row
 
 
-def _entry(row: Mapping[str, Any]) -> Entry:
+def _tokens(row: Mapping[str, Any]) -> float | None:
+    """The length that a row gives; None if it gives none that can be one."""
     length = row.get("length")
-    words = len(str(row["response"]).split())
-    return Entry(row["response"], float(length) if isinstance(length, int | float) else float(words))
+    is_number = isinstance(length, int | float) and not isinstance(length, bool)
+    return float(length) if is_number and 0 <= length < 2**53 else None
+
+
+def _contest(prompts: Mapping[int, str], answers: Mapping[str, Mapping[int, _Answer]]) -> Contest:
+    """The lengths of all responses in one unit, whichever file they come from."""
+    known = all(tokens is not None for rows in answers.values() for _, tokens in rows.values())
+    entries = {
+        policy: {
+            number: Entry(text, tokens if known and tokens is not None else float(len(text.split())))
+            for number, (text, tokens) in rows.items()
+        }
+        for policy, rows in answers.items()
+    }
+    return Contest(prompts, entries, "tokens" if known else "words")

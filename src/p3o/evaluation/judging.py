@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from p3o.errors import P3OError
-from p3o.evaluation.contest import Contest
+from p3o.evaluation.contest import Contest, LengthUnit
 from p3o.evaluation.length_control import LengthBin, LengthControlled, length_controlled_win_rate, win_rate_by_length
 from p3o.evaluation.ranking import Compared, Ranked, bradley_terry_ranking
 from p3o.evaluation.winrate import HeadToHead, head_to_head_by_prompt
@@ -30,6 +30,7 @@ class Judged:
         numbers: of the prompts, one for each verdict.
         alone: prompts that only one of the two had answered; they were not judged.
         result, length_controlled, by_length: over the pairs with a verdict; None where there is none.
+        unit: of the lengths.
     """
 
     a: str
@@ -41,6 +42,7 @@ class Judged:
     result: HeadToHead | None
     length_controlled: LengthControlled | None
     by_length: list[LengthBin]
+    unit: LengthUnit
 
 
 def texts_of(contest: Contest, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str], list[str]]:
@@ -110,13 +112,15 @@ def _summed_up(contest: Contest, a: str, b: str, verdicts: list[Verdict]) -> Jud
     decided = [(n, v.preference) for n, v in zip(numbers, verdicts, strict=True) if v.preference is not None]
     rates, alone = verdict_rates(verdicts), contest.alone(a, b)
     if not decided:
-        return Judged(a, b, numbers, verdicts, alone, rates, None, None, [])
+        return Judged(a, b, numbers, verdicts, alone, rates, None, None, [], contest.unit)
     signs = [float(np.sign(preference)) for _, preference in decided]
     # Pairs on equal prompts share what the prompt does to them.
-    result = head_to_head_by_prompt(signs, [contest.prompts[n] for n, _ in decided])
+    prompts = [contest.prompts[n] for n, _ in decided]
+    result = head_to_head_by_prompt(signs, prompts)
     difference = [contest.entries[a][n].length - contest.entries[b][n].length for n, _ in decided]
-    controlled = length_controlled_win_rate(signs, difference)
-    return Judged(a, b, numbers, verdicts, alone, rates, result, controlled, win_rate_by_length(signs, difference))
+    controlled = length_controlled_win_rate(signs, difference, prompts=prompts)
+    bins = win_rate_by_length(signs, difference, prompts=prompts)
+    return Judged(a, b, numbers, verdicts, alone, rates, result, controlled, bins, contest.unit)
 
 
 def _judgement(pair: Judged, index: int, judge: str) -> dict[str, Any]:
@@ -148,6 +152,7 @@ def _result(pair: Judged, judge: str, date: str) -> dict[str, Any]:
         | {
             "length_controlled": asdict(pair.length_controlled),
             "by_length": bins,
+            "length_unit": pair.unit,
             "unpaired": pair.alone,
         }
     )

@@ -9,14 +9,14 @@ is fitted by logistic regression, and σ(α) is the win rate at equal length. Th
 takes many models to estimate, and a weak ridge keeps the fit finite where one side wins everything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from p3o.evaluation.winrate import HeadToHead, head_to_head
+from p3o.evaluation.winrate import HeadToHead, head_to_head_by_prompt, unvaried_interval
 
 Array = Float[np.ndarray, "..."]
 
@@ -33,7 +33,8 @@ class LengthControlled:
 
     Attributes:
         win_rate: σ(α).
-        low, high: percentile bootstrap over pairs, both coefficients fitted anew in each resample.
+        low, high: percentile bootstrap over prompts, both coefficients fitted anew in each resample; where the bootstrap has
+            nothing to draw (all outcomes are equal, or there is one prompt), at least ``unvaried_interval`` of the prompts.
         length_effect: φ, in log-odds; positive if longer answers win.
         raw: the win rate as it is.
     """
@@ -58,6 +59,7 @@ def length_controlled_win_rate(
     outcomes: ArrayLike,
     length_difference: ArrayLike,
     *,
+    prompts: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -68,6 +70,8 @@ def length_controlled_win_rate(
     Args:
         outcomes: above 0 where A won, below 0 where B did, 0 for a tie.
         length_difference: of A minus B, in any unit of length.
+        prompts: what tells the prompts apart, one for each outcome; a resample draws prompts and takes all pairs of each.
+            None: every pair has a prompt of its own.
         confidence: of the interval.
         resamples, seed: of the bootstrap.
         ridge: see ``RIDGE``; with 0 the fit is plain maximum likelihood, which may not exist.
@@ -76,33 +80,45 @@ def length_controlled_win_rate(
         ValueError: unequal or zero lengths, or values that are not finite.
     """
     y, d = _checked(outcomes, length_difference)
+    owner, groups = _owners(prompts, y.size)
     scale = float(d.std())
     x = np.tanh(d / scale) if scale > 0 else np.zeros_like(d)
     alpha, phi = _fit(x, y, np.ones((1, y.size)), ridge)[0]
     random = np.random.default_rng(seed)
-    chances = np.full(y.size, 1 / y.size)
-    drawn = [
-        _fit(x, y, random.multinomial(y.size, chances, size=min(_PORTION, resamples - start)).astype(np.float64), ridge)
-        for start in range(0, resamples, _PORTION)
-    ]
+    chances = np.full(groups, 1 / groups)
+    drawn = []
+    for start in range(0, resamples, _PORTION):
+        times = random.multinomial(groups, chances, size=min(_PORTION, resamples - start))
+        drawn.append(_fit(x, y, times[:, owner].astype(np.float64), ridge))
     tail = (1 - confidence) / 2
-    low, high = _sigmoid(np.quantile(np.concatenate(drawn)[:, 0], [tail, 1 - tail]))
-    return LengthControlled(float(_sigmoid(np.array([alpha]))[0]), float(low), float(high), float(phi), float(y.mean()))
+    low, high = map(float, _sigmoid(np.quantile(np.concatenate(drawn)[:, 0], [tail, 1 - tail])))
+    rate = float(_sigmoid(np.array([alpha]))[0])
+    if groups == 1 or np.ptp(y) == 0:
+        least, most = unvaried_interval(rate, groups, confidence)
+        low, high = min(low, least), max(high, most)
+    return LengthControlled(rate, low, high, float(phi), float(y.mean()))
 
 
-def win_rate_by_length(outcomes: ArrayLike, length_difference: ArrayLike, *, bins: int = 4) -> list[LengthBin]:
+def win_rate_by_length(
+    outcomes: ArrayLike, length_difference: ArrayLike, *, prompts: Sequence[Hashable] | None = None, bins: int = 4
+) -> list[LengthBin]:
     """The win rate in bins of the length difference that hold about equally many pairs; equal differences share a bin.
+
+    Args:
+        outcomes, length_difference, prompts: as in ``length_controlled_win_rate``.
+        bins: at most so many.
 
     Raises:
         ValueError: as ``length_controlled_win_rate``.
     """
     y, d = _checked(outcomes, length_difference)
+    owner, _ = _owners(prompts, y.size)
     edges = np.unique(np.quantile(d, np.linspace(0, 1, bins + 1)[1:-1]))
     place = np.searchsorted(edges, d, side="left")
     found: list[LengthBin] = []
     for index in np.unique(place):
         inside = place == index
-        result = head_to_head(y[inside], np.full(int(inside.sum()), 0.5))
+        result = head_to_head_by_prompt(y[inside] - 0.5, owner[inside].tolist())
         found.append(LengthBin(float(d[inside].min()), float(d[inside].max()), result))
     return found
 
@@ -120,6 +136,16 @@ def _checked(outcomes: ArrayLike, length_difference: ArrayLike) -> tuple[Array, 
     if not (np.isfinite(signs).all() and np.isfinite(d).all()):
         raise ValueError("outcomes and lengths must be finite")
     return (np.sign(signs) + 1) / 2, d
+
+
+def _owners(prompts: Sequence[Hashable] | None, pairs: int) -> tuple[Int[np.ndarray, " pair"], int]:
+    """The number of each pair's prompt, and how many prompts there are."""
+    if prompts is None:
+        return np.arange(pairs), pairs
+    if len(prompts) != pairs:
+        raise ValueError(f"{len(prompts)} prompts for {pairs} outcomes")
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    return np.array([places[prompt] for prompt in prompts]), len(places)
 
 
 def _fit(

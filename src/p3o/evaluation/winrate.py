@@ -23,7 +23,7 @@ class HeadToHead:
         win_rate: (wins + ½ ties) / prompts.
         low, high: limits of the confidence interval of ``win_rate``.
         confidence: of the interval, .95 by default.
-        method: "wilson" without ties, "bootstrap" with them.
+        method: "wilson" without ties or where all prompts came out the same, else "bootstrap".
     """
 
     wins: int
@@ -58,6 +58,21 @@ def wilson_interval(wins: int, n: int, confidence: float = 0.95) -> tuple[float,
     return low, high
 
 
+def unvaried_interval(mean: float, prompts: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean of outcomes in [0, 1] of which every prompt shows the same: a bootstrap would have nothing to draw.
+
+    None of the prompts came out otherwise, so by Wilson's upper limit at most a share q = z²/(n + z²) of all prompts does.
+    With those all lost or all won the mean lies between (1 − q)·mean and (1 − q)·mean + q. At a mean of 0 or 1 this is
+    Wilson's interval of n prompts.
+
+    Raises:
+        ValueError: as ``wilson_interval``.
+    """
+    _, others = wilson_interval(0, prompts, confidence)
+    low = (1 - others) * mean
+    return low, min(low + others, 1.0)
+
+
 def head_to_head(
     rewards_a: ArrayLike,
     rewards_b: ArrayLike,
@@ -69,8 +84,8 @@ def head_to_head(
     """Compare two policies prompt by prompt; the two lists are rewards on the same prompts in the same order.
 
     Only the order within a prompt counts, so per-prompt offsets of the reward do not. Without ties the wins are
-    binomial and the interval is Wilson's; with ties it is the percentile bootstrap over prompts. If every prompt is a
-    tie the bootstrap interval is the point ½: the data hold no comparison at all.
+    binomial and the interval is Wilson's; with ties it is the percentile bootstrap over prompts, and with nothing but ties
+    ``unvaried_interval``.
 
     Args:
         confidence: of the interval.
@@ -88,13 +103,15 @@ def head_to_head(
     wins, losses = int((a > b).sum()), int((a < b).sum())
     n = a.size
     ties = n - wins - losses
-    if ties:
+    drawn = 0 < ties < n
+    if drawn:
         low, high = _bootstrap_interval(wins, ties, losses, confidence, resamples, seed)
+    elif ties:
+        low, high = unvaried_interval(0.5, n, confidence)
     else:
         low, high = wilson_interval(wins, n, confidence)
-    return HeadToHead(
-        wins, ties, losses, (wins + 0.5 * ties) / n, low, high, confidence, "bootstrap" if ties else "wilson"
-    )
+    rate = (wins + 0.5 * ties) / n
+    return HeadToHead(wins, ties, losses, rate, low, high, confidence, "bootstrap" if drawn else "wilson")
 
 
 def head_to_head_by_prompt(
@@ -107,8 +124,9 @@ def head_to_head_by_prompt(
 ) -> HeadToHead:
     """Compare two policies over pairs of which several may share a prompt.
 
-    Pairs of one prompt are not independent, so the bootstrap draws prompts and takes all pairs of each. With one pair a
-    prompt this is ``head_to_head``.
+    Pairs of one prompt are not independent, so the bootstrap draws prompts and takes all pairs of each. Where all prompts
+    have the same mean outcome it would draw the same again and again, and ``unvaried_interval`` of the prompts takes its
+    place. With one pair a prompt this is ``head_to_head``.
 
     Args:
         outcomes: above 0 where A won, below 0 where B did, 0 for a tie.
@@ -128,6 +146,9 @@ def head_to_head_by_prompt(
     owner = np.array([places[prompt] for prompt in prompts])
     pairs = np.bincount(owner)
     points = np.bincount(owner, weights=(signs + 1) / 2)
+    if np.ptp(points / pairs) == 0:
+        low, high = unvaried_interval(whole.win_rate, len(places), confidence)
+        return replace(whole, low=low, high=high, method="wilson")
     drawn = np.random.default_rng(seed).multinomial(len(places), np.full(len(places), 1 / len(places)), size=resamples)
     tail = (1 - confidence) / 2
     low, high = np.quantile((drawn @ points) / (drawn @ pairs), [tail, 1 - tail])

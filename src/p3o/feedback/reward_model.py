@@ -31,7 +31,7 @@ from p3o.models.language import accepted
 from p3o.models.layouts import LAYOUTS, Layout, LayoutName, device_of
 from p3o.models.loading import adapter_task, is_adapter, load_pretrained
 from p3o.models.probe import LayoutChoice, Subject, Verdict, first_right
-from p3o.models.scores import group_scores, score_head, shared_part
+from p3o.models.scores import group_scores, part_read, score_head, shared_part
 from p3o.models.selection import full_precision
 from p3o.models.tokens import GroupTokens, encode_prompts, encode_responses, end_id, pad_right
 
@@ -114,7 +114,7 @@ class RewardModel:
         self.form = form
         self.choice: LayoutChoice = layout
         config: Any = plain_model(model).config
-        self.fill = _padding(tokenizer, config)
+        self.fill = padding_id(tokenizer, config)
         # The classifier finds the last token by this id.
         config.get_text_config().pad_token_id = self.fill
         # Learned positions end; rotary ones only grow worse.
@@ -295,6 +295,26 @@ def encode_for_reward(
     return [next(texts) if messages is None else next(spoken) for messages in talks]
 
 
+def encode_for_server(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    conversations: Conversations,
+    fill: int | None,
+) -> list[list[int]]:
+    """The ids for a server that reads the score at the last token of a row, as vLLM does, whatever that token is.
+
+    A classifier of transformers passes over its padding id at the end of a row, which may be the end of sequence
+    (:func:`padding_id`). Without these tokens both read the same place.
+
+    Args:
+        fill: the classifier's padding id; None if nobody knows it.
+    """
+    rows = encode_for_reward(tokenizer, prompts, responses, conversations=conversations)
+    return rows if fill is None else [list(part_read(row, fill=fill)) for row in rows]
+
+
 def _encode_texts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], form: Form
 ) -> list[list[int]]:
@@ -305,7 +325,7 @@ def _encode_texts(
     return [prompt + response for prompt, response in whole]
 
 
-def _padding(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
     """The id of padding: the tokenizer's, else the one that the model was trained with, else the end of sequence.
 
     Where padding and end of sequence are one id, a classifier reads its score at the token before the end, in training as in

@@ -60,22 +60,30 @@ def mismatch(
     mask: Bool[Tensor, "group response time"],
     correction: Correction,
 ) -> Mismatch:
-    """Compare the learner's log-probs of what was sampled with the sampler's own."""
-    token = torch.where(mask, (learner - sampler).abs(), 0.0)
+    """Compare the learner's log-probs of what was sampled with the sampler's own.
+
+    The metrics are over the groups whose differences are finite; ``mismatch_nonfinite`` counts the others, if there are any.
+    """
     response = sequence_logprobs(learner, mask) - sequence_logprobs(sampler, mask)
     group = response.sum(-1)
-    weights = group.clamp(-_SAFE, _SAFE).exp()
-    everything = torch.ones_like(group, dtype=torch.bool)
-    # A NaN compares as false and so is dropped.
-    keep = everything if correction.kind == "none" else group.abs() <= correction.bound
+    sound = group.isfinite()
+    compared = mask & sound[:, None, None]
+    token = torch.where(compared, (learner - sampler).abs(), 0.0)
+    # Of a group that cannot be compared nothing is known: where it is not dropped it counts as any other.
+    weights = torch.where(sound, group.clamp(-_SAFE, _SAFE).exp(), 1.0)
+    everything = torch.ones_like(sound)
+    keep = everything if correction.kind == "none" else sound & (group.abs() <= correction.bound)
     truncated = weights > correction.limit
+    ratios = torch.where(sound.unsqueeze(-1), response.clamp(-_SAFE, _SAFE).exp(), 0.0)
     metrics = {
-        "mismatch_mean": (token.sum() / mask.sum().clamp(min=1)).item(),
+        "mismatch_mean": (token.sum() / compared.sum().clamp(min=1)).item(),
         "mismatch_max": token.max().item(),
-        "mismatch_ratio": response.clamp(-_SAFE, _SAFE).exp().mean().item(),
+        "mismatch_ratio": (ratios.sum() / (sound.sum() * response.shape[-1]).clamp(min=1)).item(),
         "mismatch_weight_max": weights.max().item(),
         "mismatch_dropped": int((~keep).sum()),
     }
+    if not bool(sound.all()):
+        metrics["mismatch_nonfinite"] = int((~sound).sum())
     if correction.kind == "truncate":
         metrics["mismatch_truncated"] = int((truncated & keep).sum())
         return Mismatch(weights.clamp(max=correction.limit), keep, metrics)

@@ -25,6 +25,11 @@ def score_head(model: nn.Module) -> nn.Module | None:
     return next((getattr(inner, name) for name in HEADS if hasattr(inner, name)), None)
 
 
+def part_read(row: Sequence[int], *, fill: int) -> Sequence[int]:
+    """A row of ids up to where the classifier reads it: the last token that is not its padding id."""
+    return row[: max((t for t, token in enumerate(row) if token != fill), default=0) + 1]
+
+
 def shared_part(rows: Sequence[Sequence[int]], *, fill: int) -> GroupTokens | None:
     """Rows of ids as one group, each up to where the classifier reads it; None if nothing can be read once for all.
 
@@ -32,8 +37,7 @@ def shared_part(rows: Sequence[Sequence[int]], *, fill: int) -> GroupTokens | No
         rows: whole rows, beginning and end of sequence included.
         fill: the classifier's padding id, which may be the end of sequence, too.
     """
-    read = [row[: max((t for t, token in enumerate(row) if token != fill), default=0) + 1] for row in rows]
-    return continuations(read)
+    return continuations([part_read(row, fill=fill) for row in rows])
 
 
 def group_scores(

@@ -2,6 +2,8 @@
 
 Pairs are the sampled responses of two policies to one prompt. The truth is the gold reward where there is one, else a judge's
 verdicts; pairs on which it is silent are left out. The proxy's own probability that it is right is σ(|difference of rewards|).
+
+N policies make up to N(N − 1)/2 pairs of a prompt, which are not independent: intervals are over prompts.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from itertools import combinations
 import altair as alt
 import numpy as np
 
-from p3o.evaluation.winrate import wilson_interval
+from p3o.evaluation.winrate import HeadToHead, head_to_head_by_prompt
 from p3o.report.chartstyle import Drawing
 from p3o.report.numbers import number, percent
 from p3o.report.palette import Palette
@@ -19,15 +21,19 @@ from p3o.report.rundata import Response, RunData
 from p3o.report.tables import Cell, Table
 
 BINS = 8
+RESAMPLES = 2000
+"""Of each interval; a report has a dozen of them."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One pair: how sure the proxy is (½ to 1), whether the truth agrees, and whether the better response is the longer one.
+    """One pair of responses to a prompt: how sure the proxy is (½ to 1), whether the truth agrees, and whether the better
+    response is the longer one.
 
     ``better_is_longer`` is None for equal or unknown lengths.
     """
 
+    prompt: int
     confidence: float
     agrees: bool
     better_is_longer: bool | None
@@ -74,11 +80,16 @@ def calibration_bins(pairs: Sequence[Checked]) -> list[CalibrationBin]:
     bins = []
     for part in np.array_split(np.arange(len(ordered)), min(BINS, len(ordered))):
         inside = [ordered[i] for i in part]
-        agreeing = sum(pair.agrees for pair in inside)
-        low, high = wilson_interval(agreeing, len(inside))
+        share = agreement(inside)
         mean = float(np.mean([pair.confidence for pair in inside]))
-        bins.append(CalibrationBin(mean, agreeing / len(inside), low, high, len(inside)))
+        bins.append(CalibrationBin(mean, share.win_rate, share.low, share.high, len(inside)))
     return bins
+
+
+def agreement(pairs: Sequence[Checked]) -> HeadToHead:
+    """The share of pairs on which the truth agrees, as a win rate; its 95 % interval is over prompts."""
+    signs = [1.0 if pair.agrees else -1.0 for pair in pairs]
+    return head_to_head_by_prompt(signs, [pair.prompt for pair in pairs], resamples=RESAMPLES)
 
 
 def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
@@ -133,13 +144,10 @@ def agreement_table(pairs: Sequence[Checked]) -> Table:
     for name, group in groups:
         if not group:
             continue
-        agreeing = sum(pair.agrees for pair in group)
-        low, high = wilson_interval(agreeing, len(group))
-        limits = f"{number(100 * low, 1)} to {number(100 * high, 1)}"
-        share = agreeing / len(group)
-        rows.append(
-            [Cell(name), Cell(str(len(group))), Cell(percent(share, 1), interval=(low, share, high)), Cell(limits)]
-        )
+        share = agreement(group)
+        limits = f"{number(100 * share.low, 1)} to {number(100 * share.high, 1)}"
+        shown = Cell(percent(share.win_rate, 1), interval=(share.low, share.win_rate, share.high))
+        rows.append([Cell(name), Cell(str(len(group))), shown, Cell(limits)])
     return Table(["Pairs", "number", "proxy agrees", "95 % interval"], rows, frozenset({"Pairs"}))
 
 
@@ -154,4 +162,4 @@ def _check(a: Response, b: Response, truth: float) -> Checked | None:
         None if a.length is None or b.length is None or a.length == b.length else (a.length > b.length) == (truth > 0)
     )
     confidence = 1 / (1 + float(np.exp(-min(abs(difference), 700.0))))
-    return Checked(confidence, (difference > 0) == (truth > 0), longer)
+    return Checked(a.prompt_index, confidence, (difference > 0) == (truth > 0), longer)

@@ -94,7 +94,7 @@ def length_table(data: RunData, found: Sequence[Comparison], palette: Palette) -
         [
             _named(data, c.a, palette),
             _named(data, c.b, palette),
-            Cell(f"{number(b.low, 0)} to {number(b.high, 0)}"),
+            Cell(f"{number(b.low, 0)} to {number(b.high, 0)} {c.length_unit or ''}".rstrip()),
             Cell(
                 f"{percent(b.win_rate.win_rate)} ({_limits(b.win_rate.low, b.win_rate.high)})",
                 interval=(b.win_rate.low, b.win_rate.win_rate, b.win_rate.high),

@@ -121,6 +121,7 @@ class Comparison(_Row):
     failed: int = 0
     length_controlled: Rate | None = None
     by_length: list[LengthBin] = Field(default_factory=list)
+    length_unit: str | None = None
 
     def mirrored(self) -> "Comparison":
         """The same comparison seen from ``b``."""

@@ -51,6 +51,7 @@ _CURVES = (
 )
 _TESTS = {
     "pairs": "Held-out pairs",
+    "prompts": "Of so many prompts",
     "accuracy_gold": "Agrees with the gold order",
     "accuracy_cross_prompt": "Prefers an answer to this prompt",
 }

@@ -98,7 +98,7 @@ class RunContext:
             return "one process" + (", nothing is sharded" if self.config.parallel.mode == "fsdp" else "")
         return f"{size} processes, {'sharded' if self.models.is_sharding else 'each with the whole models'}"
 
-    @cached_property
+    @property
     def feedback(self) -> Feedback:
         """Builds what scores or compares responses."""
         return Feedback(
@@ -108,7 +108,7 @@ class RunContext:
             conversations=self.inputs.conversations,
             references=lambda: self.reference_responses,
             warn=self.warn,
-            answers=self.folder.path / ANSWERS_FILE if self.folder.path.is_dir() else None,
+            answers=self.folder.path / ANSWERS_FILE if self.folder.is_ready else None,
             finite=not self.tolerates_faults,
         )
 
@@ -262,7 +262,7 @@ class RunContext:
                         f"rl.runs.{name}: {run.algorithm} needs a reward for every response and cannot learn from comparisons "
                         "alone; use one of the P3O family, online_dpo or rebel, or give a reward"
                     )
-            if not self.config.reward.is_trained and load_models:
+            if comparator is None and not self.config.reward.is_trained and load_models:
                 self.scorer  # noqa: B018 - loading is the check
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:

@@ -4,17 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from p3o.config import RewardConfig, RewardPart
 from p3o.data.formats import Message
+from p3o.errors import P3OError
 from p3o.feedback.combined import CombinedReward, WeightedReward
 from p3o.feedback.comparison import Comparator, FunctionComparator, load_comparison_function
 from p3o.feedback.functions import call_reward_function, load_reward_function
 from p3o.feedback.judge import open_judge
 from p3o.feedback.judge.comparator import JudgeComparator
 from p3o.feedback.remote import RewardServiceConfig
-from p3o.feedback.reward_model import RewardModel, encode_for_reward
+from p3o.feedback.reward_model import RewardModel, encode_for_server, padding_id
 from p3o.inputs import Scorer
-from p3o.models.language import load_tokenizer
+from p3o.models.language import load_model_config, load_tokenizer
 from p3o.stages.models import Models
 
 Conversations = Mapping[str, tuple[Message, ...]]
@@ -104,7 +107,8 @@ class Feedback:
         if config.tokenizer is not None:
             trusted = self.models.config.trust_remote_code
             tokenizer = load_tokenizer(config.tokenizer, trust_remote_code=trusted)
-            encode = partial(encode_for_reward, tokenizer, conversations=self.conversations)
+            fill = _fill(config.tokenizer, tokenizer, trusted)
+            encode = partial(encode_for_server, tokenizer, conversations=self.conversations, fill=fill)
         return RemoteReward(config, conversations=self.conversations, encode=encode, tell=self._warn)
 
     def _preference_over_references(self, comparator: Comparator) -> Scorer:
@@ -113,3 +117,11 @@ class Feedback:
             return comparator(prompts, responses, [references[prompt] for prompt in prompts])
 
         return score
+
+
+def _fill(path: str, tokenizer: PreTrainedTokenizerBase, trusted: bool) -> int | None:
+    """The padding id of the classifier in this folder; None if the folder holds a tokenizer alone that has none."""
+    try:
+        return padding_id(tokenizer, load_model_config(path, trust_remote_code=trusted))
+    except P3OError:
+        return tokenizer.pad_token_id

@@ -31,18 +31,19 @@ class Refits:
         run: the run's context.
         name: of the RL run.
         config: how often, how many pairs, labelled by whom.
+        last: the last step of the RL run, after which nothing would learn from a refit.
     """
 
-    def __init__(self, run: RunContext, name: str, config: RefitConfig) -> None:
-        self.run, self.name, self.config = run, name, config
+    def __init__(self, run: RunContext, name: str, config: RefitConfig, *, last: int) -> None:
+        self.run, self.name, self.config, self.last = run, name, config, last
 
-    def due(self, step: int, last: int) -> bool:
+    def due(self, step: int) -> bool:
         """Whether the reward model is to be refitted after this step."""
-        return step > 0 and step % self.config.every == 0 and step < last
+        return 0 < step < self.last and step % self.config.every == 0
 
     def at(self, step: int) -> RewardModel | None:
         """The reward model that was in use after this step of an earlier attempt; None for the first one."""
-        number = step // self.config.every
+        number = min(step, self.last - 1) // self.config.every
         return self._load(number) if number > 0 else None
 
     def refit(self, step: int, policy: nn.Module) -> RewardModel:

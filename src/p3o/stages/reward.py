@@ -1,20 +1,22 @@
 """The stage that trains the reward model on labelled pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
 
 from p3o.data.embedded import task
+from p3o.data.holding_out import held_out_prompts, lot_of
 from p3o.distributed import world
 from p3o.errors import P3OError
-from p3o.evaluation.winrate import wilson_interval
+from p3o.evaluation.winrate import head_to_head_by_prompt
 from p3o.feedback.reward_model import RewardModel
 from p3o.files import read_jsonl
 from p3o.inputs import Pair
 from p3o.stages.context import PREFERENCES_FILE, RunContext
 from p3o.stages.preferences import sample_pairs
-from p3o.training.reward_model import RewardTrainer, ranking_accuracy
+from p3o.training.reward_model import RewardTrainer, ranking_accuracy, ranking_outcomes
 
 
 def reward(run: RunContext) -> None:
@@ -46,10 +48,11 @@ def reward(run: RunContext) -> None:
             run.fit(
                 "reward", trainer, tell, advance=advance, rolls_back=config.on_fault == "rollback", owns=is_reward_row
             )
-        test: dict[str, Any] = {"pairs": len(held)}
+        test: dict[str, Any] = {"pairs": len(held), "prompts": count_prompts(held)}
         if held:
-            test["accuracy_labels"] = ranking_accuracy(reward_model, held)
-            doubt = doubt_about(test["accuracy_labels"], len(held))
+            outcomes = ranking_outcomes(reward_model, held)
+            test["accuracy_labels"] = sum(outcomes) / len(outcomes)
+            doubt = doubt_about(outcomes, [prompt for prompt, _, _ in held])
             if doubt is not None:
                 run.warn(f"reward: {doubt}")
         run.folder.metrics({"stage": "reward_test", **test, **gold_accuracies(run, reward_model)})
@@ -58,18 +61,26 @@ def reward(run: RunContext) -> None:
         run.forget("reward")
 
 
-def doubt_about(accuracy: float, pairs: int) -> str | None:
-    """In words, that this accuracy on held-out pairs cannot be told from guessing; None if it can.
+def doubt_about(outcomes: Sequence[float], prompts: Sequence[str]) -> str | None:
+    """In words, that the accuracy on held-out pairs cannot be told from guessing; None if it can.
 
-    The test: the 95 % Wilson interval of the pairs that were ranked as labelled (ties count one half, rounded down) begins
-    above one half.
+    The test: the 95 % interval over prompts of the share that was ranked as labelled begins above one half.
+
+    Args:
+        outcomes: as of ``ranking_outcomes``. Ties are taken for a loss and a win in turn, which rounds their halves down.
+        prompts: of the pairs; pairs of one prompt say less than as many of several.
     """
-    low, high = wilson_interval(round(2 * accuracy * pairs) // 2, pairs)
-    if low > 0.5:
+    turns = cycle((-1.0, 1.0))
+    signs = [next(turns) if outcome == 0.5 else 2 * outcome - 1 for outcome in outcomes]
+    found = head_to_head_by_prompt(signs, prompts)
+    if found.low > 0.5:
         return None
+    accuracy, asked = sum(outcomes) / len(outcomes), len(set(prompts))
+    over = "" if asked == len(outcomes) else f" over {asked} prompts"
     return (
-        f"the reward model ranks {accuracy:.0%} of {pairs} held-out pairs as labelled (95 % interval {low:.0%} to {high:.0%}), "
-        "which may be chance: RL would optimise noise; give more pairs, train longer, or look at the labels"
+        f"the reward model ranks {accuracy:.0%} of {len(outcomes)} held-out pairs as labelled (95 % interval{over} "
+        f"{found.low:.0%} to {found.high:.0%}), which may be chance: RL would optimise noise; give more pairs, train longer, "
+        "or look at the labels"
     )
 
 
@@ -91,10 +102,34 @@ def labelled_pairs(run: RunContext) -> list[Pair]:
 
 
 def hold_out(run: RunContext, pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """A tenth of the pairs, at most 500, drawn at random for the test; and the others in their order."""
-    generator = torch.Generator().manual_seed(run.seed("held-out pairs"))
-    held = set(torch.randperm(len(pairs), generator=generator)[: min(500, len(pairs) // 10)].tolist())
-    return [pairs[i] for i in sorted(held)], [pair for i, pair in enumerate(pairs) if i not in held]
+    """The pairs for the test and those to train on; how many there are is told."""
+    held, training = split_by_prompt(pairs, seed=run.seed("held-out pairs"))
+    run.progress.print(
+        f"reward: {len(held)} pairs of {count_prompts(held)} prompts are held out, {len(training)} pairs of "
+        f"{count_prompts(training)} prompts to train on"
+    )
+    if not held and len(pairs) >= 10:
+        run.warn(
+            f"reward: nothing is held out, as every prompt has too many of the {len(pairs)} pairs: the reward model is not "
+            "tested; give pairs of more prompts"
+        )
+    return held, training
+
+
+def split_by_prompt(pairs: Sequence[Pair], *, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """About a tenth of the pairs, and about 500 at most: all pairs of some prompts; and the others. Both in their order.
+
+    A hash of its text and the seed gives each prompt its place in a queue, whatever other prompts there are.
+    """
+    rows = [prompt for prompt, _, _ in pairs]
+    queue = sorted(set(rows), key=lambda prompt: (lot_of(prompt, seed=seed), prompt))
+    held = held_out_prompts(rows, min(500, len(pairs) // 10), order=queue)
+    return [pair for pair in pairs if pair[0] in held], [pair for pair in pairs if pair[0] not in held]
+
+
+def count_prompts(pairs: Sequence[Pair]) -> int:
+    """How many different prompts there are."""
+    return len({prompt for prompt, _, _ in pairs})
 
 
 def gold_accuracies(run: RunContext, reward_model: RewardModel) -> dict[str, int | float]:

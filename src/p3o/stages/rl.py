@@ -51,12 +51,13 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
     entry, training = run.config.rl.runs[name], run.config.rl.training_of(name)
     algorithm = make_algorithm(entry.algorithm, **entry.settings)
     policy, reference, critic = learners(run, algorithm)
+    first_feedback = feedback_of(run, entry.reward_shift, training)
     trainer = OnlineTrainer(
         policy,
         reference,
         run.tokenizer,
         algorithm,
-        feedback_of(run, entry.reward_shift, training),
+        first_feedback,
         run.inputs.prompts,
         training,
         # All runs share this seed: they see the same prompts in the same order.
@@ -71,11 +72,11 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
     if entry.reward_shift:
         identity["reward_shift"] = entry.reward_shift
-    refits = Refits(run, name, run.config.rl.refit) if entry.refit else None
+    refits = Refits(run, name, run.config.rl.refit, last=training.steps) if entry.refit else None
 
-    def use(reward_model: Scorer | None) -> None:
-        if reward_model is not None:
-            trainer.learn_from(shifted(run, entry.reward_shift, reward_model))
+    def use(refitted: Scorer | None) -> None:
+        # A rollback may lead to before the first refit.
+        trainer.learn_from(first_feedback if refitted is None else shifted(run, entry.reward_shift, refitted))
 
     with run.progress.stage(f"rl {name}", total=trainer.total) as advance:
 
@@ -94,7 +95,7 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
             advance(1, **{short: metrics[key] for key, short in shown.items() if key in metrics})
             if step == 0 or (step > 0 and step % run.config.evaluation.every == 0) or done == trainer.total:
                 evaluated(step)
-            if refits is not None and refits.due(step, training.steps):
+            if refits is not None and refits.due(step):
                 use(refit(refits, step, policy))
 
         run.fit(

@@ -16,11 +16,18 @@ def effective_sample_share(ratio_mean: float, ratio_mean_square: float) -> float
     return ratio_mean**2 / ratio_mean_square
 
 
+def explained_variance(error_mean_square: float, target_mean: float, target_mean_square: float) -> float:
+    """1 − E(v − G)² / Var G: how much of the variance of the targets G the values v account for; at most 1, and 0 for the best
+    constant."""
+    return 1.0 - error_mean_square / max(target_mean_square - target_mean**2, 1e-8)
+
+
 class MetricsAverage:
     """Averages the metrics of micro-batches and minibatches; maxima stay maxima and counts are summed.
 
-    The effective sample share is taken of the averaged moments, that is of all importance weights of the step's updates
-    together: an average of shares would depend on how the batch was split for memory.
+    What is a quotient or a root of means (effective sample share, explained variance, residual) is taken of the averaged
+    moments, that is of everything that the step's updates saw together: an average of quotients would depend on how
+    the batch was split for memory.
     """
 
     def __init__(self) -> None:
@@ -41,17 +48,29 @@ class MetricsAverage:
             averaged = not name.endswith(("_max", "_clamped"))
             self._join(name, number * share if averaged else number, share)
 
+    def take(self, other: "MetricsAverage") -> None:
+        """Take in what another average of this process has taken in."""
+        for name, total in other.sums.items():
+            self._join(name, total, other.weights[name])
+
     def result(self) -> dict[str, float]:
-        """The averages over what all processes took in, and ``effective_sample_share`` where there were importance ratios."""
+        """The averages over what all processes took in, with what follows from the moments in the place of these."""
         whole = MetricsAverage()
         for told in world().gather({"sums": self.sums, "weights": self.weights}):
-            for name, total in told["sums"].items():
-                whole._join(name, total, told["weights"][name])
+            part = MetricsAverage()
+            part.sums, part.weights = told["sums"], told["weights"]
+            whole.take(part)
         averages = {name: total / whole.weights[name] for name, total in whole.sums.items()}
         if averages.get("ratio_mean_square", 0.0) > 0:
             averages["effective_sample_share"] = effective_sample_share(
                 averages["ratio_mean"], averages.pop("ratio_mean_square")
             )
+        if "value_error_mean_square" in averages:
+            averages["explained_variance"] = explained_variance(
+                *(averages.pop(name) for name in ("value_error_mean_square", "return_mean", "return_mean_square"))
+            )
+        if "residual_mean_square" in averages:
+            averages["residual"] = averages.pop("residual_mean_square") ** 0.5
         return averages
 
     def _join(self, name: str, total: float, weight: float) -> None:

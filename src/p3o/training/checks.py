@@ -10,6 +10,8 @@ from torch import nn
 from p3o.errors import P3OError, shorten
 from p3o.models.language import context_limit
 
+_NO_FIRST = "nothing predicts a response's first; begin it with a token of its own, such as the tokenizer's BOS"
+
 
 def check_mode(policy: nn.Module) -> None:
     """
@@ -28,10 +30,13 @@ def check_prompts(
 ) -> None:
     """
     Raises:
-        P3OError: at the first prompt that leaves no room for a response within what the model can read.
+        P3OError: at the first prompt that leaves no room for a response within what the model can read, or has no tokens to
+            predict its first from.
     """
     limit = context_limit(policy)
     for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), start=1):
+        if not ids:
+            raise P3OError(f"prompt {number}: it has no tokens, and {_NO_FIRST}")
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise P3OError(
                 f"prompt {number} ({shorten(prompt)}): {len(ids)} tokens and max_new_tokens {max_new_tokens} pass the model's "
@@ -48,10 +53,7 @@ def check_demonstrations(model: nn.Module, rows: Sequence[tuple[list[int], list[
     limit = context_limit(model)
     for number, (prompt, completion) in enumerate(rows, start=1):
         if not prompt:
-            raise P3OError(
-                f"demonstration {number}: its prompt has no tokens, and nothing predicts the completion's first; begin it with "
-                "a token of its own, such as the tokenizer's BOS"
-            )
+            raise P3OError(f"demonstration {number}: its prompt has no tokens, and {_NO_FIRST}")
         if limit is not None and len(prompt) + len(completion) > limit:
             raise P3OError(
                 f"demonstration {number}: {len(prompt)} + {len(completion)} tokens, and the model reads {limit} at most; "

@@ -13,6 +13,10 @@ from p3o.training.tracking import RunFolder
 class FollowedFolder(RunFolder):
     """A run's folder as a process sees it that is not the first: it reads, and writes nothing."""
 
+    def begin(self) -> None:
+        """From here on the first process writes there."""
+        self.is_ready = True
+
     def __enter__(self) -> "FollowedFolder":
         return self
 
@@ -49,6 +53,10 @@ class FollowedFolder(RunFolder):
         """Where the first process saves a model; saving one of several processes writes nothing on the others."""
         yield self.path / name
 
+    def drop_torn_lines(self, files: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """Nothing."""
+        return []
+
     def drop_rows(self, file: str, owned: Callable[[Mapping[str, Any]], bool]) -> None:
         """Nothing."""
 
@@ -68,5 +76,7 @@ def open_together(make: Callable[[], RunFolder]) -> RunFolder:
     """
     together = world()
     folder = together.together(lambda: make() if together.first else None)
-    told = together.from_first(None if folder is None else {"path": str(folder.path), "record": folder.record})
-    return FollowedFolder(Path(told["path"]), told["record"]) if folder is None else folder
+    told = together.from_first(
+        None if folder is None else {"path": str(folder.path), "record": folder.record, "ready": folder.is_ready}
+    )
+    return FollowedFolder(Path(told["path"]), told["record"], ready=told["ready"]) if folder is None else folder

@@ -32,7 +32,7 @@ from p3o.training.online_config import OnlineConfig
 from p3o.training.optimisation import Optimisation
 from p3o.training.passes import TOKENS, Passes
 from p3o.training.replay import ReplayBuffer, fresh_groups, stratified_minibatches
-from p3o.training.rollouts import Rollout, Rollouts
+from p3o.training.rollouts import Rollout, Rollouts, finite
 from p3o.training.samplers import LocalSampler, Sampler
 from p3o.training.scoring import ComparisonFeedback, Scorer, rated_by
 from p3o.types import Experience
@@ -181,12 +181,18 @@ class OnlineTrainer:
         """One step of sampling and scoring in which only the critic learns."""
         rollout = self.sample()
         experience = self.prepared(rollout.experience, rollout.groups)
-        metrics = MetricsAverage()
+        metrics, updates, skipped = MetricsAverage(), 0, 0
         for _ in range(self.config.epochs):
             for chosen in self.minibatches(experience):
-                self.accumulate(experience, rollout.groups, chosen, metrics, first=False, critic_only=True)
-                self.optimisation.update()
-        return dict(metrics.result())
+                seen = MetricsAverage()
+                self.accumulate(experience, rollout.groups, chosen, seen, first=False, critic_only=True)
+                # The schedule is the policy's, whose steps are still to come.
+                if self.optimisation.update(lambda: f" in step {self.done + 1} of the critic's warm-up", at_peak=True):
+                    metrics.take(seen)
+                    updates += 1
+                else:
+                    skipped += 1
+        return dict(metrics.result()) | {"updates": updates} | ({"skipped_updates": skipped} if skipped else {})
 
     def improve_policy(self) -> dict[str, int | float]:
         """Sample, score, update."""
@@ -201,20 +207,25 @@ class OnlineTrainer:
         updates, skipped, stopped = 0, 0, False
         for _ in range(self.config.epochs):
             for chosen in self.minibatches(experience):
-                moved = self.accumulate(experience, groups, chosen, metrics, first=updates == 0)
+                seen = MetricsAverage()
+                moved = self.accumulate(experience, groups, chosen, seen, first=updates == 0)
                 if self.config.kl_stop is not None and moved > self.config.kl_stop:
                     self.optimisation.optimiser.zero_grad()
+                    metrics.take(seen)
                     stopped = True
                     break
                 if self.optimisation.update(lambda: f" in step {self.done + 1}"):
+                    metrics.take(seen)
                     updates += 1
-                else:
+                else:  # its numbers are not finite, and would make those of the step so
                     skipped += 1
             if stopped:
                 break
         self.optimisation.advance_schedule()
         self.source.publish()
         if self.one_pass:
+            texts = [self.tokenizer.decode(group.prompt) for group in groups]
+            finite("behaviour", experience.behaviour_logprobs, texts, self.done + 1)
             rollout.experience.behaviour_logprobs.copy_(experience.behaviour_logprobs)
         described = rollout.describe() | lateness
         if self.kl_controller is not None:

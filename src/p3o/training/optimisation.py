@@ -1,7 +1,8 @@
 """What every training stage shares: the optimiser, the learning-rate schedule, the order of the rows."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -77,16 +78,20 @@ class Optimisation:
         self.optimiser = _make_optimiser(groups, config)
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         warmup = round(config.warmup_fraction * updates)
+        # transformers' ramp begins with a rate of 0, at which an update, and all that was sampled for it, would be for
+        # nothing: begin one step into it. With that one more step the rates after the ramp are those without it.
         self.schedule: LRScheduler = get_scheduler(
-            name, self.optimiser, num_warmup_steps=warmup, num_training_steps=updates
+            name, self.optimiser, num_warmup_steps=warmup + 1, num_training_steps=updates + 1
         )
+        self.advance_schedule()
 
-    def update(self, where: Callable[[], str] = str) -> bool:
+    def update(self, where: Callable[[], str] = str, *, at_peak: bool = False) -> bool:
         """One optimiser step on the gradients that have been accumulated, on all processes; False if they were not finite and
         were skipped.
 
         Args:
             where: tells, for an error, in which data the fault is.
+            at_peak: with the peak learning rates, wherever the schedule stands.
 
         Raises:
             NumericalError: if the gradients are not finite and ``on_fault`` is not "skip".
@@ -96,13 +101,26 @@ class Optimisation:
         norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         finite = bool(norm.isfinite())
         if finite:
-            self.optimiser.step()
+            with self._peak_rates() if at_peak else nullcontext():
+                self.optimiser.step()
         elif self._on_fault != "skip":
             raise NumericalError(
                 f"the gradient is not finite{where()}; lower the learning rate, or choose on_fault: skip or rollback"
             )
         self.optimiser.zero_grad()
         return finite
+
+    @contextmanager
+    def _peak_rates(self) -> Iterator[None]:
+        groups = self.optimiser.param_groups
+        scheduled = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group["initial_lr"]
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, scheduled, strict=True):
+                group["lr"] = rate
 
     def advance_schedule(self) -> None:
         """Go to the learning rate of the next step."""
@@ -148,7 +166,7 @@ def _eight_bit(name: str) -> Callable[..., torch.optim.Optimizer]:
         from bitsandbytes import optim
     except ImportError as error:
         raise P3OError(
-            f"optimiser: {name} needs bitsandbytes, which is not installed; pip install 'p3o[bnb]' or use adamw"
+            f"optimiser: {name} needs bitsandbytes, which is not installed; pip install bitsandbytes, or use adamw"
         ) from error
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw_8bit": optim.AdamW8bit,

@@ -73,11 +73,11 @@ class RewardTrainer:
         """One update. Returns the Bradley–Terry loss and the share of pairs that were ranked as labelled before it."""
         batch = [self.encoded[i] for i in self.order.next().tolist()]
         own_loss, own_accuracy = 0.0, 0.0
-        for pairs, counts in own_passes(self.reward_model, batch, self.config.micro_batch_size):
+        for chosen, counts in own_passes(self.reward_model, batch, self.config.micro_batch_size):
             # Chosen and rejected in one pass: whatever rounding does to a score, it does to both.
-            scores = self.reward_model.forward_groups(pairs).view(-1, 2)
+            scores = self.reward_model.forward_groups([batch[i] for i in chosen]).view(-1, 2)
             output = bradley_terry_loss(scores[:, 0], scores[:, 1])
-            share = counts * len(pairs) / len(batch)
+            share = counts * len(chosen) / len(batch)
             (output.loss * share).backward()
             own_loss += output.loss.item() * share
             own_accuracy += output.metrics["accuracy"].item() * share
@@ -102,33 +102,41 @@ class RewardTrainer:
         self.done = state["done"]
 
 
-@torch.no_grad()
 def ranking_accuracy(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> float:
-    """Share of (prompt, better, worse) ranked as told; a tie counts one half. Each process scores its share of the pairs.
+    """Share of (prompt, better, worse) ranked as told; a tie counts one half."""
+    outcomes = ranking_outcomes(reward_model, pairs)
+    return sum(outcomes) / len(outcomes)
+
+
+@torch.no_grad()
+def ranking_outcomes(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> list[float]:
+    """1 for each (prompt, better, worse) that is ranked as told, 0 for the others, ½ for a tie. Each process scores its share.
 
     Raises:
         P3OError: if the model cannot read a row.
     """
-    own = 0.0
-    encoded = sorted(reward_model.encode_pairs(pairs), key=tokens)  # less padding
-    for batch, counts in own_passes(reward_model, encoded, max(1, reward_model.batch_size // 2)):
-        better, worse = reward_model.forward_groups(batch).view(-1, 2).unbind(-1)
+    encoded = reward_model.encode_pairs(pairs)
+    order = sorted(range(len(pairs)), key=lambda i: tokens(encoded[i]))  # less padding
+    own: list[list[float]] = []
+    most = max(1, reward_model.batch_size // 2)
+    for chosen, counts in own_passes(reward_model, [encoded[i] for i in order], most):
+        places = [order[i] for i in chosen]
+        better, worse = reward_model.forward_groups([encoded[i] for i in places]).view(-1, 2).unbind(-1)
         if counts:
-            own += float((better > worse).sum() + 0.5 * (better == worse).sum())
-    (ranked,) = world().totals(own)
-    return ranked / len(pairs)
+            outcomes = (better > worse) + 0.5 * (better == worse)
+            own += [[i, outcome] for i, outcome in zip(places, outcomes.tolist(), strict=True)]
+    return [outcome for _, outcome in sorted(item for told in world().gather(own) for item in told)]
 
 
-def own_passes(
-    reward_model: RewardModel, pairs: Sequence[EncodedPair], most: int
-) -> list[tuple[list[EncodedPair], bool]]:
-    """The pairs of each of this process's passes, ``most`` at a time, and whether the pass counts (``shares.passes``).
+def own_passes(reward_model: RewardModel, pairs: Sequence[EncodedPair], most: int) -> list[tuple[list[int], bool]]:
+    """Indices of the pairs of each of this process's passes, ``most`` at a time, and whether the pass counts
+    (``shares.passes``).
 
     Through sharded weights, pairs that are read together and pairs that are not go in passes of their own, so that each pass
     is one forward pass on all processes.
     """
     together, in_step = world(), is_sharded(reward_model.model)
-    dealt = passes(
+    return passes(
         [tokens(pair) for pair in pairs],
         rank=together.rank,
         parts=together.size,
@@ -136,7 +144,6 @@ def own_passes(
         in_step=in_step,
         kinds=[reward_model.reads_together(pair) for pair in pairs] if in_step else None,
     )
-    return [([pairs[i] for i in chosen], counts) for chosen, counts in dealt]
 
 
 def tokens(pair: EncodedPair) -> int:

@@ -146,10 +146,7 @@ def open_trackers(
     Raises:
         P3OError: if an extra is not installed, or ``online`` is set on a machine that was told to stay offline.
     """
-    if online and set(names) & {"wandb", "trackio"}:
-        for variable in _OFFLINE_VARIABLES:
-            if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
-                raise P3OError(f"tracking_online: {variable} is set; unset it, or set tracking_online to false")
+    require_trackers(names, online=online)
     with ExitStack() as stack:
         trackers: list[Tracker] = []
         for name in names:
@@ -163,6 +160,20 @@ def open_trackers(
             stack.callback(tracker.close)
             trackers.append(tracker)
         yield trackers
+
+
+def require_trackers(names: Sequence[str], *, online: bool) -> None:
+    """Check that these trackers can be opened.
+
+    Raises:
+        P3OError: if an extra is not installed, or ``online`` is set on a machine that was told to stay offline.
+    """
+    if online and set(names) & {"wandb", "trackio"}:
+        for variable in _OFFLINE_VARIABLES:
+            if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
+                raise P3OError(f"tracking_online: {variable} is set; unset it, or set tracking_online to false")
+    for name in names:
+        _extra(name)
 
 
 def _named(row: Mapping[str, Any]) -> dict[str, int | float]:

@@ -5,7 +5,8 @@
       run.json       name, status (running, complete, failed, interrupted), seed, threads, versions, machine, seconds of stages
       metrics.jsonl  one JSON object a line with its "stage"; no clock times, so the same seed gives the same file
 
-A folder that holds something is never written over without being asked.
+A folder that holds something is never written over without being asked; and an earlier run, or its settings and status, stand
+as they were until ``begin``, which is called when everything that the new one needs was read and found good.
 """
 
 import json
@@ -35,6 +36,7 @@ from p3o.files import (
     write_jsonl,
     write_text,
 )
+from p3o.training.replacing import begun_to_replace, is_half_replaced, replace_content, want_to_replace
 from p3o.training.trackers import Tracker
 
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
@@ -53,24 +55,39 @@ class RunFolder:
             with folder.stage("sft"):
                 folder.metrics({"stage": "sft", "step": 0, "loss": 0.7})
 
+    Made by its constructor, it is one to look at: of a dry run, say.
+
     Attributes:
         path: the folder.
         record: what run.json holds.
         trackers: where rows of metrics go as well; ``open_trackers`` makes and closes them.
+        is_ready: whether files may be put there: not in a dry run, nor while a run stands there that is to be replaced.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any], *, new: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        record: dict[str, Any],
+        *,
+        new: bool = False,
+        overwrite: bool = False,
+        config: str | None = None,
+        ready: bool = False,
+    ) -> None:
         self.path = path
         self.record = record
         self.trackers: list[Tracker] = []
+        self.is_ready = ready
         self._new = new
         self._overwrite = overwrite
+        self._config = config
+        self._begun = new and ready
 
     @classmethod
     def create(
         cls, output: Path, name: str, *, config: str, seed: int, threads: int, overwrite: bool = False
     ) -> "RunFolder":
-        """A new folder ``output/name`` with its config.yaml and run.json.
+        """A new folder ``output/name`` with its config.yaml and run.json. An earlier run stays there until ``begin``.
 
         Args:
             output: the folder of all runs; created if needed.
@@ -84,12 +101,15 @@ class RunFolder:
             P3OError: if the name is no name, the folder holds something that may not be removed, or the system refuses.
         """
         path = _checked(output, name)
-        if overwrite and path.exists():
-            _remove_run(path)
         with plain_os_errors(path, "created"):
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise P3OError(f"{path}: exists already and is not empty; choose another --name or pass --overwrite")
+            holds = any(path.iterdir())
+        if holds and not overwrite:
+            raise P3OError(f"{path}: exists already and is not empty; choose another --name or pass --overwrite")
+        if holds and not (path / RUN_FILE).is_file():
+            raise P3OError(
+                f"{path}: not the folder of a run (no {RUN_FILE}), so it is not removed; choose another --name"
+            )
         record = {
             "name": name,
             "status": "running",
@@ -99,20 +119,25 @@ class RunFolder:
             "machine": machine(),
             "seconds": {},
         }
-        # Both files at once: a folder with one of them could neither be resumed nor be overwritten.
-        with atomic_directory(path, replace=True) as temporary:
-            write_text(temporary / CONFIG_FILE, config)
-            write_json(temporary / RUN_FILE, record)
-        return cls(path, record, new=True)
+        folder = cls(path, record, new=True, config=config, ready=not holds)
+        if holds:
+            want_to_replace(path)
+        else:
+            # Both files at once: a folder with one of them could neither be resumed nor be overwritten. What a link leads to
+            # is replaced, not the link.
+            with atomic_directory(path.resolve(), replace=True) as temporary:
+                folder._write(temporary)
+        return folder
 
     @classmethod
-    def open(cls, output: Path, name: str, *, overwrite: bool = False) -> "RunFolder":
-        """The folder of an earlier run, to go on in.
+    def open(cls, output: Path, name: str, *, overwrite: bool = False, config: str | None = None) -> "RunFolder":
+        """The folder of an earlier run, to go on in. Nothing is written before ``begin``.
 
         Args:
             output: the folder of all runs.
             name: the run's.
             overwrite: whether ``stage`` may do a stage again that is done already.
+            config: the resolved configuration as YAML, where it is not to stay as it is.
 
         Raises:
             P3OError: if there is no such run.
@@ -122,8 +147,11 @@ class RunFolder:
             known = [file.parent.name for file in output.glob(f"*/{RUN_FILE}")] if output.is_dir() else []
             advice = did_you_mean(name, known) or "check --name and --output"
             raise P3OError(f"{path}: no run there (no {RUN_FILE}); {advice}")
-        for file in path.glob("*.jsonl"):  # a process that was killed may have left half a line
-            drop_torn_line(file)
+        if is_half_replaced(path):
+            raise P3OError(
+                f"{path}: half removed, p3o was ended while it put a new run in the place of this one; start the new one again "
+                "with p3o run --overwrite"
+            )
         with plain_os_errors(path / RUN_FILE, "read"):
             text = (path / RUN_FILE).read_bytes()
         try:
@@ -132,16 +160,37 @@ class RunFolder:
             record["warnings"] = list(record.get("warnings", []))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise P3OError(f"{path / RUN_FILE}: not written by p3o; choose another --name") from error
-        return cls(path, record, overwrite=overwrite)
+        if overwrite:
+            want_to_replace(path)
+        return cls(path, record, overwrite=overwrite, config=config, ready=True)
+
+    def begin(self) -> None:
+        """Say in run.json and config.yaml that the run goes on; one that is to be replaced is removed now.
+
+        Called again, or of a folder that was made new, it does nothing. ``stage`` and whatever appends a row call it too.
+
+        Raises:
+            P3OError: if the system refuses. On a full disk, what is there stays.
+        """
+        if self._begun:
+            return
+        self.record["status"] = "running"
+        if self._new:
+            replace_content(self.path, self._write)
+        else:
+            if self._config is not None:
+                write_text(self.path / CONFIG_FILE, self._config)
+            self._save()
+        self._begun = self.is_ready = True
 
     def __enter__(self) -> "RunFolder":
-        self.record["status"] = "running"
-        self._save()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._begun:
+            return  # nothing was written, and what is there stays as it was
         if error is None:
             self.record["status"] = "complete"
             self._save()
@@ -173,12 +222,14 @@ class RunFolder:
             P3OError: if the stage is done already and the folder was not opened with ``overwrite``.
         """
         self.refuse_if_done(name)
+        self.begin()
         if not resume:
             self.drop_rows(
                 METRICS_FILE, owns or (lambda row: row["stage"] == name or row["stage"].startswith(f"{name}_"))
             )
         self.record["seconds"].pop(name, None)
         self._save()
+        begun_to_replace(self.path)
         started = time.monotonic()
         spent = self.record.setdefault("unfinished_seconds", {})
         earlier = spent.pop(name, 0.0) if resume else 0.0
@@ -221,6 +272,7 @@ class RunFolder:
         Raises:
             P3OError: if a number is NaN or infinite, or the system refuses.
         """
+        self.begin()
         append_jsonl(self.path / METRICS_FILE, row)
         for tracker in self.trackers:
             tracker.log(row)
@@ -231,12 +283,14 @@ class RunFolder:
         Raises:
             P3OError: if a number is NaN or infinite, or the system refuses.
         """
+        self.begin()
         append_jsonl(self.path / file, row)
 
     def warn(self, text: str) -> None:
-        """Keep a warning in run.json, under "warnings"."""
+        """Keep a warning in run.json, under "warnings"; from ``begin`` on."""
         self.record.setdefault("warnings", []).append(text)
-        self._save()
+        if self._begun:
+            self._save()
 
     @contextmanager
     def directory(self, name: str) -> Iterator[Path]:
@@ -245,8 +299,24 @@ class RunFolder:
         Raises:
             P3OError: if the system refuses.
         """
+        self.begin()
         with atomic_directory(self.path / name, replace=True) as temporary:
             yield temporary
+
+    def drop_torn_lines(self, files: Sequence[str]) -> list[str]:
+        """Cut off the last line of each of these files where it has no end: a process was killed while it wrote it.
+
+        Only for files that this package appends to: a file of the user's may well end without a line feed. Returns what was
+        done, a line for each file that was cut.
+        """
+        told = []
+        for name in files:
+            path = self.path / name
+            if path.exists() and (cut := drop_torn_line(path)):
+                told.append(
+                    f"{path}: its last line had no end, a process was killed while it wrote it; {cut} bytes cut off"
+                )
+        return told
 
     def drop_rows(self, file: str, owned: Callable[[Mapping[str, Any]], bool]) -> None:
         """Remove these rows from a JSONL file of the folder."""
@@ -287,6 +357,10 @@ class RunFolder:
             if size > length:
                 with plain_os_errors(path, "written"):
                     os.truncate(path, length)
+
+    def _write(self, folder: Path) -> None:
+        write_text(folder / CONFIG_FILE, str(self._config))
+        write_json(folder / RUN_FILE, self.record)
 
     def _save(self) -> None:
         write_json(self.path / RUN_FILE, self.record)
@@ -332,12 +406,3 @@ def _checked(output: Path, name: str) -> Path:
     if not path_is_possible(output):
         raise P3OError(f"--output {str(output)!r}: not a possible path; it holds characters that no name can hold")
     return output / name
-
-
-def _remove_run(path: Path) -> None:
-    with plain_os_errors(path, "removed"):
-        if not (path / RUN_FILE).is_file() and any(path.iterdir()):
-            raise P3OError(
-                f"{path}: not the folder of a run (no {RUN_FILE}), so it is not removed; choose another --name"
-            )
-        shutil.rmtree(path)

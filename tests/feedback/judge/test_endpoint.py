@@ -193,6 +193,53 @@ def test_the_cost_is_checked_before_the_first_call_and_while_it_grows(tmp_path: 
         assert len(log.requests) == 24
 
 
+# 100 tokens read and 10 written, as the server counts: .002 a question. The estimate lets them through.
+PRICED = {"price_input": 0.0, "price_output": 200.0, "max_tokens": 1, "concurrency": 1}
+
+
+def test_the_limit_holds_for_all_runs_together(tmp_path: Path) -> None:
+    cache, limited = tmp_path / "c.sqlite", PRICED | {"max_cost": 0.011}
+    with server(lambda q, _: prefer_longer(q)) as (url, log):
+        with pytest.raises(P3OError, match=r"0.012 spent, more than 0.011; stopped"):
+            judged(url, cache, **limited)
+        assert len(log.requests) == 6
+        for _ in range(2):
+            with pytest.raises(
+                P3OError, match=r"18 questions may cost .* 0.012 is spent already, more than 0.011; nothing"
+            ):
+                judged(url, cache, **limited)
+        assert len(log.requests) == 6
+        assert preferences(judged(url, cache, **PRICED)) == WANTED
+        # What is known costs nothing, whatever the limit is now.
+        again = open_judge(config(url, **limited), cache=cache)
+        assert preferences(again.compare(PROMPTS, A, B)) == WANTED
+        assert again.spent == pytest.approx(24 * 0.002)
+        # Another model has spent nothing yet.
+        assert open_judge(config(url, **limited | {"model": "other"}), cache=cache).spent == 0.0
+    assert len(log.requests) == 24
+
+
+def test_the_limit_holds_for_all_processes_together(tmp_path: Path) -> None:
+    """Two judges on one file, each asked for a part, as two processes of a training are."""
+    cache = tmp_path / "c.sqlite"
+    with server(lambda q, _: prefer_longer(q)) as (url, log):
+        one, other = (open_judge(config(url, **PRICED, max_cost=0.0201), cache=cache) for _ in range(2))
+        one.compare(PROMPTS[:4], A[:4], B[:4])
+        with pytest.raises(P3OError, match=r"0.022 spent, more than 0.0201"):
+            other.compare(PROMPTS[4:], A[4:], B[4:])
+        assert one.spent == other.spent == pytest.approx(11 * 0.002)
+    assert len(log.requests) == 11
+
+
+def test_an_answer_that_was_asked_for_twice_was_paid_twice(tmp_path: Path) -> None:
+    cache = tmp_path / "c.sqlite"
+    with server(lambda *_: "I cannot say.") as (url, _):
+        for times in (1, 2):
+            judge = open_judge(config(url, **PRICED, ask_invalid_again=True), cache=cache)
+            assert verdict_rates(judge.compare(PROMPTS, A, B)).invalid == 12
+            assert judge.spent == pytest.approx(times * 24 * 0.002)
+
+
 def test_the_key_goes_into_the_header_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,9 +100,12 @@ def test_a_file_of_answers_from_before_is_read_and_goes_on(tmp_path: Path) -> No
         old.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     other = key_of("m", "p", "a", "c", "{}")
     with AnswerCache(path) as cache:
-        cache.keep(other, Answer("second", "B", lean=-0.25))
+        assert cache.tokens("m") == (7, 5), "what its answers say is counted from the first"
+        cache.keep(other, Answer("second", "B", lean=-0.25, input_tokens=3, output_tokens=1))
     with AnswerCache(path) as cache:
+        assert cache.tokens("m") == (10, 6)
+        assert cache.tokens("n") == (0, 0)
         assert cache.find([key, other]) == {
             key: Answer("first", "Preferred: A", "", 7, 5, "m-1"),
-            other: Answer("second", "B", lean=-0.25),
+            other: Answer("second", "B", lean=-0.25, input_tokens=3, output_tokens=1),
         }

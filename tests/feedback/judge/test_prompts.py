@@ -1,5 +1,6 @@
 """How answers are read, and what templates may be."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,44 @@ from p3o.feedback.judge.prompts import TEMPLATES, Question, read_choice
 )
 def test_the_letter_is_read_or_the_answer_is_invalid(text: str, choice: str | None) -> None:
     assert read_choice(text) == choice
+
+
+UNDECIDED = re.split(
+    "; ",
+    "a tie; A tie; A tie.; a draw between the two; A/B; A / B; A = B; A=B; A & B; A, B; A | B; A > B; A or B; "
+    "A and B; A nor B; A (or B); A, or B; A – tie; A: tie; A vs B; (A/B); **A**/**B**; A.B; A is as good as B; "
+    "A is equal to B; A as good as B; A is not better; A B; A mix of both; Answer A or Answer B; Answer A/Answer B; "
+    "Summary A, Summary B; neither; a/b; either; A both",
+)
+DECIDED = re.split(
+    "; ",
+    "A; (A); a; (a); **A**; A.; `A`; <A>; A because B rambles; A, because B rambles; A. B rambles.; "
+    "A is better than B; A is clearly better; A - it is shorter; A – it is shorter; A (it is shorter); A over B; "
+    "Answer A; answer A, as it is shorter; Summary A is the better one; **A**: shorter; A as it is shorter; A!",
+)
+
+
+def other_way_round(text: str) -> str:
+    """A for B and B for A, where they are letters."""
+    return re.sub(r"\b[ABab]\b", lambda match: {"A": "B", "B": "A", "a": "b", "b": "a"}[match.group()], text)
+
+
+@pytest.mark.parametrize("rest", UNDECIDED)
+def test_a_tie_is_a_vote_for_nobody(rest: str) -> None:
+    assert read_choice(f"Comparison: alike.\nPreferred: {rest}") is None
+    assert read_choice(f"Comparison: alike.\nPreferred: {other_way_round(rest)}") is None
+    assert read_choice(f"Preferred: {rest}\n\nA") is None, "what it declared stands"
+
+
+@pytest.mark.parametrize("rest", DECIDED)
+def test_both_letters_are_read_alike(rest: str) -> None:
+    assert read_choice(f"Comparison: x\nPreferred: {rest}") == "first"
+    assert read_choice(f"Comparison: x\nPreferred: {other_way_round(rest)}") == "second"
+
+
+def test_the_form_repeated_before_the_answer_says_nothing() -> None:
+    assert read_choice("Comparison: <one sentence>\nPreferred: <A or B>\n\nComparison: x\nPreferred: B") == "second"
+    assert read_choice("Preferred: <A or B>") is None
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -78,8 +78,9 @@ def test_every_pair_gets_its_verdict_or_is_counted_and_is_paid_once(address: str
     assert all(given is not None and given.text and given.input_tokens > 20 for given in asked)
     assert all(given is not None and 1 <= given.output_tokens <= config.answer_tokens for given in asked)
     assert all(given is not None and MODEL.name in given.served_by for given in asked)
-    # Known now: the same again asks nothing and costs nothing.
+    assert judge.spent == pytest.approx(sum(g.input_tokens + g.output_tokens for g in asked if g is not None) / 1e6)
+    # Known now: the same again asks nothing and costs nothing more.
     again = open_judge(config, cache=cache)
     assert again.estimate(PROMPTS, GOOD, BAD).questions == 0
     assert again.compare(PROMPTS, GOOD, BAD) == verdicts
-    assert again.spent == 0.0
+    assert again.spent == judge.spent

@@ -2,7 +2,8 @@
 
 The key is the judge's model, the prompt with the unordered pair of responses (hashed), which of the two was shown first, and
 everything else that shapes an answer (template, temperature, …). Comparing B with A therefore finds the answers to A with B.
-The file holds what judges wrote, but neither prompts nor responses nor keys.
+The file holds what judges wrote, but neither prompts nor responses nor keys. It also counts the tokens of every answer that was
+ever kept, so that a limit of cost holds for all runs and processes that share it.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 from p3o.errors import P3OError
@@ -24,6 +26,11 @@ CREATE TABLE IF NOT EXISTS answers (
     choice TEXT CHECK (choice IN ('first', 'second')), text TEXT NOT NULL,
     input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, served_by TEXT NOT NULL, lean REAL,
     PRIMARY KEY (model, pair, shown_first, parameters)
+) WITHOUT ROWID
+"""
+_COUNTED = """
+CREATE TABLE counted (
+    model TEXT PRIMARY KEY, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL
 ) WITHOUT ROWID
 """
 
@@ -56,7 +63,7 @@ class AnswerCache:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self.path, self._lock = path, Lock()
         if path is not None:
             make_folder(path.parent)
         with _told(self.path):
@@ -69,6 +76,7 @@ class AnswerCache:
             self._database.execute(_SCHEMA)
             if all(name != "lean" for _, name, *_ in self._database.execute("PRAGMA table_info(answers)")):
                 self._database.execute("ALTER TABLE answers ADD COLUMN lean REAL")  # a file of an earlier version
+        self._begin_counting()
 
     def __enter__(self) -> "AnswerCache":
         return self
@@ -107,8 +115,38 @@ class AnswerCache:
             return
         row = (key.model, key.pair, key.shown_first, key.parameters, answer.choice, answer.text)
         rest = (answer.input_tokens, answer.output_tokens, answer.served_by, answer.lean)
-        with _told(self.path):
+        count = (
+            "INSERT INTO counted VALUES (?, ?, ?) ON CONFLICT (model) DO UPDATE SET "
+            "input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens"
+        )
+        with self._writing():
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row + rest)
+            self._database.execute(count, (key.model, answer.input_tokens, answer.output_tokens))
+
+    def tokens(self, model: str) -> tuple[int, int]:
+        """Tokens that this model has read and written for all answers ever kept here, those that were replaced included."""
+        with _told(self.path):
+            row = self._database.execute(
+                "SELECT input_tokens, output_tokens FROM counted WHERE model = ?", (model,)
+            ).fetchone()
+        return (0, 0) if row is None else (row[0], row[1])
+
+    def _begin_counting(self) -> None:
+        """The table of counts; in a file of an earlier version it begins with what the answers there say."""
+        with self._writing():
+            known = self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'counted'").fetchone()
+            if known is None:
+                self._database.execute(_COUNTED)
+                self._database.execute(
+                    "INSERT INTO counted SELECT model, sum(input_tokens), sum(output_tokens) FROM answers GROUP BY model"
+                )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is done inside is done whole or not at all, and nobody else writes in between: no thread, no process."""
+        with _told(self.path), self._lock, self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            yield
 
 
 @contextmanager

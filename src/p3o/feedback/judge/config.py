@@ -53,7 +53,9 @@ class JudgeConfig(BaseModel):
     give_up_after: int = Field(20, gt=0, description="Stop after so many questions in a row have failed.")
     price_input: float | None = Field(None, ge=0, description="Price of a million tokens read.")
     price_output: float | None = Field(None, ge=0, description="Price of a million tokens written.")
-    max_cost: float | None = Field(None, ge=0, description="Refuse to start, or stop, beyond this cost.")
+    max_cost: float | None = Field(
+        None, ge=0, description="Refuse to start, or stop, beyond this cost; what earlier runs have spent on it counts."
+    )
     ask_invalid_again: bool = Field(False, description="Ask again what an earlier run answered without a choice.")
     batch_size: int = Field(16, gt=0, description="Of a local model.")
     device: str = Field("cpu", description="Of a local model: cpu, cuda, cuda:1, mps.")

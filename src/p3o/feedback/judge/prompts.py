@@ -16,10 +16,11 @@ from p3o.feedback.judge.config import AnswerForm
 from p3o.feedback.judge.verdicts import Choice
 from p3o.files import open_for_reading
 
-_FORM = """\
+_SLOT_LINE = "Preferred: <A or B>"
+_FORM = f"""\
 Write exactly two lines in this form:
 Comparison: <one sentence that compares the two and says what decides>
-Preferred: <A or B>
+{_SLOT_LINE}
 """
 _LETTER_FORM = "Which is better, A or B? Answer with that one letter and nothing else.\n"
 
@@ -74,9 +75,21 @@ ANSWER_START = "Preferred:"
 """What stands before the letter in an answer."""
 
 _SLOTS = ("prompt", "response_a", "response_b")
-_DECLARED = re.compile(
-    r"(?im)^\W*preferred\W*?[:=]\W*(?:(?:summary|response|answer|option|assistant)\s+)?[\"'*(\[<]*([AB])\b(?!\s+(?:or|and)\b)"
+_NOUN = r"(?:(?i:summary|response|answer|option|assistant)\s+)?"
+_DECLARED = re.compile(rf"(?m)^[^\w\n]*(?i:preferred)\W*?[:=]\W*{_NOUN}\W*(.*)$")
+"""A line that says which is preferred, and what follows the colon: it may stand on the next line."""
+
+_ALONE = re.compile(r"([ABab])\W*$")
+_WITH_REASON = re.compile(
+    r"([AB])[\"'*)\]>`]*"
+    r"(?:[.!](?!\w)"
+    r"|\s+(?:because|since|as|for|over|by|due)\b(?!\s+(?:good|well)\b)"
+    r"|\s+is\s+(?:(?:the|much|far|clearly|slightly)\s+)*(?:better|best|preferred|preferable)\b"
+    rf"|\s*[,;:(–—-](?!\W*(?:(?i:and|or|nor|tie|tied|draw|both|either|neither|equal|equally)\b|{_NOUN}[ABab]\b)))"
 )
+"""A capital letter and the beginning of a reason. Where more letters follow ("A/B", "A = B", "A or B") or the letter is a word
+("A tie"), nothing is chosen. Both letters are treated alike."""
+
 _LONE = re.compile(r"^\W*([ABab])\W*$")
 
 
@@ -117,16 +130,19 @@ class Question:
 def read_choice(text: str) -> Choice | None:
     """Which position an answer names, or None if it names none or both.
 
-    Read are lines "Preferred: A", with the usual decoration, and a last line that is the letter alone.
+    Read are lines "Preferred: A", with the usual decoration and perhaps a reason after the letter; where there is no such line,
+    a last line that is the letter alone. A line that prefers something else ("Preferred: a tie") names none.
     """
-    declared = {letter.upper() for letter in _DECLARED.findall(text)}
+    text = text.replace(_SLOT_LINE, "")  # the form, repeated before it is filled in, says nothing
+    found = [_ALONE.match(rest) or _WITH_REASON.match(rest) for rest in _DECLARED.findall(text)]
+    declared = {match.group(1).upper() if match else None for match in found}
     if not declared:
         lines = [line for line in text.splitlines() if line.strip()]
         lone = _LONE.match(lines[-1]) if lines else None
         declared = {lone.group(1).upper()} if lone else set()
-    if len(declared) != 1:
-        return None
-    return "first" if declared == {"A"} else "second"
+    if declared == {"A"}:
+        return "first"
+    return "second" if declared == {"B"} else None
 
 
 def _read(name: str) -> str:

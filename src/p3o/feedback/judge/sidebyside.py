@@ -46,6 +46,7 @@ class CostEstimate:
         input_tokens: one for every three bytes of UTF-8; English has about four characters a token.
         output_tokens: the limit of an answer, for every question.
         cost: in the currency of the prices; None without prices.
+        spent: on this model for all answers that the cache ever kept; None without prices.
     """
 
     questions: int
@@ -53,6 +54,7 @@ class CostEstimate:
     input_tokens: int
     output_tokens: int
     cost: float | None
+    spent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ class SideBySideJudge:
         self.name = f"{config.model} ({question.name})"
         template = sha256(question.text.encode()).hexdigest()
         self._parameters = json.dumps({"template": template} | dict(asker.parameters), sort_keys=True)
-        self.spent = 0.0
-        """Cost of the answers that this object has asked for, by the endpoint's own count of tokens."""
+
+    @property
+    def spent(self) -> float | None:
+        """Cost of all answers of this model that the cache ever kept, by the endpoint's own count of tokens: those of earlier
+        runs and of other processes count as well. None without prices."""
+        return self._price(*self.cache.tokens(self.asker.identity))
 
     def estimate(self, prompts: Sequence[str], responses_a: Sequence[str], responses_b: Sequence[str]) -> CostEstimate:
         """What ``compare`` of the same would ask and cost."""
@@ -87,7 +93,8 @@ class SideBySideJudge:
         texts = [self._text(question) for question in missing]
         reading = sum(math.ceil(len(text.encode("utf-8", "replace")) / 3) for text in texts)
         writing = self.config.answer_tokens * len(texts)
-        return CostEstimate(len(missing), len(asked) - len(missing), reading, writing, self._price(reading, writing))
+        known, cost = len(asked) - len(missing), self._price(reading, writing)
+        return CostEstimate(len(missing), known, reading, writing, cost, self.spent)
 
     def compare(
         self,
@@ -100,20 +107,21 @@ class SideBySideJudge:
         """As ``Judge.compare``.
 
         Raises:
-            P3OError: before the first question if the estimated cost exceeds ``max_cost``, later if the real one does; and
-                as the asker does.
+            P3OError: before the first question if what is spent already and the estimated cost exceed ``max_cost``, later if
+                what is really spent does; and as the asker does.
         """
         asked = self._questions(prompts, responses_a, responses_b)
         answers = self._known(asked)
         missing = self._missing(asked, answers)
-        self._check_cost(prompts, responses_a, responses_b)
+        if missing and self.config.max_cost is not None:
+            self._check_cost(self.estimate(prompts, responses_a, responses_b), self.config.max_cost)
         advance(2 * len(prompts) - len(missing))
 
         def keep(index: int, answer: Answer) -> None:
             self.cache.keep(missing[index].key, answer)
             answers[missing[index].key] = answer
             advance(1)
-            self._count_cost(answer)
+            self._check_spent()
 
         if missing:
             self.asker.ask([self._text(question) for question in missing], keep)
@@ -159,22 +167,22 @@ class SideBySideJudge:
             return None
         return (reading * self.config.price_input + writing * self.config.price_output) / 1e6
 
-    def _check_cost(self, *pairs: Sequence[str]) -> None:
-        limit = self.config.max_cost
-        if limit is None:
+    def _check_cost(self, estimate: CostEstimate, limit: float) -> None:
+        if estimate.cost is None or estimate.spent is None or estimate.spent + estimate.cost <= limit:
             return
-        estimate = self.estimate(*pairs)
-        if estimate.cost is not None and estimate.cost > limit:
-            raise P3OError(
-                f"max_cost: {estimate.questions} questions may cost {estimate.cost:.4g}, more than {limit:g}; "
-                "nothing was asked. Raise max_cost or judge fewer prompts"
-            )
+        before = f" and {estimate.spent:.4g} is spent already" if estimate.spent else ""
+        raise P3OError(
+            f"max_cost: {estimate.questions} questions may cost {estimate.cost:.4g}{before}, more than {limit:g}; "
+            "nothing was asked. Raise max_cost or judge fewer prompts"
+        )
 
-    def _count_cost(self, answer: Answer) -> None:
-        self.spent += self._price(answer.input_tokens, answer.output_tokens) or 0.0
-        if self.config.max_cost is not None and self.spent > self.config.max_cost:
+    def _check_spent(self) -> None:
+        if self.config.max_cost is None:
+            return
+        limit, spent = self.config.max_cost, self.spent
+        if spent is not None and spent > limit:
             raise P3OError(
-                f"max_cost: {self.spent:.4g} spent, more than {self.config.max_cost:g}; stopped. "
+                f"max_cost: {spent:.4g} spent, more than {limit:g}; stopped. "
                 "The answers are kept: raise max_cost and run again to go on"
             )
 
