@@ -87,7 +87,8 @@ class SFTTrainer:
         """One update. Returns {"loss": nats per completion token}, or that it was skipped."""
         batch = [self.rows[i] for i in self.order.next().tolist()]
         completion_tokens, own = sum(len(completion) for _, completion in batch), 0.0
-        for rows, counts in own_passes(self.model, batch, self.config.micro_batch_size):
+        for chosen, counts in own_passes(self.model, batch, self.config.micro_batch_size):
+            rows = [batch[i] for i in chosen]
             logprobs = completion_logprobs(self.model, rows, fill=self.fill, layout=self.layout)
             # Every completion token of the batch weighs the same, however the rows are split.
             loss = -logprobs.sum() / completion_tokens
@@ -125,17 +126,17 @@ def completion_loss(
     Each process makes its share of the passes, and all get the mean over all rows.
     """
     own = 0.0
-    for batch, counts in own_passes(model, rows, batch_size):
-        logprobs = completion_logprobs(model, batch, fill=fill, layout=layout)
+    for chosen, counts in own_passes(model, rows, batch_size):
+        logprobs = completion_logprobs(model, [rows[i] for i in chosen], fill=fill, layout=layout)
         if counts:
             own -= logprobs.sum().item()
     (total,) = world().totals(own)
     return total / sum(len(completion) for _, completion in rows)
 
 
-def own_passes(model: nn.Module, rows: Sequence[EncodedPair], most: int) -> list[tuple[list[EncodedPair], bool]]:
-    """The rows of each of this process's passes, ``most`` at a time, and whether the pass counts (``shares.passes``)."""
+def own_passes(model: nn.Module, rows: Sequence[EncodedPair], most: int) -> list[tuple[list[int], bool]]:
+    """Indices of the rows of each of this process's passes, ``most`` at a time, and whether the pass counts
+    (``shares.passes``)."""
     together = world()
     sizes = [len(prompt) + len(completion) for prompt, completion in rows]
-    dealt = passes(sizes, rank=together.rank, parts=together.size, most=most, in_step=is_sharded(model))
-    return [([rows[i] for i in chosen], counts) for chosen, counts in dealt]
+    return passes(sizes, rank=together.rank, parts=together.size, most=most, in_step=is_sharded(model))
