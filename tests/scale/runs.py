@@ -90,6 +90,8 @@ def begun(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def checkpoint_of(folder: Path) -> int:
