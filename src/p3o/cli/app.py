@@ -76,7 +76,7 @@ app = typer.Typer(
     help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
     add_completion=True,
 )
-bench = typer.Typer(help="Benchmarks: algorithms against known optima, speed against TRL.")
+bench = typer.Typer(help="Benchmarks: algorithms against known optima, speed against TRL.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 
