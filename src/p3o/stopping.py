@@ -1,7 +1,8 @@
 """How a process is asked to stop, and how it answers.
 
-SIGINT (Ctrl-C) and SIGTERM (a scheduler) ask. A training finishes its step, saves a checkpoint and raises ``Stopped``; whatever
-else runs is left at once.
+SIGINT (Ctrl-C) and SIGTERM (a scheduler) ask. A training finishes its step, saves a checkpoint and raises ``Stopped``; what
+takes long inside a step, such as waiting for people, looks now and then (``stop_if_asked``); whatever else runs is left at
+once.
 """
 
 import signal
@@ -60,6 +61,21 @@ def note_signals(*, armed: bool = True) -> Iterator[list[int]]:
 
 _listening: list[list[int]] = []
 """What the open blocks of ``note_signals`` have noted."""
+
+
+def stop_if_asked(doing: str) -> None:
+    """For what takes long inside a step of a training: stop where a signal was noted, and leave it to the training to save.
+
+    Args:
+        doing: what is left undone, to follow "while".
+
+    Raises:
+        Stopped: if an open block of ``note_signals`` has noted a signal.
+    """
+    for asked in _listening:
+        if asked:
+            name = signal.Signals(asked[0]).name
+            raise Stopped(asked[0], f"stopped by {name} while {doing}; everything is saved, go on with --resume")
 
 
 def ask_to_stop(number: int) -> bool:

@@ -5,6 +5,8 @@ reward model on all labels so far. A reward model that stays as it was is exploi
     runs/NAME/refits/RUN/2/
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from p3o.models.language import load_tokenizer
 from p3o.stages.context import PREFERENCES_FILE, RunContext, sample_texts
 from p3o.stages.labelling import Labelled, label
 from p3o.stages.reward import labelled_pairs
+from p3o.stopping import stop_if_asked
 from p3o.training.loop import fit
 from p3o.training.reward_model import RewardTrainer
 
@@ -38,13 +41,22 @@ class Refits:
         """Whether the reward model is to be refitted after this step."""
         return step > 0 and step % self.config.every == 0 and step < last
 
+    def owed(self, step: int, last: int) -> bool:
+        """Whether the run was stopped in the refit that is due after this step."""
+        number = step // self.config.every
+        return self.due(step, last) and not (self.run.folder.path / REFITS / self.name / str(number)).is_dir()
+
     def at(self, step: int) -> RewardModel | None:
         """The reward model that was in use after this step of an earlier attempt; None for the first one."""
         number = step // self.config.every
         return self._load(number) if number > 0 else None
 
     def refit(self, step: int, policy: nn.Module) -> RewardModel:
-        """Sample, label, train anew from the SFT model on all labels; the result is saved whole before it is used."""
+        """Sample, label, train anew from the SFT model on all labels; the result is saved whole before it is used.
+
+        Raises:
+            Stopped: if a signal was noted meanwhile. The same refit begins again with the same pairs.
+        """
         run, number = self.run, step // self.config.every
         new = self._label(policy, number)
         before = self._pairs(number - 1)
@@ -56,7 +68,12 @@ class Refits:
         reward_model = RewardModel(model, run.tokenizer, layout=config.layout)
         trainer = RewardTrainer(reward_model, pairs, config, seed=run.seed(f"reward {number}"))
         with run.progress.stage(f"reward {number}", total=trainer.total) as advance:
-            fit(trainer, lambda _, metrics: advance(1, **metrics))
+
+            def tell(_: int, metrics: Mapping[str, int | float]) -> None:
+                advance(1, **metrics)
+                stop_if_asked(f"the reward model was refitted for rl {self.name}")
+
+            fit(trainer, tell)
         row = {"stage": "refit", "run": self.name, "step": step, "pairs": len(pairs), "new": len(new.preferences)}
         run.folder.metrics(row | {"ties": new.ties, "unlabelled": new.unlabelled})
         with run.folder.directory(f"{REFITS}/{self.name}/{number}") as folder:

@@ -20,6 +20,7 @@ from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator, warn_of_unscored
 from p3o.stages.refit import REFITS, Refits
 from p3o.stages.rollout import sampler_of
+from p3o.stopping import Stopped
 from p3o.training.asynchrony import RolloutsAhead
 from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.samplers import Sampler
@@ -78,6 +79,11 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
         if reward_model is not None:
             trainer.learn_from(shifted(run, entry.reward_shift, reward_model))
 
+    def go_on(step: int) -> None:
+        if refits is not None:
+            owed = bool(world().from_first(refits.owed(step, training.steps)))
+            use(refit(refits, step, policy) if owed else refits.at(step))
+
     with run.progress.stage(f"rl {name}", total=trainer.total) as advance:
 
         def evaluated(step: int) -> None:
@@ -106,7 +112,7 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
             rolls_back=training.on_fault == "rollback",
             owns=lambda row: name in (row.get("run"), row.get("policy")),
             start=lambda: None if trainer.warmup_steps else evaluated(0),
-            resumed=lambda done: use(refits.at(done - trainer.warmup_steps) if refits is not None else None),
+            resumed=lambda done: go_on(done - trainer.warmup_steps),
         )
     tell_overlap(run, name, trainer)
     with run.folder.directory(f"rl/{name}") as target:
@@ -143,11 +149,26 @@ def describe_processes(run: RunContext) -> str:
 
 
 def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
-    """A refit of the reward model: of several processes the first makes it, and the others read it."""
+    """A refit of the reward model: of several processes the first makes it, and the others read it.
+
+    Raises:
+        Stopped: on all of them, if the first has noted a signal meanwhile.
+    """
     if world().size == 1:
         return refits.refit(step, policy)
+    stopped: list[Stopped] = []
+
+    def unless_stopped() -> None:
+        try:
+            refits.refit(step, policy)
+        except Stopped as stop:  # the others wait, and are to save with the first
+            stopped.append(stop)
+
     with gathered(policy):
-        world().wait_for_first(lambda: refits.refit(step, policy))
+        world().wait_for_first(unless_stopped)
+    told = world().from_first([stopped[0].signal, str(stopped[0])] if stopped else None)
+    if told is not None:
+        raise Stopped(told[0], told[1])
     return refits.at(step)
 
 
