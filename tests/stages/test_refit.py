@@ -1,5 +1,6 @@
 """The loop of online feedback, labelling of own samples, and RL from comparisons alone, through the command line."""
 
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -228,6 +229,36 @@ def test_ties_and_pairs_without_an_answer_are_counted_as_pairs(tmp_path: Path, m
     labelled = wait(monkeypatch, tmp_path / "labels.db", *both)
     assert sorted(labelled.preferences) == [("p", "a1", "b1"), ("p", "a2", "b2"), ("p", "b1", "a1")]
     assert (labelled.ties, labelled.unlabelled) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("my labels.db", "p3o label --store '{folder}/my labels.db' --annotators"),
+        (
+            "postgresql://ann:secret@host:5432/labels",
+            "p3o label --database-url 'postgresql://ann:***@host:5432/labels' ",
+        ),
+        (
+            "postgresql://host/labels?password=secret&sslmode=require",
+            "--database-url 'postgresql://host/labels?sslmode=require'",
+        ),
+    ],
+)
+def test_how_to_label_is_told_without_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
+) -> None:
+    store = Store.open(tmp_path / "any.db")
+    if "://" in place:
+        monkeypatch.setattr(labelling, "_open_store", lambda place: store)
+    else:
+        place = str(tmp_path / place)
+    said = io.StringIO()
+    monkeypatch.setattr("p3o.labeling.records.settled", lambda store, keys: len(keys))
+    config = LabellerConfig(kind="people", store=place)
+    labelling.label(config, [("p", "a", "b")], gold=None, scale=1.0, seed=0, folder=tmp_path, progress=Progress(said))
+    assert told.format(folder=tmp_path) in said.getvalue()
+    assert "secret" not in said.getvalue()
 
 
 @pytest.mark.slow

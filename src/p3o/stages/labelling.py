@@ -1,5 +1,6 @@
 """Who says which of two responses is better: the simulated labeller, a function, a judge, or people at the labelling page."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def _by_people(config: LabellerConfig, pairs: Sequence[Pair], progress: Progress
 
     keys = {key_of(*pair) for pair in pairs}
     store.add_items([Candidate(key_of(*pair), *pair) for pair in pairs])
-    progress.print(f"{len(keys)} pairs wait for people: p3o label --store {config.store} --annotators NAME,NAME")
+    progress.print(f"{len(keys)} pairs wait for people: p3o label {_option(str(config.store))} --annotators NAME,NAME")
     with progress.stage("labels", total=len(keys)) as advance:
         done = 0
         while (found := settled(store, keys)) < len(keys):
@@ -108,6 +109,15 @@ def _by_people(config: LabellerConfig, pairs: Sequence[Pair], progress: Progress
             time.sleep(_LOOK_AGAIN)
         advance(found - done)
     return _exported(store, keys)
+
+
+def _option(place: str) -> str:
+    """How ``p3o label`` is told of this store; without its password, which it can find where libpq looks."""
+    if "://" not in place:
+        return f"--store {shlex.quote(place)}"
+    from p3o.labeling.database import without_password
+
+    return f"--database-url {shlex.quote(without_password(place))}"
 
 
 def _exported(store: "Store", keys: set[str]) -> Labelled:
