@@ -11,6 +11,10 @@ from p3o.labeling.statistics import Label
 from p3o.labeling.store import Store, read_settings
 from p3o.labeling.tables import Annotator, Assignment, Event, Item, Role
 
+IMPORTED = "import "
+"""How the keys of imported labels begin; those of forms are hexadecimal."""
+
+
 @dataclass(frozen=True)
 class Record:
     """A label that holds, with its item and who gave it."""
@@ -25,7 +29,7 @@ class Record:
         return Label(
             item=self.event.item_id,
             annotator=self.annotator.name,
-            role=cast(Role, self.annotator.role),
+            role="imported" if self.event.key.startswith(IMPORTED) else cast(Role, self.annotator.role),
             choice=self.event.choice or "",
             swapped=self.event.swapped,
             gold=self.item.gold,
