@@ -150,8 +150,10 @@ def everything(
             found[f"{mode} ahead from one"] = gone_on(runs(max_staleness=1, steps=3), folder / "one ahead", 2)
             found[f"{mode} merged"] = taken(runs(lora=True), 2)
             found[f"{mode} disk"] = taken(runs(weights="disk"), 2)
+            found[f"{mode} disk ahead"] = taken(runs(weights="disk", max_staleness=1, steps=4), 4)
         with served(base, folder, mode) as runs:
             found[f"{mode} lora"] = taken(runs(lora=True, weights="lora"), 2)
+            found[f"{mode} lora ahead"] = taken(runs(lora=True, weights="lora", max_staleness=1, steps=3), 3)
         found[f"{mode} left behind"] = sorted(path.name for path in (folder / "weights").iterdir())
     with served(mortal, folder, "fsdp") as runs:
         found["killed"] = taken(runs(), 2)

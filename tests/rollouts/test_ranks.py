@@ -134,6 +134,7 @@ def one(folder: Path, urls: list[str], brief_one: Found) -> Found:
         learner.saved(early, folder / "one ahead")
         found["ahead saved"] = learner.taken(early, 2)
         found["lora"] = learner.taken(runs(lora=True), 2)
+        found["lora ahead"] = learner.taken(runs(lora=True, max_staleness=1, steps=3), 3)
     with served.served((), folder) as runs:
         found["by itself ahead"] = learner.taken(runs(max_staleness=1, steps=3), 3)
     return found
@@ -208,6 +209,7 @@ def test_when_no_server_is_left_all_ranks_say_so(brief: list[Found]) -> None:
 def test_weights_by_files_make_the_same_steps(ranks: list[Found], one: Found, mode: str) -> None:
     for rank in ranks:
         assert_same(rank[f"{mode} disk"], one["gloo"])
+        assert_same(rank[f"{mode} disk ahead"], one["ahead 1"])
     assert ranks[0][f"{mode} left behind"] == [], "files are removed at the end"
 
 
@@ -217,6 +219,7 @@ def test_an_adapter_goes_alone_or_merged(ranks: list[Found], one: Found, mode: s
     for rank in ranks:
         assert_same(rank[f"{mode} merged"], one["lora"])
         assert_same(rank[f"{mode} lora"], one["lora"], {"servers"} | OF_THE_CLOCK)
+        assert_same(rank[f"{mode} lora ahead"], one["lora ahead"], {"servers"} | OF_THE_CLOCK)
 
 
 @pytest.mark.slow
