@@ -33,7 +33,7 @@ from p3o.stages.models import Models
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny_model.py"
 TOLERANCE = 1e-3
-LONGEST = 96
+LONGEST = 160
 """Tokens that the server reads."""
 
 THINGS = ["a kettle", "the moon", "my old bicycle", "a letter", "the last bus", "an onion", "two chairs", "the rain"]
