@@ -200,7 +200,7 @@ def test_a_run_is_that_with_the_model_in_the_process_though_the_server_is_killed
 
     monkeypatch.setattr(RemoteReward, "_attempt", attempted)
     started = time.monotonic()
-    service = {"url": server.url, "interface": "classify", "tokenizer": str(work / "reward"), "attempts": 9}
+    service = {"url": server.url, "interface": "classify", "tokenizer": str(work / "reward"), "attempts": 20}
     rows = run("served", f"reward.service={service}")
     assert back.is_set()
     assert [row["stage"] for row in rows] == [row["stage"] for row in undisturbed]
