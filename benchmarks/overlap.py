@@ -1,7 +1,7 @@
 """How much of generation goes on behind the learner's back, and whether a step gets faster: one machine, one learner's process.
 
     python benchmarks/overlap.py [--steps N] [--repeats N] [--json FILE]
-    python benchmarks/overlap.py --server http://127.0.0.1:8000 --model models/smollm2 [--prompts N] [--responses K] [--tokens N]
+    python benchmarks/overlap.py --server http://127.0.0.1:8000 --model models/smollm2 [--prompts N] [--tokens N] [--lag D]
 
 The learner itself samples: a Llama of 3.3 million parameters in float32, 16 prompts with 4 responses of up to 48 tokens, P3O-V2
 with two epochs of two minibatches. Or a vLLM server does, started as docs/scale_vllm.md says (``p3o_gloo``): the model of the
