@@ -84,7 +84,7 @@ def assert_alike(rows: list[dict[str, Any]], expected: list[dict[str, Any]], tol
     for row, right in zip(rows, expected, strict=True):
         assert row.keys() == right.keys()
         for name in row:
-            exact = isinstance(right[name], str)
+            exact = not isinstance(right[name], int | float)
             assert row[name] == (right[name] if exact else pytest.approx(right[name], rel=tolerance, abs=tolerance)), (
                 name
             )
