@@ -18,12 +18,17 @@ test-slow: $(VENV)/.installed-dev ## tests that kill processes, drive browsers o
 
 test-engines: test-ray ## the slow tests of engines that are packages of their own; each target installs what it needs
 
-# One after the other: each test has a cluster with as many workers as this machine has cores, or more.
-test-ray: $(VENV)/.installed-ray ## Ray Train: workers killed, drivers stopped
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/scale/test_ray.py
+RAY_TESTS := tests/scale/test_ray.py tests/scale/test_ray_elastic.py tests/scale/test_ray_settings.py tests/scale/test_recipes.py
+
+# One after the other: each test has a cluster with as many workers as this machine has cores, or more. Without Ray these tests
+# would be skipped, so it is imported first.
+test-ray: $(VENV)/.installed-ray ## Ray Train: workers killed, drivers stopped, nodes lost and back
+	$(BIN)/python -c 'import ray.train.torch'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RAY_TESTS)
 
 test-hosts: $(VENV)/.installed-ray ## Ray on two virtual hosts, one of them cut off and back; needs root
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/scale/test_two_hosts.py
+	$(BIN)/python -c 'import ray.train.torch, sys; from tests.scale.two_hosts import refusal; sys.exit(refusal())'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/scale/test_two_hosts.py
 
 torture: $(VENV)/.installed-dev ## kills, damage, full disks, malformed input, soak, threads: the numbers of docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.kills --count 150

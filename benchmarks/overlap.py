@@ -1,11 +1,12 @@
 """How much of generation goes on behind the learner's back, and whether a step gets faster: one machine, one learner's process.
 
     python benchmarks/overlap.py [--steps N] [--repeats N] [--json FILE]
-    python benchmarks/overlap.py --server http://127.0.0.1:8000 --model models/smollm2 [--steps N] [--repeats N] [--json FILE]
+    python benchmarks/overlap.py --server http://127.0.0.1:8000 --model models/smollm2 [--prompts N] [--tokens N] [--lag D]
 
 The learner itself samples: a Llama of 3.3 million parameters in float32, 16 prompts with 4 responses of up to 48 tokens, P3O-V2
 with two epochs of two minibatches. Or a vLLM server does, started as docs/scale_vllm.md says (``p3o_gloo``): the model of the
-folder, 4 chat prompts with 4 responses of up to 32 tokens, one epoch of two minibatches, the weights pushed after every step.
+folder, chat prompts (4 a step, with 4 responses of up to 32 tokens, unless told otherwise), one epoch of two minibatches, the
+weights pushed after every step.
 
 Plain loop and loop with rollouts ahead take turns, so that other work on the machine meets both alike; seconds are medians over
 all steps but the first two of each training.
@@ -104,10 +105,10 @@ def alone(max_staleness: int, steps: int) -> OnlineTrainer:
     return trainer(LlamaForCausalLM(shape).eval(), tokenizer, prompts, config)
 
 
-def served(model: str, url: str, max_staleness: int, steps: int) -> OnlineTrainer:
+def served(chosen: argparse.Namespace, max_staleness: int, steps: int) -> OnlineTrainer:
     """The model of a folder, whose responses the server writes."""
-    tokenizer = load_tokenizer(model)
-    policy = load_language_model(model, device=torch.device("cpu"))
+    tokenizer = load_tokenizer(chosen.model)
+    policy = load_language_model(chosen.model, device=torch.device("cpu"))
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": f"Write two sentences about {thing}."}],
@@ -118,17 +119,17 @@ def served(model: str, url: str, max_staleness: int, steps: int) -> OnlineTraine
     ]
     config = OnlineConfig(
         steps=steps,
-        prompts_per_step=4,
-        responses_per_prompt=4,
+        prompts_per_step=chosen.prompts,
+        responses_per_prompt=chosen.responses,
         epochs=1,
-        max_new_tokens=32,
+        max_new_tokens=chosen.tokens,
         learning_rate=1e-6,
         kl_stop=None,
         max_staleness=max_staleness,
     )
     sampler = VLLMSampler(
-        RolloutConfig(engine="vllm", urls=(url,)),
-        SamplingSettings(4, config.max_new_tokens, config.temperature, end_id(tokenizer)),
+        RolloutConfig(engine="vllm", urls=(chosen.server,)),
+        SamplingSettings(chosen.responses, chosen.tokens, config.temperature, end_id(tokenizer)),
         fill=pad_id(tokenizer),
         probe=probe_text(encode_prompts(tokenizer, prompts)),
         folder=Path(tempfile.gettempdir()),  # for weights that go by files; these do not
@@ -177,6 +178,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--server", metavar="URL", help="of a vLLM server; none: the learner samples itself")
     options.add_argument("--model", metavar="FOLDER", help="of the policy, with --server")
+    options.add_argument("--prompts", type=int, default=4, help="a step, with --server")
+    options.add_argument("--responses", type=int, default=4, help="to each, with --server")
+    options.add_argument("--tokens", type=int, default=32, help="of a response at most, with --server")
+    options.add_argument("--lag", type=int, action="append", help="only this max_staleness; may be repeated")
     options.add_argument("--steps", type=int, default=8)
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--json", type=Path)
@@ -188,7 +193,8 @@ def main() -> None:
     make: Callable[[int, int], OnlineTrainer] = alone
     settings = ALONE
     if chosen.server is not None:
-        make, settings = (lambda lag, steps: served(chosen.model, chosen.server, lag, steps)), SERVED
+        make, settings = (lambda lag, steps: served(chosen, lag, steps)), SERVED
+    settings = [setting for setting in settings if chosen.lag is None or setting[0] in chosen.lag]
     found = {setting: Measured() for setting in settings}
     for _, (lag, threads) in itertools.product(range(chosen.repeats), settings):
         torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 #
 #   tools/vllm_env.sh [FOLDER]      default: ${XDG_CACHE_HOME:-~/.cache}/p3o/vllm-VERSION
 #
-# Prints the folder on its last line. Asked again, it only installs p3o anew. About 3.5 GB. Ends with 3 where something cannot
+# Prints the folder on its last line. Asked again, it only installs p3o anew. About 2.5 GB. Ends with 3 where something cannot
 # be downloaded, so that a caller can tell a machine without an index from a failure.
 set -euo pipefail
 

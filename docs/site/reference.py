@@ -41,6 +41,7 @@ PAGES = {
             "training.rollouts",
             "training.asynchrony",
             "rollouts.sampler",
+            "rollouts.fleet",
             "rollouts.weights",
             "scale.verl",
         ],

@@ -77,8 +77,10 @@ def run_gate(
 def judge(runs: Sequence[Sequence[Row]]) -> list[Line]:
     """The lines of the gate from the metrics of each seed's run."""
     tests = [next(row for row in rows if row["stage"] == "reward_test") for rows in runs]
+    # Without a pair that differs in gold there is no such accuracy, and nothing is passed.
+    agreement = [test.get("accuracy_gold", 0.0) for test in tests]
     lines = [
-        _at_least("reward model accuracy on SFT samples", ACCURACY_GOLD, [test["accuracy_gold"] for test in tests]),
+        _at_least("reward model accuracy on SFT samples", ACCURACY_GOLD, agreement),
         _at_least(
             "reward model accuracy across prompts", ACCURACY_CROSS_PROMPT, [t["accuracy_cross_prompt"] for t in tests]
         ),

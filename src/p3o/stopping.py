@@ -1,7 +1,8 @@
 """How a process is asked to stop, and how it answers.
 
-SIGINT (Ctrl-C) and SIGTERM (a scheduler) ask. A training finishes its step, saves a checkpoint and raises ``Stopped``; whatever
-else runs is left at once.
+SIGINT (Ctrl-C) and SIGTERM (a scheduler) ask. A training finishes its step, saves a checkpoint and raises ``Stopped``; what
+takes long inside a step, such as waiting for people, looks now and then (``stop_if_asked``); whatever else runs is left at
+once.
 """
 
 import signal
@@ -60,6 +61,26 @@ def note_signals(*, armed: bool = True) -> Iterator[list[int]]:
 
 _listening: list[list[int]] = []
 """What the open blocks of ``note_signals`` have noted."""
+
+
+def noted() -> int:
+    """The first signal that an open block of ``note_signals`` has noted; 0 if none has."""
+    return next((asked[0] for asked in _listening if asked), 0)
+
+
+def stop_if_asked(doing: str, number: int | None = None) -> None:
+    """For what takes long inside a step of a training: stop where a signal was noted, and leave it to the training to save.
+
+    Args:
+        doing: what is left undone, to follow "while".
+        number: of the signal, or 0, where several processes have agreed on it; None: as noted here.
+
+    Raises:
+        Stopped: if there was a signal.
+    """
+    if number := noted() if number is None else number:
+        name = signal.Signals(number).name
+        raise Stopped(number, f"stopped by {name} while {doing}; everything is saved, go on with --resume")
 
 
 def ask_to_stop(number: int) -> bool:

@@ -131,9 +131,11 @@ def test_metrics_of_vllm_servers_are_explained() -> None:
     """What they are called where they are counted; ``tests/rollouts`` sees them in steps."""
     experience = [torch.zeros(2, 2, 3), torch.zeros(2, 2, 3), torch.ones(2, 2, 3, dtype=torch.bool)]
     logged = set(mismatch(*experience, Correction("truncate", 2.0, 3.0)).metrics)
-    source = (ROOT / "src" / "p3o" / "rollouts" / "sampler.py").read_text(encoding="utf-8")
-    told = set(re.findall(r'self\.told\["(\w+)"\]', source))
-    counted = set(re.findall(r'"(\w+)"', source.split("def take_metrics")[1].split("def ")[0]))
+    told, counted = set[str](), set[str]()
+    for file in ("fleet", "sampler"):
+        source = (ROOT / "src" / "p3o" / "rollouts" / f"{file}.py").read_text(encoding="utf-8")
+        told |= set(re.findall(r'self\.told\["(\w+)"\]', source))
+        counted |= set(re.findall(r'"(\w+)"', source.split("def take_metrics")[1].split("def ")[0]))
     assert min(len(logged), len(told), len(counted)) >= 3
     assert logged | told | counted <= set(tables.explanations())
 

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 
 from p3o.data.embedded import task
 from p3o.data.embedded.language import build_model, build_tokenizer
+from p3o.errors import P3OError
 from p3o.evaluation.policy import EvaluationConfig, Evaluator, mean_and_error
 from p3o.evaluation.winrate import wilson_interval
 
@@ -87,6 +88,17 @@ def test_mean_and_error_by_hand() -> None:
     mean, error = mean_and_error([1.0, 2.0, 6.0])
     assert mean == 3.0
     assert error == pytest.approx((7.0 / 3) ** 0.5)
+    for few in ([], [1.0]):
+        with pytest.raises(ValueError, match=f"needs two values, got {len(few)}"):
+            mean_and_error(few)
+
+
+def test_a_policy_without_probabilities_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(TOKENIZER, seed=0).eval()
+    nothing = torch.full((4, 1), torch.nan, dtype=torch.float64)
+    monkeypatch.setattr("p3o.evaluation.policy.divergences", lambda _p, _r, groups, **_: (nothing[: len(groups)],) * 2)
+    with pytest.raises(P3OError, match="fewer than two responses have a finite KL"):
+        evaluator(model).sampled(model)
 
 
 def test_the_reported_kl_is_a_sum_over_the_response_never_negative_and_has_its_error() -> None:

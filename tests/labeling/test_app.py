@@ -14,6 +14,7 @@ from p3o.labeling.answers import Answer
 from p3o.labeling.app import make_app
 from p3o.labeling.assignment import next_work
 from p3o.labeling.database import DatabaseUnavailableError
+from p3o.labeling.exchange import Incoming, import_labels
 from p3o.labeling.pairs import Pair
 from p3o.labeling.records import holding_records
 from p3o.labeling.security import HEADERS, LARGEST_FORM, RateLimit
@@ -449,3 +450,15 @@ def test_answering_leases_the_next_pair_in_the_same_transaction(store: Store, en
     assert bob.id is not None
     assert next_work(store, bob.id).item is None
     store.label(1, 2, KEY, Answer("a"))
+
+
+def test_the_admin_sees_what_was_imported_apart(store: Store, enter: Enter) -> None:
+    """Of ada, who logs in now, the page counts what she answers there; what came from a file stands with the imports."""
+    pair = pairs(1)[0]
+    import_labels(store, [Incoming(pair, "ada", Answer("a"), None, "l.jsonl:1")])
+    enter("ada")
+    page = enter("boss", "admin").get("/admin").text
+    row = re.search(r'<th scope="row" class="words">ada</th>\s*<td>(\d+)</td>', page)
+    assert row is not None
+    assert row[1] == "0"
+    assert "ada (imported): 1 labels" in page

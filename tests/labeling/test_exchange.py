@@ -8,17 +8,30 @@ from typing import Any
 
 import pytest
 from pyarrow import parquet
+from sqlmodel import select
 from tests.labeling.conftest import assigned, pairs
 
 from p3o.data.reading import read_examples
 from p3o.data.sources import SourceConfig
 from p3o.errors import P3OError
 from p3o.labeling.answers import Answer
-from p3o.labeling.exchange import Imported, export_labels, import_labels, ties_path, write_rows
+from p3o.labeling.assignment import next_work
+from p3o.labeling.exchange import (
+    Imported,
+    Incoming,
+    export_labels,
+    import_labels,
+    parse_own,
+    ties_path,
+    write_rows,
+)
 from p3o.labeling.foreign import Naming, read_labels
+from p3o.labeling.judging import count_waiting
 from p3o.labeling.pairs import Pair
-from p3o.labeling.records import holding_records
-from p3o.labeling.store import Store
+from p3o.labeling.records import holding_records, status_of
+from p3o.labeling.server import links_for
+from p3o.labeling.store import Store, hash_of
+from p3o.labeling.tables import Annotator
 
 Register = Callable[[str], int]
 CHOICES = ("a", "b", "tie", "bad", "skip")
@@ -274,3 +287,75 @@ def test_an_id_with_other_texts_is_refused(store: Store, tmp_path: Path) -> None
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
     with pytest.raises(P3OError, match="the store has other texts under the id 'k'; nothing was imported"):
         import_labels(store, read_labels(tmp_path / "p.jsonl")[0])
+
+
+def of(name: str, *chosen: str) -> list[Incoming]:
+    """Labels that the file says this annotator gave to the pairs p0, p1, …"""
+    rows = [
+        {"prompt": f"p{i}", "chosen": c, "rejected": "xy".replace(c, ""), "annotator": name}
+        for i, c in enumerate(chosen)
+    ]
+    return parse_own([(f"l.jsonl:{number}", row) for number, row in enumerate(rows, start=1)])
+
+
+def test_who_logs_in_speaks_for_themselves(store: Store, annotator: Register) -> None:
+    annotator("ada")
+    with pytest.raises(P3OError, match=r"^l\.jsonl:1: ada logs in to this store, .* nothing was imported$"):
+        import_labels(store, of("ada", "x"))
+    store.add_annotator("boss", "admin")
+    with pytest.raises(P3OError, match="boss logs in to this store"):
+        import_labels(store, of("boss", "x"))
+    assert store.verify() == {"items": 0, "labels": 0, "undone": 0}
+
+
+def test_nobody_but_the_admin_has_the_admins_name(store: Store) -> None:
+    """An import under it would leave a new store without any admin."""
+    with pytest.raises(P3OError, match=r"^l\.jsonl:1: annotator 'admin': .* nothing was imported$"):
+        import_labels(store, of("admin", "x"))
+    with pytest.raises(P3OError, match="annotator 'admin': the name of whoever runs the page"):
+        count_waiting(store, "admin")
+    [admin] = links_for(store, [])
+    found = store.authenticate(admin.token or "")
+    assert found is not None
+    assert (found.name, found.role) == ("admin", "admin")
+
+
+def test_whose_labels_were_imported_can_log_in_and_label_the_rest(store: Store) -> None:
+    import_labels(store, of("ada", "x", "y"))
+    store.add_items([Pair("k", "p", "x", "y")])
+    links = links_for(store, ["ada"])
+    assert [link.name for link in links] == ["admin", "ada"]
+    ada = store.authenticate(links[1].token or "")
+    assert ada is not None
+    assert ada.role == "annotator"
+    work = next_work(store, ada.id or 0)
+    assert work.item is not None
+    assert work.item.key == "k", "the others she has answered"
+    store.label(ada.id or 0, assigned(store, ada.id or 0), "0" * 32, Answer("a"))
+    assert import_labels(store, of("ada", "x", "y")) == Imported(labels=0, known=2, items=0)
+    status = status_of(store, datetime.now(UTC))
+    assert [label.item for label in status.by_people] == [3], "statistics of the page are of labels given there"
+    assert [label.role for label in status.labels] == ["imported", "imported", "annotator"]
+    assert links_for(store, ["ada"])[1].token is None
+
+
+def test_a_token_of_who_cannot_log_in_is_none(store: Store) -> None:
+    import_labels(store, of("eve", "x"))
+    count_waiting(store, "judge")
+    with store.database.writing() as session:
+        for who in session.exec(select(Annotator)):
+            who.token_hash = hash_of(f"token of {who.name}")
+    for name in ("eve", "judge"):
+        assert store.authenticate(f"token of {name}") is None
+        with pytest.raises(P3OError, match="nobody logs in under this name"):
+            store.renew_token(name)
+
+
+@pytest.mark.parametrize("wrong", ["judge", "", "a\nb"])
+def test_links_are_made_for_all_or_for_none(store: Store, wrong: str) -> None:
+    """A token is shown once: of a name that was registered before the mistake nobody would see it."""
+    count_waiting(store, "judge")
+    with pytest.raises(P3OError):
+        links_for(store, ["ada", wrong])
+    assert [found.name for found in store.annotators()] == ["judge"]
+    assert all(link.token for link in links_for(store, ["ada"]))

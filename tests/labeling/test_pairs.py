@@ -68,9 +68,9 @@ def test_a_file_that_is_none_is_told(tmp_path: Path, content: bytes, told: str) 
 
 
 def test_k_choose_2_of_the_distinct_responses() -> None:
-    found, counts = pairs_of_responses([("p", [Sampled(text) for text in ("x", "y", "x", "z", " ")])])
+    found, counts = pairs_of_responses([("p", [Sampled(text) for text in ("x", "y", "x", "z", " ", "a\0b", "\ud800")])])
     assert [(pair.response_a, pair.response_b) for pair in found] == [("x", "y"), ("x", "z"), ("y", "z")]
-    assert counts == PairCounts(pairs=3, identical_dropped=1, empty_dropped=1)
+    assert counts == PairCounts(pairs=3, identical_dropped=1, empty_dropped=1, unholdable_dropped=2)
 
 
 def test_a_prompt_that_comes_again_does_not_repeat_its_responses() -> None:

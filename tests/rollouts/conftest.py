@@ -47,7 +47,7 @@ def sampler(tmp_path: Path) -> Iterator[Callable[..., VLLMSampler]]:
     """A sampler for these servers, with short times; what it warns of is in ``warnings``."""
     made: list[VLLMSampler] = []
 
-    def make(*fakes: FakeVLLM, overlapped: bool = False, seed: int = 3, **settings: Any) -> VLLMSampler:
+    def make(*fakes: FakeVLLM, seed: int = 3, **settings: Any) -> VLLMSampler:
         sampling = {"responses": 2, "max_new_tokens": 8, "temperature": 1.0, "end_id": end_id(TOKENIZER)}
         of_sampling = {name: settings.pop(name) for name in list(settings) if name in (*sampling, "stop")}
         short = {"timeout": 5.0, "check_every": 0.05, "patience": 3.0, "weights": "gloo"}
@@ -61,7 +61,6 @@ def sampler(tmp_path: Path) -> Iterator[Callable[..., VLLMSampler]]:
                 folder=tmp_path / "weights",
                 seed=seed,
                 warn=warnings.append,
-                overlapped=overlapped,
             )
         )
         made[-1].warnings = warnings  # type: ignore[attr-defined]

@@ -43,6 +43,13 @@ class RefusalError(Exception):
         self.status, self.headers = status, headers or {}
 
 
+class Work:
+    """What is under way since the last start; a request from before that still ends is of no concern to it."""
+
+    def __init__(self) -> None:
+        self.busy, self.lock = 0, threading.Lock()
+
+
 class FakeVLLM:
     """One server on loopback.
 
@@ -81,8 +88,7 @@ class FakeVLLM:
         self.adapters: dict[str, nn.Module] = {}
         self.version, self.paused, self.updating = "default", False, False
         self.group: GlooGroup | None = None
-        self.busy = 0
-        self.lock = threading.Lock()
+        self.work = Work()
         self.connections: set[Any] = set()
         fake = self
 
@@ -180,7 +186,8 @@ class FakeVLLM:
     def pause(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         assert query["mode"] == "wait"
         self.paused = True
-        while self.busy:
+        work = self.work
+        while work.busy:
             time.sleep(0.001)
         return {"status": "paused"}
 
@@ -294,16 +301,16 @@ class FakeVLLM:
             raise RefusalError(404, f"The model `{body['model']}` does not exist.")
         if len(body["prompt"]) + body["max_tokens"] > CONTEXT:
             raise RefusalError(400, f"This model's maximum context length is {CONTEXT} tokens.")
-        model = self.adapters.get(body["model"], self.model)
-        with self.lock:
-            self.busy += 1
+        model, work = self.adapters.get(body["model"], self.model), self.work
+        with work.lock:
+            work.busy += 1
             try:
                 if probe:
                     return [self.probed(model, body["prompt"])]
                 self.bodies.append(body)
                 return self.sampled(model, body)
             finally:
-                self.busy -= 1
+                work.busy -= 1
 
     def probed(self, model: nn.Module, prompt: list[int]) -> dict[str, Any]:
         ids = torch.tensor([prompt])

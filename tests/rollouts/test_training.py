@@ -20,7 +20,8 @@ from p3o.data.embedded.language import build_model
 from p3o.files import read_jsonl, write_jsonl
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
-from p3o.models.tokens import PromptBatch, ResponseBatch
+from p3o.models.tokens import PromptBatch
+from p3o.rollouts.fleet import Edition
 from p3o.rollouts.sampler import VLLMSampler
 from p3o.training.faults import NumericalError
 from p3o.training.online import OnlineConfig, OnlineTrainer
@@ -113,14 +114,15 @@ def test_what_servers_sample_ahead_is_of_the_version_that_it_is_taken_for(
 ) -> None:
     """While the policy learns, servers sample for later steps. log π_old is of a copy of the version that is meant: had a push
     come between, the server's own log-probs would differ from it."""
-    slow = sampler(servers(), overlapped=True)
-    sample = slow.sample
+    slow = sampler(servers())
+    begin = slow.begin
 
-    def late(model: nn.Module, prompts: PromptBatch) -> ResponseBatch:
-        time.sleep(0.3)  # the learner is done with its update before the servers begin
-        return sample(model, prompts)
+    def late(taken: Edition, prompts: PromptBatch) -> Callable[[], Any]:
+        write = begin(taken, prompts)
+        # The learner is done with its update before the servers begin.
+        return lambda: time.sleep(0.3) or write()
 
-    slow.sample = late  # type: ignore[method-assign]
+    slow.begin = late  # type: ignore[method-assign]
     run = trainer(slow, policy, max_staleness=ahead, steps=5, learning_rate=1e-2)
     for step in range(5):
         metrics = run.step()

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from p3o.data.embedded.language import build_model
 from p3o.models.adapters import LoraSettings, add_adapter, merged
 from p3o.models.language import load_language_model
-from p3o.rollouts import publishing
+from p3o.rollouts import folders
 from p3o.rollouts.weights import Weights
 
 
@@ -68,8 +68,8 @@ def test_shards_are_gathered(tmp_path: Path) -> None:
 
 
 def test_large_models_go_to_several_files(policy: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "SHARD", 20_000)
-    publishing._write(Weights(policy), tmp_path)
+    monkeypatch.setattr(folders, "SHARD", 20_000)
+    folders.write(Weights(policy), tmp_path)
     files = sorted(tmp_path.iterdir())
     assert len(files) > 2
     written = {name: tensor for file in files for name, tensor in load_file(file).items()}

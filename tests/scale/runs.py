@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,38 +62,83 @@ def rl(folder: Path, *arguments: str) -> list[str]:
 
 
 def done(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """What came of `p3o rl` in this folder."""
     return subprocess.run(
-        [*prefix, *rl(folder, *arguments)], env=env or environment(), capture_output=True, text=True, timeout=540
+        rl(folder, *arguments), env=env or environment(), cwd=cwd, capture_output=True, text=True, timeout=540
     )
+
+
+@contextmanager
+def begun(
+    folder: Path, *arguments: str, env: Mapping[str, str], cwd: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """`p3o rl` in this folder, in a session of its own, with all that it prints on standard output; ended with the block."""
+    process = subprocess.Popen(
+        rl(folder, *arguments),
+        env=env,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def checkpoint_of(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without any."""
+    return max((int(path.name) for path in folder.glob("checkpoints/rl/*/*") if path.name.isdigit()), default=0)
 
 
 def wait_for_checkpoint(folder: Path, step: int, process: subprocess.Popen[str], seconds: float = 300) -> None:
     """Until a checkpoint of this step or a later one stands in the folder."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = [int(path.name) for path in folder.glob("checkpoints/rl/*/*") if path.name.isdigit()]
-        if found and max(found) >= step:
+        if checkpoint_of(folder) >= step:
             return
         assert process.poll() is None, f"it has ended before: {process.communicate()}"
         time.sleep(0.1)
     raise AssertionError(f"no checkpoint of step {step} within {seconds:g} s")
 
 
-def kill_a_worker(address: str | None = None) -> int:
-    """End one worker of Ray Train on this machine, as the kernel would; returns its process id."""
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            title = status.read_bytes()
-            environ = status.with_name("environ").read_bytes()
-        except OSError:  # it has ended
-            continue
-        if title.startswith(b"ray::RayTrainWorker") and (address is None or address.encode() in environ):
-            os.kill(int(status.parent.name), signal.SIGKILL)
-            return int(status.parent.name)
-    raise AssertionError("no worker of Ray Train runs here")
+class Listener(threading.Thread):
+    """Reads what a process prints on standard output; each line with the seconds since it was started."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__(daemon=True)
+        self.process, self.began = process, time.monotonic()
+        self.lines: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(f"{time.monotonic() - self.began:.0f} s: {line.rstrip()}")
+
+    def wait_for(self, text: str, seconds: float = 300) -> None:
+        """Until a line has this text."""
+        deadline = time.monotonic() + seconds
+        while not any(text in line for line in self.lines):
+            assert self.process.poll() is None, "it has ended:\n" + "\n".join(self.lines)
+            assert time.monotonic() < deadline, f"no {text!r} within {seconds:g} s:\n" + "\n".join(self.lines)
+            time.sleep(0.1)
+
+    def told(self, seconds: float = 540) -> list[str]:
+        """The lines that tell of the engine, once it has succeeded."""
+        code = self.process.wait(seconds)
+        self.join(10)
+        assert code == 0, "\n".join(self.lines)
+        return [line for line in self.lines if "engine:" in line or "going on" in line]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,30 +1,25 @@
-"""RL on workers of Ray Train: equal to one process, whatever is killed; on a cluster that listens on the loopback."""
+"""RL on workers of Ray: equal to one process, whatever is killed; it listens on the loopback, and leaves nothing behind."""
 
 import os
-import secrets
 import signal
-import socket
-import subprocess
-import sys
+import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.scale.runs import (
-    LONG,
-    STEPS,
-    assert_equal,
-    copy,
-    done,
-    environment,
+from tests.scale.clusters import (
+    LOOPBACK,
+    MARK,
+    Cluster,
+    assert_none,
     kill_a_worker,
-    metrics,
-    prepare,
-    rl,
-    wait_for_checkpoint,
+    listeners,
+    processes,
+    started,
+    workers,
 )
+from tests.scale.runs import LONG, STEPS, assert_equal, begun, copy, done, environment, metrics, wait_for_checkpoint
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -37,12 +32,6 @@ RUNS = (
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what RL begins from."""
-    return prepare(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
 def short(base: Path) -> Path:
     """Three algorithms on one process."""
     folder = copy(base, "short")
@@ -51,58 +40,46 @@ def short(base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[tuple[str, dict[str, str]]]:
-    """The address of a cluster that all tests of this file share, and the environment to connect with."""
-    env = environment(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # listen on the loopback only
-        RAY_USAGE_STATS_ENABLED="0",
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port)]
-    command += ["--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
-    command += ["--object-store-memory", str(128 * 2**20)]
-    with tempfile.TemporaryDirectory(prefix="p3o-ray-", ignore_cleanup_errors=True) as session:
-        process = subprocess.Popen(
-            [*command, "--temp-dir", session], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert process.poll() is None, "ray start has ended"
-                assert time.monotonic() < deadline, "ray start does not answer"
-                time.sleep(0.5)
-            yield f"127.0.0.1:{port}", env
-        finally:
-            process.terminate()
-            process.wait(60)
+def shared() -> Iterator[Cluster]:
+    """One node with two CPUs for all tests of this file."""
+    with started(cpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Iterator[Cluster]:
+    """The shared cluster, on which nothing trains before and after the test."""
+    assert_none(workers, shared.head.mark)
+    yield shared
+    assert_none(workers, shared.head.mark)
 
 
 @pytest.fixture(scope="module")
-def long(base: Path, cluster: tuple[str, dict[str, str]]) -> Path:
+def long(base: Path, shared: Cluster) -> Path:
     """The undisturbed run on two workers that others must end equal to."""
     folder = copy(base, "long")
-    assert done(folder, *LONG, *two_workers(cluster), env=cluster[1]).returncode == 0
+    assert done(folder, *LONG, *two_workers(shared), env=shared.env).returncode == 0
     return folder
 
 
-def two_workers(cluster: tuple[str, dict[str, str]]) -> tuple[str, ...]:
-    """Options of a run on the shared cluster."""
-    return ("--engine", "ray", "--workers", "2", "--ray-address", cluster[0])
+def two_workers(cluster: Cluster) -> tuple[str, ...]:
+    """Options of a run on this cluster."""
+    return ("--engine", "ray", "--workers", "2", "--ray-address", cluster.address)
+
+
+def assert_on_loopback(mark: str) -> None:
+    """These processes listen on the loopback interface alone; but for the store of PyTorch, which takes no address."""
+    found = listeners(mark)
+    assert {"raylet", "gcs_server", "ray::RayTrainWorker"} <= {name for name, _ in found}
+    elsewhere = [name for name, address in found if address not in (LOOPBACK, f"::ffff:{LOOPBACK}")]
+    assert elsewhere == ["ray::RayTrainWorker"]
 
 
 @pytest.mark.parametrize("mode", ["data", "fsdp"])
-def test_two_workers_do_what_one_process_does(
-    base: Path, short: Path, cluster: tuple[str, dict[str, str]], mode: str
-) -> None:
+def test_two_workers_do_what_one_process_does(base: Path, short: Path, cluster: Cluster, mark: str, mode: str) -> None:
     folder = copy(base, mode)
-    result = done(folder, *RUNS, *two_workers(cluster), "--set", f"parallel.mode={mode}", env=cluster[1])
+    options = (*RUNS, *two_workers(cluster), "--set", f"parallel.mode={mode}")
+    result = done(folder, *options, env=cluster.env | {MARK: mark})
     assert result.returncode == 0, result.stderr
     shared = {"data": "each with the whole models", "fsdp": "sharded"}[mode]
     [told] = [line for line in result.stderr.splitlines() if line.startswith("rl ppo: layout shared")]
@@ -112,19 +89,13 @@ def test_two_workers_do_what_one_process_does(
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
-    base: Path, long: Path, cluster: tuple[str, dict[str, str]]
+    base: Path, long: Path, cluster: Cluster, mark: str
 ) -> None:
     folder = copy(base, "killed")
-    process = subprocess.Popen(
-        rl(folder, *LONG, *two_workers(cluster)),
-        env=cluster[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_checkpoint(folder, 10, process)
-    kill_a_worker(cluster[1]["RAY_AUTH_TOKEN"])
-    _, told = process.communicate(timeout=500)
+    with begun(folder, *LONG, *two_workers(cluster), env=cluster.env | {MARK: mark}) as process:
+        wait_for_checkpoint(folder, 10, process)
+        kill_a_worker(cluster.head.mark)
+        told, _ = process.communicate(timeout=500)
     assert process.returncode == 0, told
     assert "engine: failure 1 (of 3 allowed)" in told
     assert "engine: attempt 2, 2 workers" in told
@@ -132,34 +103,34 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_e
     assert_equal(long, folder)
 
 
-def test_when_no_failure_is_allowed_the_run_says_how_to_go_on(base: Path, cluster: tuple[str, dict[str, str]]) -> None:
+def test_when_no_failure_is_allowed_the_run_says_how_to_go_on(base: Path, cluster: Cluster, mark: str) -> None:
     folder = copy(base, "given_up")
-    command = rl(folder, *LONG, *two_workers(cluster), "--set", "engine.max_failures=0")
-    process = subprocess.Popen(command, env=cluster[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_checkpoint(folder, 5, process)
-    kill_a_worker(cluster[1]["RAY_AUTH_TOKEN"])
-    _, told = process.communicate(timeout=500)
+    options = (*LONG, *two_workers(cluster), "--set", "engine.max_failures=0")
+    with begun(folder, *options, env=cluster.env | {MARK: mark}) as process:
+        wait_for_checkpoint(folder, 5, process)
+        kill_a_worker(cluster.head.mark)
+        told, _ = process.communicate(timeout=500)
     assert process.returncode == 2, told
     last = told.splitlines()[-1]
     assert last.startswith("error: engine: workers were lost 1 times, more than engine.max_failures = 0")
     assert last.endswith("go on from the last checkpoint with --resume")
 
 
-def test_ctrl_c_on_two_workers_then_resume_on_one_process(base: Path, long: Path) -> None:
+def test_ctrl_c_on_two_workers_then_resume_on_one_process(base: Path, long: Path, mark: str) -> None:
     """On a cluster that p3o starts by itself; Ctrl-C reaches all processes of the terminal."""
     folder = copy(base, "stopped")
-    process = subprocess.Popen(
-        rl(folder, *LONG, "--engine", "ray", "--workers", "2"),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for_checkpoint(folder, 10, process)
-    os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=200)
-    assert process.returncode == 130, told
+    with tempfile.TemporaryDirectory(prefix="p3o-") as temporary:
+        env = environment(**{MARK: mark, "TMPDIR": temporary})
+        with begun(folder, *LONG, "--engine", "ray", "--workers", "2", env=env) as process:
+            wait_for_checkpoint(folder, 10, process)
+            assert_on_loopback(mark)
+            [session] = Path(temporary).glob("p3o-ray-*")
+            assert stat.S_IMODE(session.stat().st_mode) == 0o700
+            os.killpg(process.pid, signal.SIGINT)
+            told, _ = process.communicate(timeout=200)
+        assert process.returncode == 130, told
+        assert_none(processes, mark)
+        assert list(Path(temporary).glob("p3o-*")) == []
     assert "error: stopped by SIGINT after step" in told.splitlines()[-1]
     steps = sum(row["stage"] == "rl" for row in metrics(folder))
     assert 10 <= steps < STEPS

@@ -16,9 +16,9 @@ from p3o.config_loading import load_config
 from p3o.errors import P3OError
 from p3o.scale import ray_cluster
 from p3o.scale.ray_cluster import LOOPBACK, _environment, _reach, cluster
-from p3o.scale.ray_config import EngineConfig
+from p3o.scale.ray_config import RECOUNT_SECONDS, EngineConfig
 from p3o.scale.ray_engine import LostWorkersError, _explained
-from p3o.scale.ray_post import Outcome, Post, Teller, in_words, stops_when_asked
+from p3o.scale.ray_post import Lull, Outcome, Post, Teller, in_words, stops_when_asked
 from p3o.stopping import ask_to_stop, note_signals
 from p3o.training.progress import Progress
 
@@ -153,6 +153,20 @@ def test_the_post_keeps_lines_once_and_the_first_outcome() -> None:
     assert post.stop_asked() is None
     post.ask_to_stop(signal.SIGTERM)
     assert post.stop_asked() == signal.SIGTERM
+
+
+def test_silence_is_told_once_in_a_while_and_again_after_work() -> None:
+    lull = Lull(10)
+    told = {seconds: lull.due(seconds) for seconds in (1, 9, 10, 11, 19, 20, 0.2, 8, 12)}
+    assert [seconds for seconds, due in told.items() if due] == [10, 20, 12]
+
+
+def test_only_an_elastic_run_plans_again_from_a_new_count_of_nodes() -> None:
+    fixed, elastic = EngineConfig(name="ray", workers=2), EngineConfig(name="ray", workers=2, min_workers=1)
+    assert (fixed.is_elastic, fixed.room_seconds) == (False, 180)
+    assert (elastic.is_elastic, elastic.room_seconds) == (True, RECOUNT_SECONDS)
+    assert not EngineConfig(name="ray", workers=2, min_workers=2).is_elastic
+    assert elastic.model_copy(update={"start_seconds": 5}).room_seconds == 5
 
 
 def test_a_failure_is_told_in_a_line() -> None:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 def test_a_host_that_is_cut_off_and_comes_back_changes_nothing(tmp_path: Path) -> None:
     if reason := refusal():
         pytest.skip(reason)
-    # Each scenario is compared with one process inside.
+    # Each scenario is compared with others inside.
     rows = list(measure(tmp_path, cuts=[90.0]))
     assert [row["run"] for row in rows] == [
         "one process",

@@ -1,6 +1,9 @@
 """What the evaluation makes of responses without a reward."""
 
 import math
+from dataclasses import replace
+
+import pytest
 
 from p3o.evaluation.policy import PolicyEvaluation
 from p3o.stages.evaluate import compare
@@ -18,6 +21,14 @@ def test_a_prompt_with_an_unscored_response_is_in_no_comparison() -> None:
     (row,) = compare(policies)
     assert (row["wins"], row["ties"], row["losses"]) == (1, 0, 1)
     assert compare({"a": evaluated([1.0, NAN]), "b": evaluated([NAN, 1.0])}) == []
+
+
+@pytest.mark.parametrize("finite", [0, 1])
+def test_a_figure_of_fewer_than_two_responses_is_left_out(finite: int) -> None:
+    gold = [2.0] * finite + [NAN] * (3 - finite)
+    summary = replace(evaluated([1.0, 3.0, 5.0]), gold=gold).summary()
+    assert {"gold", "gold_se"}.isdisjoint(summary)
+    assert (summary["prompts"], summary["reward"]) == (3, 3.0)
 
 
 def test_the_means_are_of_the_scored_and_the_others_are_counted() -> None:

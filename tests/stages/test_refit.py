@@ -1,20 +1,30 @@
 """The loop of online feedback, labelling of own samples, and RL from comparisons alone, through the command line."""
 
+import io
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from p3o.cli import main
+from p3o.config import LabellerConfig
 from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.files import read_jsonl, write_jsonl
+from p3o.labeling.answers import Answer
+from p3o.labeling.assignment import next_work
+from p3o.labeling.judging import label_with_judge
+from p3o.labeling.store import Store
+from p3o.stages import labelling
 from p3o.stages import refit as refit_stage
 from p3o.training.faults import NumericalError
 from p3o.training.online import OnlineTrainer
+from p3o.training.progress import Progress
 from p3o.training.scoring import RewardFeedback
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -207,33 +217,140 @@ def test_what_is_missing_is_told(own_model: Path, setting: str, told: str, capsy
     assert told in capsys.readouterr().err
 
 
-def test_people_label_what_was_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage waits until the store holds a label for every pair; two come while it waits."""
-    from p3o.config import LabellerConfig
-    from p3o.labeling.judging import label_with_judge
-    from p3o.labeling.store import Store
-    from p3o.stages import labelling
-    from p3o.training.progress import Progress
+class FirstIsBetter:
+    """Prefers the first response; of equal lengths neither."""
 
-    store = tmp_path / "labels.db"
+    def compare(self, prompts: list[str], a: list[str], b: list[str]) -> list[Any]:
+        return [SimpleNamespace(preference=0.0 if text == "a3" else 1.0) for text in a]
+
+
+def wait(monkeypatch: pytest.MonkeyPatch, store: Path, *meanwhile: Callable[[Store], object]) -> labelling.Labelled:
+    """What four pairs come to where these things happen, one at each look of the stage at the store."""
+    left = list(meanwhile)
+    monkeypatch.setattr(labelling.time, "sleep", lambda _: left.pop(0)(Store.open(store)))
+    config = LabellerConfig(kind="people", store=str(store))
     pairs = [("p", f"a{i}", f"b{i}") for i in range(4)]
+    try:
+        return labelling.label(config, pairs, gold=None, scale=1.0, seed=0, folder=store.parent, progress=Progress())
+    finally:
+        assert not left, "it did not wait so long"
 
-    class FirstIsBetter:
-        def compare(self, prompts: list[str], a: list[str], b: list[str]) -> list[Any]:
-            return [type("V", (), {"preference": 0.0 if text == "a3" else 1.0})() for text in a]
 
-    def work(seconds: float) -> None:
-        label_with_judge(Store.open(store), FirstIsBetter(), name="someone")
+def answers(name: str, *choices: str) -> Callable[[Store], object]:
+    """Someone logs in and answers the next pairs."""
 
-    monkeypatch.setattr(labelling.time, "sleep", work)
-    labelled = labelling.label(
-        LabellerConfig(kind="people", store=str(store)),
-        pairs,
-        gold=None,
-        scale=1.0,
-        seed=0,
-        folder=tmp_path,
-        progress=Progress(),
-    )
-    assert sorted(labelled.preferences) == pairs[:3]
+    def answer(store: Store) -> None:
+        known = {annotator.name: annotator.id for annotator in store.annotators()}
+        who = known[name] if name in known else annotator_of(store, name)
+        for choice in choices:
+            assignment = next_work(store, who or 0).assignment
+            assert assignment is not None
+            store.label(who or 0, assignment.id or 0, f"{assignment.id}", Answer(choice))
+
+    return answer
+
+
+def annotator_of(store: Store, name: str) -> int | None:
+    found = store.authenticate(store.add_annotator(name))
+    return None if found is None else found.id
+
+
+def test_people_label_what_was_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage waits until the store holds a label for every pair."""
+    labelled = wait(monkeypatch, tmp_path / "labels.db", lambda s: label_with_judge(s, FirstIsBetter(), name="someone"))
+    assert sorted(labelled.preferences) == [("p", f"a{i}", f"b{i}") for i in range(3)]
     assert (labelled.ties, labelled.unlabelled) == (1, 0)
+
+
+def test_a_skipped_pair_waits_for_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bob = answers("bob")
+    labelled = wait(
+        monkeypatch, tmp_path / "labels.db", bob, answers("ada", "skip", "a", "a", "a"), answers("bob", "b")
+    )
+    assert sorted(labelled.preferences) == [("p", "a1", "b1"), ("p", "a2", "b2"), ("p", "a3", "b3"), ("p", "b0", "a0")]
+    assert (labelled.ties, labelled.unlabelled) == (0, 0)
+
+
+def test_what_everybody_skips_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled = wait(monkeypatch, tmp_path / "labels.db", answers("ada", "skip", "bad"), answers("ada", "skip", "b"))
+    assert labelled.preferences == [("p", "b3", "a3")]
+    assert (labelled.ties, labelled.unlabelled) == (1, 2)
+
+
+def test_ties_and_pairs_without_an_answer_are_counted_as_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two people to a pair: tie and tie, a and b, tie and a, skip and skip."""
+    Store.open(tmp_path / "labels.db").change_settings(overlap=2)
+    both = [
+        answers("ada"),
+        answers("bob"),
+        answers("ada", "tie", "a", "tie", "skip"),
+        answers("bob", "tie", "b", "a", "skip"),
+    ]
+    labelled = wait(monkeypatch, tmp_path / "labels.db", *both)
+    assert sorted(labelled.preferences) == [("p", "a1", "b1"), ("p", "a2", "b2"), ("p", "b1", "a1")]
+    assert (labelled.ties, labelled.unlabelled) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("my labels.db", "p3o label --store '{folder}/my labels.db' --annotators"),
+        (
+            "postgresql://ann:secret@host:5432/labels",
+            "p3o label --database-url 'postgresql://ann:***@host:5432/labels' ",
+        ),
+        (
+            "postgresql://host/labels?password=secret&sslmode=require",
+            "--database-url 'postgresql://host/labels?sslmode=require'",
+        ),
+    ],
+)
+def test_how_to_label_is_told_without_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
+) -> None:
+    store = Store.open(tmp_path / "any.db")
+    if "://" in place:
+        monkeypatch.setattr(labelling, "_open_store", lambda place: store)
+    else:
+        place = str(tmp_path / place)
+    said = io.StringIO()
+    monkeypatch.setattr("p3o.labeling.records.settled", lambda store, keys: len(keys))
+    config = LabellerConfig(kind="people", store=place)
+    labelling.label(config, [("p", "a", "b")], gold=None, scale=1.0, seed=0, folder=tmp_path, progress=Progress(said))
+    assert told.format(folder=tmp_path) in said.getvalue()
+    assert "secret" not in said.getvalue()
+
+
+@pytest.mark.slow
+def test_stopped_while_it_waits_for_people_and_resumed_equals_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SMALL.replace("    fixed: {algorithm: p3o_v2}\n", "").replace("checkpoints: {every: 1}", "")
+    (tmp_path / "small.yaml").write_text(text)
+    arguments = ["run", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path)]
+
+    def do(name: str, meanwhile: Callable[[Store], object], *more: str) -> int:
+        store = tmp_path / f"{name}.db"
+        monkeypatch.setattr(labelling.time, "sleep", lambda _: meanwhile(Store.open(store)))
+        return main([*arguments, "--set", f"rl.refit.labeller={{kind: people, store: {store}}}", "--name", name, *more])
+
+    def work(store: Store) -> int:
+        return label_with_judge(store, FirstIsBetter(), name="someone")
+
+    def asks(store: Store) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert do("whole", work) == 0
+    capsys.readouterr()
+    assert do("stopped", asks) == 143
+    assert "pairs waited for people; everything is saved, go on with --resume" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints" / "rl" / "refitted").iterdir()] == ["00000002"]
+    waiting = Store.open(tmp_path / "stopped.db").verify()["items"]
+    assert do("stopped", asks, "--resume") == 143, "asked while it goes on waiting"
+    assert Store.open(tmp_path / "stopped.db").verify() == {"items": waiting, "labels": 0, "undone": 0}, (
+        "the same pairs"
+    )
+    assert do("stopped", work, "--resume") == 0
+    for file in ("metrics.jsonl", "refits/refitted/2/preferences.jsonl", "rl/refitted/model.safetensors"):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert Store.open(tmp_path / "stopped.db").verify() == Store.open(tmp_path / "whole.db").verify()

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 from tests.stages.conftest import small_model
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from p3o import cli
+from p3o.config import RunConfig
+from p3o.config_loading import load_packaged_config
 from p3o.data.embedded import task
+from p3o.data.embedded.language import build_tokenizer
+from p3o.feedback.reward_model import RewardModel
 from p3o.files import read_jsonl, write_jsonl
-from p3o.stages.reward import doubt_about, split_by_prompt
+from p3o.stages.context import RunContext
+from p3o.stages.reward import doubt_about, gold_accuracies, split_by_prompt
+from p3o.training.progress import Progress
+from p3o.training.reward_model import ranking_accuracy
+from p3o.training.tracking import RunFolder
 
 Pairs = list[tuple[str, str, str]]
 
@@ -133,3 +142,26 @@ def test_a_reward_model_that_guesses_is_told_whatever_its_prompts_share() -> Non
         outcomes = (rng.random((80, 6)) < np.where(luck, 0.9, 0.1)).astype(float).ravel().tolist()
         believed += doubt_about(outcomes, prompts) is None
     assert believed / trials <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / trials)
+
+
+def test_without_pairs_that_differ_in_gold_there_is_no_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that writes one text for all: every sampled pair ties, and the other figures stand all the same."""
+    tokenizer = build_tokenizer()
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForSequenceClassification(
+        LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **shape)
+    )
+    reward_model = RewardModel(model.eval(), tokenizer)
+    config = load_packaged_config("demo_quick", ["evaluation.prompts=12"], RunConfig)
+    monkeypatch.setattr(
+        "p3o.stages.reward.sample_pairs", lambda _run, prompts, **_: [(p, "One .", "One .") for p in prompts]
+    )
+    with RunFolder.create(tmp_path, "run", config="", seed=0, threads=1) as folder:
+        found = gold_accuracies(RunContext(config, folder, Progress()), reward_model)
+    assert (found["gold_pairs"], found["cross_prompt_pairs"]) == (0, 12)
+    assert "accuracy_gold" not in found
+    assert 0.0 <= found["accuracy_cross_prompt"] <= 1.0
+    with pytest.raises(ValueError, match="no pairs"):
+        ranking_accuracy(reward_model, [])

@@ -20,14 +20,14 @@ from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.errors import P3OError
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
-from p3o.models.tokens import PromptBatch, ResponseBatch
+from p3o.models.tokens import PromptBatch
 from p3o.stopping import Stopped
 from p3o.training.asynchrony import Overlap, RolloutsAhead, with_start
 from p3o.training.checkpoint import Checkpoints
 from p3o.training.faults import NumericalError
 from p3o.training.loop import fit, resume
 from p3o.training.online import OnlineConfig, OnlineTrainer
-from p3o.training.samplers import LocalSampler
+from p3o.training.samplers import LocalSampler, Part
 from p3o.training.scoring import Scorer
 from p3o.types import Experience
 
@@ -51,10 +51,15 @@ class Witness(LocalSampler):
         self.by: list[torch.Tensor] = []
         self.before = before
 
-    def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
-        self.by.append(vector(policy))
-        self.before(len(self.by))
-        return super().sample(policy, prompts)
+    def begin(self, taken: nn.Module, prompts: PromptBatch) -> Callable[[], Part]:
+        write = super().begin(taken, prompts)
+
+        def witnessed() -> Part:
+            self.by.append(vector(taken))
+            self.before(len(self.by))
+            return write()
+
+        return witnessed
 
 
 def trainer(
@@ -189,7 +194,7 @@ def test_the_timing_of_threads_changes_nothing(slow: str) -> None:
     other, same = run_of(**settings, **({"before": dawdle} if slow == "producer" else {"scorer": lazy}))
     assert rows == same
     assert isinstance(other.source, RolloutsAhead)
-    assert len(other.source._copies) <= 2, "one copy of the policy for each version that may be sampling"
+    assert len(other.source._pasts) <= 2, "one copy of the policy for each version that may be sampling"
     assert torch.equal(vector(straight.policy), vector(other.policy))
 
 

@@ -17,7 +17,7 @@ from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
 from p3o.models.tokens import encode_prompts, encode_responses, pad_id
-from p3o.stopping import Stopped
+from p3o.stopping import Stopped, stop_if_asked
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.loop import Trainer, fit, random_state, restore_random_state, resume
 from p3o.training.online import OnlineConfig, OnlineTrainer
@@ -154,6 +154,28 @@ def test_checkpoints_come_at_their_interval_and_a_callback_can_end_it(tmp_path: 
     assert trainer.done == 9
     # After step n the callback sees what was saved before it.
     assert seen == [[], [], [], ["3"], ["3"], ["3"], ["6", "3"], ["6", "3"], ["6", "3"]]
+
+
+def test_a_callback_that_stops_loses_nothing(tmp_path: Path) -> None:
+    """As one does that waits for people when a signal comes."""
+    checkpoints = Checkpoints(tmp_path)
+
+    def waiting(step: int, metrics: Mapping[str, int | float]) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop_if_asked("somebody was waited for")
+            raise AssertionError("it was asked")
+
+    stop_if_asked("nobody has asked")
+    with pytest.raises(
+        Stopped, match=r"^stopped by SIGTERM while somebody was waited for; everything is saved"
+    ) as stopped:
+        fit(Counter(), waiting, checkpoints=checkpoints)
+    assert stopped.value.signal == signal.SIGTERM
+    trainer = Counter()
+    resume(trainer, checkpoints)
+    assert trainer.done == 4
+    stop_if_asked("the block that noted it is over")
 
 
 @pytest.fixture

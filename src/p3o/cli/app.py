@@ -36,12 +36,16 @@ _ORDER = (
     "demo",
     "sft",
     "sample",
+    "label",
     "reward",
     "rl",
     "evaluate",
     "judge",
     "report",
     "samples",
+    "serve-reward",
+    "gate",
+    "bench",
 )
 
 
@@ -76,7 +80,10 @@ app = typer.Typer(
     help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
     add_completion=True,
 )
-bench = typer.Typer(help="Benchmarks: algorithms against known optima, speed against TRL.")
+bench = typer.Typer(
+    help="Benchmarks: algorithms against known optima, stale samples, speed beside TRL, the scaling plan.",
+    no_args_is_help=True,
+)
 app.add_typer(bench, name="bench")
 
 

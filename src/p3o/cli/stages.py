@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = {
     "sft": "Fine-tune the model on the demonstrations.",
-    "sample": "Sample pairs of responses from the SFT model and label them.",
+    "sample": "Sample pairs of responses from the SFT model; a labeller labels them, or p3o label does.",
     "reward": "Train the reward model on the preferences.",
     "rl": "Optimise the policy against the reward, once for each run of the configuration.",
     "evaluate": "Score every policy on held-out prompts.",

@@ -114,10 +114,22 @@ class World:
 
     def from_first(self, value: Any) -> Any:
         """The first process's value, everywhere; what the others give is not looked at."""
-        return self.gather(value if self.first else None)[0]
+        if self.size == 1:
+            return value
+        message = as_tensor(pack(value)) if self.first else None
+        with _answers():
+            length = torch.tensor([0 if message is None else len(message)])
+            dist.broadcast(length, 0, group=self.control)
+            told = torch.empty(int(length), dtype=torch.uint8) if message is None else message
+            dist.broadcast(told, 0, group=self.control)
+        return unpack(told.numpy().tobytes())
 
-    def together(self, work: Callable[[], Result]) -> Result:
+    def together(self, work: Callable[[], Result], *, patient: bool = False) -> Result:
         """Do work without collectives; if it fails on one rank it fails on all, and nobody waits for a rank that has left.
+
+        Args:
+            work: of this rank.
+            patient: whether it may take longer on one rank than the limit on collectives; the others then wait without one.
 
         Raises:
             P3OError: of the lowest rank that failed, or of the same kind and text on the others.
@@ -130,6 +142,9 @@ class World:
             result = work()
         except Exception as caught:
             error = caught
+        if patient:
+            with _answers():
+                dist.barrier(group=self.patient)
         told = None if error is None else {"kind": type(error).__name__, "text": str(error)}
         for rank, failure in enumerate(self.gather(told)):
             if failure is None:

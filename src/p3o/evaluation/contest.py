@@ -139,8 +139,9 @@ def _rows(path: Path, texts: Sequence[str]) -> Iterator[tuple[str, dict[str, Any
 def _tokens(row: Mapping[str, Any]) -> float | None:
     """The length that a row gives; None if it gives none that can be one."""
     length = row.get("length")
-    is_number = isinstance(length, int | float) and not isinstance(length, bool)
-    return float(length) if is_number and 0 <= length < 2**53 else None
+    if isinstance(length, bool) or not isinstance(length, int | float) or not 0 <= length < 2**53:
+        return None
+    return float(length)
 
 
 def _contest(prompts: Mapping[int, str], answers: Mapping[str, Mapping[int, _Answer]]) -> Contest:

@@ -62,14 +62,17 @@ class PolicyEvaluation:
         return [place for place, reward in enumerate(self.reward) if not isfinite(reward)]
 
     def summary(self) -> dict[str, int | float]:
-        """Means, with the standard error of each mean as ``NAME_se``; how many are unscored, if any is."""
+        """Means, with the standard error of each mean as ``NAME_se``; how many are unscored, if any is.
+
+        What fewer than two responses have as a finite number is left out: it has no standard error.
+        """
         row: dict[str, int | float] = {"prompts": len(self.responses)}
         if self.unscored:
             row["unscored"] = len(self.unscored)
         for name in ("reward", "gold", "kl", "kl_k1"):
-            values = getattr(self, name)
-            if values is not None:
-                row[name], row[f"{name}_se"] = mean_and_error([value for value in values if isfinite(value)])
+            values = [value for value in getattr(self, name) or () if isfinite(value)]
+            if len(values) > 1:
+                row[name], row[f"{name}_se"] = mean_and_error(values)
         row["length"] = sum(self.length) / len(self.length)
         row["ended"] = sum(self.ended) / len(self.ended)
         return row
@@ -84,7 +87,13 @@ class PolicyEvaluation:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error, s/√n with the sample standard deviation."""
+    """Mean and its standard error, s/√n with the sample standard deviation.
+
+    Raises:
+        ValueError: for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a mean with its error needs two values, got {len(values)}")
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, sqrt(variance / len(values))
@@ -170,6 +179,11 @@ class Evaluator:
         columns = {name: [value for batch in batches for value in batch[name]] for name in batches[0]}
         if sum(map(isfinite, columns["reward"])) < 2:
             raise P3OError("evaluation: fewer than two responses have a finite reward; mend the reward and run again")
+        if with_kl and sum(map(isfinite, columns["kl"])) < 2:
+            raise P3OError(
+                "evaluation: fewer than two responses have a finite KL: the policy gives no probabilities any more; lower the "
+                "learning rate or raise beta"
+            )
         return PolicyEvaluation(
             columns["responses"],
             columns["reward"],

@@ -1,7 +1,8 @@
 """The admin's page: how far, how fast, how much annotators agree, who they are, and the labels as files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -110,7 +111,7 @@ def _people(status: Status) -> list[dict[str, Any]]:
     for annotator in status.annotators:
         if annotator.role != "annotator":
             continue
-        line = summarise(annotator.name, [label for label in status.labels if label.annotator == annotator.name])
+        line = summarise(annotator.name, [label for label in status.by_people if label.annotator == annotator.name])
         rows.append(
             {
                 "name": annotator.name,
@@ -128,12 +129,14 @@ def _people(status: Status) -> list[dict[str, Any]]:
 
 
 def _others(status: Status) -> list[tuple[str, str, int]]:
-    """Name, role and number of labels of judges and imports."""
-    found = [annotator for annotator in status.annotators if annotator.role in ("judge", "imported")]
-    counts: Mapping[str, int] = {
-        annotator.name: sum(label.annotator == annotator.name for label in status.labels) for annotator in found
-    }
-    return [(annotator.name, annotator.role, counts[annotator.name]) for annotator in found]
+    """Name, role and number of labels of judges and imports, also of imports under the name of somebody who logs in now."""
+    counts = Counter((label.annotator, label.role) for label in status.labels)
+    return [
+        (annotator.name, role, counts[annotator.name, role])
+        for annotator in status.annotators
+        for role in ("judge", "imported")
+        if annotator.role == role or counts[annotator.name, role]
+    ]
 
 
 def _hours(status: Status) -> Sequence[dict[str, Any]]:

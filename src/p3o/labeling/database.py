@@ -47,7 +47,7 @@ class Database:
             self.url = self.url.set(drivername="postgresql+psycopg")
         # SQLite lets writers wait by polling, which may pass one over for long: those of this process queue up here first.
         self._one_writer = threading.Lock() if self._is_sqlite else nullcontext()
-        self.place = self.url.database if self._is_sqlite else self.url.render_as_string()
+        self.place = self.url.database if self._is_sqlite else without_password(self.url)
         try:
             self.engine = self._engine()
         except ModuleNotFoundError as error:
@@ -115,6 +115,15 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def without_password(url: URL | str) -> str:
+    """A database URL as it may be shown.
+
+    Raises:
+        sqlalchemy.exc.ArgumentError: if it is none.
+    """
+    return make_url(url).difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
 
 
 def sqlite_url(path: Path) -> URL:

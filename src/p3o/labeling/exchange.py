@@ -18,9 +18,9 @@ from p3o.errors import P3OError, first_line, shorten
 from p3o.files import open_for_reading, plain_os_errors, write_jsonl
 from p3o.labeling.answers import Answer
 from p3o.labeling.pairs import Messages, Pair, key_of, parse_pair
-from p3o.labeling.records import holding_records
+from p3o.labeling.records import IMPORTED, holding_records
 from p3o.labeling.store import Store, add_annotator, record_label
-from p3o.labeling.tables import Annotator, Assignment, Event, Item
+from p3o.labeling.tables import LOG_IN, Annotator, Assignment, Event, Item
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
     """Add labels from elsewhere, all or none. The same labels again add nothing.
 
     Raises:
-        P3OError: if an annotator has answered a pair otherwise already, or is one who logs in.
+        P3OError: if an annotator has answered a pair otherwise already, or is one who logs in to this store: what they say
+            here, they say themselves.
     """
     added = known = new_items = 0
     with store.database.writing() as session:
@@ -129,9 +130,13 @@ def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
         people = {annotator.name: annotator for annotator in session.exec(select(Annotator))}
         held = {(row.item_id, row.annotator_id): row for row in session.exec(select(Assignment))}
         for one in incoming:
-            person = people.get(one.annotator)
+            name = one.annotator.strip()
+            person = people.get(name)
             if person is None:
-                person = people[one.annotator] = add_annotator(session, one.annotator, "imported", token_hash=None)
+                try:
+                    person = people[name] = add_annotator(session, name, "imported", token_hash=None)
+                except P3OError as error:
+                    raise P3OError(f"{one.place}: {error}; nothing was imported") from error
             item = items.get(one.pair.key)
             if item is None:
                 item = items[one.pair.key] = Item(**one.pair.columns())
@@ -154,6 +159,11 @@ def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
                     )
                 known += 1
                 continue
+            if person.role in LOG_IN:
+                raise P3OError(
+                    f"{one.place}: {person.name} logs in to this store, so a new label of theirs cannot come from a file; "
+                    "write another annotator there, or import it into a new store first; nothing was imported"
+                )
             if before is None:
                 moment = one.time or datetime.now(UTC)
                 before = Assignment(
@@ -167,7 +177,7 @@ def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
 
 def _import_key(one: Incoming) -> str:
     told = [one.pair.key, one.annotator, one.answer.choice, None if one.time is None else one.time.isoformat()]
-    return "import " + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    return IMPORTED + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
 
 def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:

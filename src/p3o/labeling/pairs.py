@@ -57,12 +57,16 @@ def key_of(prompt: str | Messages, response_a: str, response_b: str) -> str:
     return hashlib.sha256(json.dumps([prompt, response_a, response_b]).encode()).hexdigest()[:16]
 
 
-def _refuse_what_cannot_be_held(text: str) -> None:
-    """What neither a page nor a database can hold."""
+def _unholdable(text: str) -> str | None:
+    """What neither a page nor a database can hold, if the text has it."""
     if "\0" in text:
-        raise ValueError("holds a null character; remove it")
-    if half_surrogate(text):
-        raise ValueError("holds half of a surrogate pair; remove it")
+        return "a null character"
+    return "half of a surrogate pair" if half_surrogate(text) else None
+
+
+def _refuse_what_cannot_be_held(text: str) -> None:
+    if (held := _unholdable(text)) is not None:
+        raise ValueError(f"holds {held}; remove it")
 
 
 class _Message(BaseModel):
@@ -175,11 +179,14 @@ class PairCounts:
         pairs: how many pairs there are.
         identical_dropped: responses that repeat an earlier one to the same prompt.
         empty_dropped: responses without any text.
+        unholdable_dropped: responses with a null character or half of a surrogate pair, as a byte-level model may write: no
+            page and no database holds them.
     """
 
     pairs: int
     identical_dropped: int
     empty_dropped: int
+    unholdable_dropped: int
 
 
 def pairs_of_responses(groups: Iterable[tuple[str | Messages, Sequence[Sampled]]]) -> tuple[list[Pair], PairCounts]:
@@ -189,7 +196,7 @@ def pairs_of_responses(groups: Iterable[tuple[str | Messages, Sequence[Sampled]]
         groups: each prompt with its K responses. A prompt may come again: a response that it had is dropped as identical.
     """
     pairs: list[Pair] = []
-    identical = empty = 0
+    identical = empty = unholdable = 0
     seen: dict[str, dict[str, None]] = {}
     for prompt, sampled in groups:
         before = seen.setdefault(json.dumps(prompt), {})
@@ -197,6 +204,8 @@ def pairs_of_responses(groups: Iterable[tuple[str | Messages, Sequence[Sampled]]
         for one in sampled:
             if not one.response.strip():
                 empty += 1
+            elif _unholdable(one.response) is not None:
+                unholdable += 1
             elif one.response in before or one.response in fresh:
                 identical += 1
             else:
@@ -205,7 +214,7 @@ def pairs_of_responses(groups: Iterable[tuple[str | Messages, Sequence[Sampled]]
         for a, b in combinations(fresh.values(), 2):
             key = key_of(prompt, a.response, b.response)
             pairs.append(Pair(key, prompt, a.response, b.response, a.policy, b.policy))
-    return pairs, PairCounts(len(pairs), identical, empty)
+    return pairs, PairCounts(len(pairs), identical, empty, unholdable)
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:

@@ -1,6 +1,6 @@
 """The labels that hold, read back from the store."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -8,8 +8,11 @@ from typing import Any, cast
 from sqlmodel import col, func, select
 
 from p3o.labeling.statistics import Label
-from p3o.labeling.store import Store
+from p3o.labeling.store import Store, read_settings
 from p3o.labeling.tables import Annotator, Assignment, Event, Item, Role
+
+IMPORTED = "import "
+"""How the keys of imported labels begin; those of forms are hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Record:
         return Label(
             item=self.event.item_id,
             annotator=self.annotator.name,
-            role=cast(Role, self.annotator.role),
+            role="imported" if self.event.key.startswith(IMPORTED) else cast(Role, self.annotator.role),
             choice=self.event.choice or "",
             swapped=self.event.swapped,
             gold=self.item.gold,
@@ -76,6 +79,27 @@ def holding_records(store: Store) -> list[Record]:
     )
     with store.database.reading() as session:
         return [Record(item, annotator, event) for item, annotator, event in session.exec(query)]
+
+
+def settled(store: Store, keys: Set[str]) -> int:
+    """How many of these pairs are to get no more labels: they have as many as are wanted, skips not counted; or somebody has
+    skipped them, and of the annotators who are let in nobody is left who has not answered."""
+    with store.database.reading() as session:
+        overlap = read_settings(session).overlap
+        done = set(session.exec(select(Item.key).where(Item.labels >= overlap)))
+        people = select(Annotator.id).where(Annotator.role == "annotator", col(Annotator.active).is_(True))
+        everybody = set(session.exec(people))
+        answers = select(Item.key, Assignment.annotator_id, Event.choice).where(
+            Item.labels < overlap, Assignment.item_id == Item.id, Assignment.label_id == Event.id
+        )
+        seen: dict[str, set[int | None]] = {}
+        skipped: set[str] = set()
+        for key, annotator, choice in session.exec(answers):
+            seen.setdefault(key, set()).add(annotator)
+            if choice == "skip":
+                skipped.add(key)
+    done |= {key for key in skipped if everybody <= seen[key]}
+    return len(done & keys)
 
 
 @dataclass(frozen=True)

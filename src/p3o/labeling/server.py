@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from p3o.feedback.listening import address_of, is_loopback, listen, serve_app
 from p3o.labeling.app import make_app
 from p3o.labeling.store import Store
+from p3o.labeling.tables import ADMIN, LOG_IN
 
 __all__ = ["ADMIN", "Link", "address_of", "is_loopback", "links_for", "listen", "serve"]
-
-ADMIN = "admin"
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,17 @@ def links_for(store: Store, names: Sequence[str], *, renew: bool = False) -> lis
     """The admin's link and those of the annotators: new ones for names that are new, or for all with ``renew``.
 
     A link that was shown before cannot be shown again: the store holds only the token's hash.
+
+    Raises:
+        P3OError: if a name is none, or a judge's. Nobody has a new link then.
     """
-    known = {annotator.name for annotator in store.annotators()}
-    everyone = [ADMIN, *[name for name in dict.fromkeys(map(str.strip, names)) if name != ADMIN]]
-    links = []
-    for name in everyone:
-        if name not in known:
-            links.append(Link(name, store.add_annotator(name, "admin" if name == ADMIN else "annotator")))
-        else:
-            links.append(Link(name, store.renew_token(name) if renew else None))
-    return links
+    known = {annotator.name for annotator in store.annotators() if annotator.role in LOG_IN}
+    everyone = dict.fromkeys([ADMIN, *map(str.strip, names)])
+    new = store.add_annotators(
+        {name: "admin" if name == ADMIN else "annotator" for name in everyone if name not in known}
+    )
+    renewed = {name: store.renew_token(name) for name in everyone if renew and name in known}
+    return [Link(name, (new | renewed).get(name)) for name in everyone]
 
 
 def serve(store: Store, server: socket.socket, *, ready: Callable[[], None] = lambda: None) -> None:

@@ -21,7 +21,7 @@ from p3o.labeling.answers import Answer, NotYoursError, Settings
 from p3o.labeling.database import Database, sqlite_url
 from p3o.labeling.migrations import migrate
 from p3o.labeling.pairs import Pair
-from p3o.labeling.tables import Annotator, Assignment, Event, Item, Role, Setting
+from p3o.labeling.tables import ADMIN, LOG_IN, Annotator, Assignment, Event, Item, Role, Setting
 
 
 class Store:
@@ -101,20 +101,33 @@ class Store:
         Raises:
             P3OError: if the name is empty, too long or taken.
         """
-        token = new_token()
+        return self.add_annotators({name: role})[name]
+
+    def add_annotators(self, roles: Mapping[str, Role]) -> dict[str, str]:
+        """Register several, all or none; returns their tokens by name.
+
+        Raises:
+            P3OError: if a name is empty, too long or taken.
+        """
+        tokens = {name: new_token() for name in roles}
         with self.database.writing() as session:
-            add_annotator(session, name, role, token_hash=hash_of(token))
-        return token
+            for name, role in roles.items():
+                add_annotator(session, name, role, token_hash=hash_of(tokens[name]))
+        return tokens
 
     def renew_token(self, name: str) -> str:
         """A new token for someone who is registered; the old one and its sessions end.
 
         Raises:
-            P3OError: if there is nobody of that name.
+            P3OError: if there is nobody of that name who can log in.
         """
         token = new_token()
         with self.database.writing() as session:
             annotator = named(session, name)
+            if annotator.role not in LOG_IN:
+                raise P3OError(
+                    f"annotator {shorten(annotator.name)}: nobody logs in under this name ({annotator.role})"
+                )
             annotator.token_hash, annotator.active = hash_of(token), True
             session.add(annotator)
         return token
@@ -132,10 +145,10 @@ class Store:
             return list(session.exec(select(Annotator).order_by(col(Annotator.id))))
 
     def authenticate(self, token: str) -> Annotator | None:
-        """Who this token belongs to; None for nobody, or for one who was deactivated."""
+        """Who this token belongs to; None for nobody, or for one who cannot log in, or not any more."""
         with self.database.reading() as session:
             found = session.exec(select(Annotator).where(Annotator.token_hash == hash_of(token))).first()
-        return found if found is not None and found.active else None
+        return found if found is not None and found.active and found.role in LOG_IN else None
 
     def is_swapped(self, annotator: int, assignment: int) -> bool:
         """Whether response b stands first on this annotator's page.
@@ -261,17 +274,23 @@ def _write_settings(session: Session, settings: Settings) -> None:
 
 
 def add_annotator(session: Session, name: str, role: Role, *, token_hash: str | None) -> Annotator:
-    """Register someone, inside a transaction.
+    """Register someone, inside a transaction. Who is known by imported labels alone can be registered as one who logs in.
 
     Raises:
-        P3OError: if the name is empty, too long or taken.
+        P3OError: if the name is empty, too long, taken or the admin's.
     """
     name = name.strip()
     if not name or len(name) > 100 or not name.isprintable():
         raise P3OError(f"annotator {shorten(name)}: give a name of 1 to 100 printable characters")
-    if session.exec(select(Annotator).where(Annotator.name == name)).first() is not None:
+    if name == ADMIN and role != "admin":
+        raise P3OError(f"annotator {ADMIN!r}: the name of whoever runs the page; choose another name")
+    annotator = session.exec(select(Annotator).where(Annotator.name == name)).first()
+    if annotator is None:
+        annotator = Annotator(name=name, role=role, token_hash=token_hash, created_at=datetime.now(UTC))
+    elif annotator.role == "imported" and role in LOG_IN:
+        annotator.role, annotator.token_hash, annotator.active = role, token_hash, True
+    else:
         raise P3OError(f"annotator {shorten(name)}: there is one of that name; choose another name")
-    annotator = Annotator(name=name, role=role, token_hash=token_hash, created_at=datetime.now(UTC))
     session.add(annotator)
     session.flush()
     return annotator

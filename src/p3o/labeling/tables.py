@@ -19,7 +19,11 @@ Choice = Literal["a", "b", "tie", "bad", "skip"]
 CHOICES: tuple[str, ...] = get_args(Choice)
 
 Role = Literal["annotator", "admin", "judge", "imported"]
-"""Only an annotator and an admin can log in."""
+LOG_IN: tuple[Role, ...] = ("annotator", "admin")
+"""Those who can log in. A judge is a program; of who is imported only labels are known."""
+
+ADMIN = "admin"
+"""The name of whoever runs the page; nobody else can have it."""
 
 
 class Moment(TypeDecorator[datetime]):

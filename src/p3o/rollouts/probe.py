@@ -11,6 +11,7 @@ from torch import nn
 
 from p3o.errors import P3OError
 from p3o.functional.logprobs import token_logprobs
+from p3o.models.layouts import device_of
 from p3o.rollouts.server import VLLMServer
 
 LONGEST = 64
@@ -31,8 +32,8 @@ def probe_text(encoded: Sequence[Sequence[int]]) -> list[int]:
 
 @torch.no_grad()
 def own_logprobs(model: nn.Module, tokens: Sequence[int]) -> list[float]:
-    """log p of every token but the first by the learner, at temperature 1."""
-    device = next(model.parameters()).device
+    """log p of every token but the first by the learner, at temperature 1. Of a sharded model all ranks must call it."""
+    device = device_of(model)
     ids = torch.tensor([list(tokens)], device=device)
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
     values: list[float] = token_logprobs(logits.float(), ids[:, 1:])[0].tolist()

@@ -1,26 +1,33 @@
-"""The sampler of a run whose responses are written by vLLM servers: ``p3o.training.rollouts.Sampler`` over a pool of them."""
+"""The sampler of a run whose responses are written by vLLM servers: ``p3o.training.samplers.Sampler`` over a fleet of them.
+
+Of several processes that learn together the first talks to the servers, and the others get what it got. All of them take part
+in making a version of the policy ready (``take``): a pass over the fixed text, and where the policy is sharded its gathering.
+Then they wait, without a time limit, until the first one has what it asked for; errors are raised on all.
+"""
 
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
+from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.functional.mismatch import Correction
 from p3o.models.tokens import PromptBatch, ResponseBatch, pad_right
 from p3o.rollouts.config import RolloutConfig
-from p3o.rollouts.http import ServerError
+from p3o.rollouts.fleet import Edition, Fleet
+from p3o.rollouts.folders import Adapter, Disk
 from p3o.rollouts.links import GlooLink, NcclLink
-from p3o.rollouts.pool import Limits, Pool
-from p3o.rollouts.probe import check_weights, own_logprobs
-from p3o.rollouts.publishing import Adapter, Broadcast, Disk, Publisher, each
-from p3o.rollouts.server import Completion, SamplingSettings, VLLMServer
+from p3o.rollouts.probe import own_logprobs
+from p3o.rollouts.publishing import Broadcast, Publisher
+from p3o.rollouts.server import Completion, SamplingSettings
+
+Part = dict[str, Any] | None
 
 
 class VLLMSampler:
@@ -34,12 +41,12 @@ class VLLMSampler:
         folder: for weights that go by files, if the configuration names none.
         seed: of the prompts' seeds.
         warn: told in words which servers are lost and back.
-        overlapped: whether the policy learns while ``sample`` runs in another thread. Then a server that comes back gets its
-            weights with the next ``publish`` and not before: those at hand would be newer than the version's name says.
+
+    Attributes:
+        fleet: the servers; None on processes other than the first.
 
     Raises:
-        P3OError: if the environment variable of the key is not set, or several processes learn together: each would push
-            versions of its own.
+        P3OError: if the environment variable of the key is not set.
     """
 
     def __init__(
@@ -52,62 +59,78 @@ class VLLMSampler:
         folder: Path,
         seed: int,
         warn: Callable[[str], None],
-        overlapped: bool = False,
     ) -> None:
-        if distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise P3OError(
-                "rl.rollout.engine: vllm works with one learner process so far; use engine: local, or one process"
-            )
         self.config, self.settings, self.fill, self.probe = config, settings, fill, list(probe)
-        self.overlapped = overlapped
         self.correction: Correction | None = Correction(config.correction, config.weight_limit, config.drop_beyond)
         self.generator = torch.Generator().manual_seed(seed)
-        key = _key(config.api_key_env)
-        servers = [VLLMServer(url, timeout=config.timeout, key=key) for url in config.urls]
         self.publisher = _publisher(config, folder)
-        limits = Limits(config.in_flight, config.attempts, config.check_every, config.patience, config.timeout)
-        self.pool = Pool(servers, limits, rejoin=self._rejoin, lost=self.publisher.forget, warn=warn)
-        # The name of a version is used once in the world: what an earlier run left on a server is never taken for ours.
+        self.fleet: Fleet | None = None
+        if world().first:
+            self.fleet = Fleet(config, self.publisher, self.probe, key=_key(config.api_key_env), warn=warn)
         self.family = f"p3o-{secrets.token_hex(4)}"
         self.updates = 0
+        self.edition: Edition | None = None
         self.published: nn.Module | None = None
-        self.served: dict[str, str] = {}
-        self.own: list[float] = []
-        self.told: dict[str, float] = {}
-        # A batch is of one version: weights change between batches only, whoever asks from whichever thread.
-        self.lock = threading.RLock()
 
     @property
     def version(self) -> str:
-        """Of the weights that the servers have been given last."""
+        """Of the weights that were made ready last."""
         return f"{self.family}-{self.updates}"
+
+    @property
+    def own(self) -> list[float]:
+        """The learner's log-probs of the fixed text with the weights that were published last; empty before."""
+        return [] if self.edition is None else self.edition.logprobs
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
         """K responses for each prompt, with the servers' own log-probs.
 
         Raises:
-            P3OError: as ``Pool.run`` and ``publish``.
+            P3OError: as ``Fleet.write``.
         """
-        with self.lock:
-            if self.published is not policy:
-                self.publish(policy)
-            started, version = time.monotonic(), self.version
-            seeds = torch.randint(2**62, (prompts.tokens.shape[0],), generator=self.generator).tolist()
-            rows = [
-                tokens[mask].tolist() for tokens, mask in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)
-            ]
+        if self.published is not policy:
+            self.publish(policy)
+        assert self.edition is not None
+        part = world().together(self.begin(self.edition, prompts), patient=True)
+        return self.collect(part).to(prompts.tokens.device)
 
-            def ask(server: VLLMServer, group: int) -> list[Completion]:
-                model = self.publisher.model(self.served[server.url], version)
-                completions = server.complete(model, rows[group], self.settings, seeds[group])
-                found = self.publisher.version(server, version)
-                if found != version:
-                    raise ServerError("stale", f"its weights are {found!r} and not {version!r}; it was started again")
-                return completions
+    def publish(self, policy: nn.Module) -> None:
+        """Give the policy's weights to all servers that are well, as a new version, and check that they have them.
 
-            groups = self.pool.run(len(rows), ask)
-            self.told["rollout_seconds"] = time.monotonic() - started
-            return self._batch(groups).to(prompts.tokens.device)
+        Raises:
+            P3OError: as ``Fleet.issue``.
+        """
+        fleet, self.edition = self.fleet, None
+        if fleet is not None:
+            fleet.withdraw()  # what it holds of a sharded policy makes room
+        self.edition, self.published = self.take(policy), policy
+        edition = self.edition
+        world().together(lambda: None if fleet is None else fleet.issue(edition), patient=True)
+
+    def take(self, policy: nn.Module) -> Edition:
+        """The policy as it is, as a new version. It reaches the servers when they are first to write by it.
+
+        Raises:
+            P3OError: as ``Publisher.take``.
+        """
+        started = time.monotonic()
+        self.updates += 1
+        logprobs = own_logprobs(policy, self.probe)
+        push = self.publisher.take(policy, self.version)
+        return Edition(self.version, push, logprobs, time.monotonic() - started)
+
+    def begin(self, taken: Edition, prompts: PromptBatch) -> Callable[[], Part]:
+        """K responses for each prompt by this version; the first process gets them."""
+        seeds = torch.randint(2**62, (prompts.tokens.shape[0],), generator=self.generator).tolist()
+        fleet, settings = self.fleet, self.settings
+        if fleet is None:
+            return lambda: None
+        rows = [tokens[mask].tolist() for tokens, mask in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
+        return lambda: vars(self._batch(fleet.write(taken, rows, seeds, settings)))
+
+    def collect(self, part: Part) -> ResponseBatch:
+        """What the first process got."""
+        return ResponseBatch(**world().from_first(part))
 
     def _batch(self, groups: Sequence[Sequence[Completion]]) -> ResponseBatch:
         flat = [completion for group in groups for completion in group]
@@ -122,79 +145,10 @@ class VLLMSampler:
             logprobs.view(*shape, -1),
         )
 
-    def publish(self, policy: nn.Module) -> None:
-        """Give the policy's weights to all servers that are well, as a new version, and check that they have them.
-
-        Raises:
-            P3OError: if a server's log-probs of the fixed text are not the learner's, or at the first push no server can be
-                reached.
-        """
-        with self.lock:
-            started, first = time.monotonic(), self.published is None
-            self.updates += 1
-            self.published = policy
-            self.own = own_logprobs(policy, self.probe)
-            failed: dict[str, str] = {}
-            well = each(self.pool.servers, self._greet, failed)
-            failed |= self.publisher.push(well, policy, self.version)
-            checked = each([server for server in well if server.url not in failed], self._check, failed)
-            for server in self.pool.servers:
-                if server.url in failed:
-                    self.pool.dismiss(server, failed[server.url])
-            for server in checked:
-                self.pool.admit(server)
-            self.told["push_seconds"] = time.monotonic() - started
-            if first and not checked:
-                raise P3OError(self.pool.none_left())
-
-    def _greet(self, server: VLLMServer) -> None:
-        server.health()
-        names = server.models()
-        if not names:
-            raise ServerError("broken", "it serves no model")
-        self.served[server.url] = names[0]
-
-    def _check(self, server: VLLMServer) -> None:
-        """The server's version, and the numbers that it gives with it."""
-        found = self.publisher.version(server, self.version)
-        if found != self.version:
-            raise ServerError("stale", f"after the push its weights are {found!r} and not {self.version!r}")
-        difference = check_weights(
-            server,
-            self.publisher.model(self.served[server.url], self.version),
-            self.probe,
-            self.own,
-            version=self.version,
-            tolerance=self.config.probe_tolerance,
-        )
-        self.told["probe_difference"] = max(difference, self.told.get("probe_difference", 0.0))
-
-    def _rejoin(self, server: VLLMServer) -> bool:
-        """Bring a server that answers again to the current version."""
-        if self.overlapped or self.published is None:
-            return False
-        failed: dict[str, str] = {}
-        if each([server], self._greet, failed):
-            failed |= self.publisher.push([server], self.published, self.version)
-        if not failed:
-            each([server], self._check, failed)
-        if failed:
-            self.pool.dismiss(server, failed[server.url])
-            return False
-        self.pool.admit(server)
-        return True
-
     def take_metrics(self) -> dict[str, int | float]:
         """What happened since this was last asked."""
-        told, counts = self.told, self.pool.counts
-        self.told, self.pool.counts = {}, type(counts)()
-        names = ("asked_again", "servers_lost", "servers_rejoined", "wrong_version", "busy", "broken")
-        return {
-            **told,
-            "policy_version": self.updates,
-            "servers": len(self.pool.ready),
-            **{name: counts[name] for name in names if counts[name]},
-        }
+        told = world().from_first(None if self.fleet is None else self.fleet.take_metrics())
+        return {**told, "policy_version": self.updates}
 
     def divert(self, attempt: int) -> None:
         """Draw other random numbers from here on."""
@@ -212,9 +166,8 @@ class VLLMSampler:
 
     def close(self) -> None:
         """End what is under way and give back connections and files. The servers go on."""
-        for server in self.pool.servers:
-            server.cut()
-        self.pool.close()
+        if self.fleet is not None:
+            self.fleet.close()
         self.publisher.close()
 
 

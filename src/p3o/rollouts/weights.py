@@ -5,14 +5,19 @@ shards; the gather is a collective, which every rank must take part in by iterat
 it belongs to, on a copy.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from p3o.distributed.sharding import settle, whole
+from p3o.distributed.world import world
 from p3o.models.adapters import has_adapter, plain_model
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Weights:
 
     def _named(self) -> Iterator[tuple[str, Tensor, Any]]:
         """Name in a checkpoint, the weight, and the adapted layer that it is the base of."""
+        settle(self.model)
         if not has_adapter(self.model):
             for name, weight in self.model.named_parameters():
                 yield name, weight, None
@@ -63,7 +69,36 @@ class Weights:
                 yield name, weight, None
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or what a shard is a part of."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
+@dataclass(frozen=True)
+class HeldWeights:
+    """Whole tensors on this process's CPU, which need neither the model any more nor another process."""
+
+    tensors: Mapping[str, Tensor]
+
+    def shapes(self) -> list[Shape]:
+        """What iterating gives."""
+        return [Shape(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.tensors.items())
+
+
+def on_the_cpu(tensors: Iterator[tuple[str, Tensor]]) -> HeldWeights:
+    """Copies of these."""
+    return HeldWeights({name: tensor.to("cpu", copy=True) for name, tensor in tensors})
+
+
+def for_first(weights: Weights, use: Callable[[Iterator[tuple[str, Tensor]]], Result]) -> Result | None:
+    """What ``use`` makes of the whole tensors in the first process, while all gather them; None on the others.
+
+    If it fails half-way, the gathering goes on to its end, and the error is raised on all.
+    """
+    tensors = iter(weights)
+
+    def gather() -> Result | None:
+        try:
+            return use(tensors) if world().first else None
+        finally:
+            deque(tensors, maxlen=0)
+
+    return world().together(gather)

@@ -1,13 +1,15 @@
 """A Ray cluster for the time of a run: the one of an address, or one of this machine's own.
 
-Our own listens on the loopback interface only, wants a token that nobody else has seen, and leaves neither a token nor its logs
-behind. Nothing is sent to anyone: usage statistics and the dashboard are off.
+Our own listens on the loopback interface, wants a token that nobody else has seen, and leaves neither a token nor its logs
+behind. (What PyTorch's processes find each other by, a store with host names and ports, listens on all interfaces: Ray gives it
+no address.) Nothing is sent to anyone: usage statistics and the dashboard are off.
 """
 
 import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ ON_LOOPBACK = {
     # Ray's name for "take 127.0.0.1 as the address of this host": all servers then listen there alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
+    # Gloo would take the address that this host's name stands for.
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Weights and data go through torch.distributed and files; Ray's store holds our settings."""
@@ -67,7 +71,8 @@ def cluster(engine: EngineConfig, *, timeout: float = 60.0) -> Iterator[Any]:
         folder = Path(tempfile.mkdtemp(prefix="p3o-ray-"))
         given: dict[str, Any] = {
             "num_cpus": max(os.cpu_count() or 1, -int(-engine.workers * engine.cpus_per_worker // 1)),
-            "_temp_dir": str(folder),
+            # Ray opens its folder to everybody, so it lies in one that is not.
+            "_temp_dir": str(folder / "ray"),
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
@@ -77,7 +82,7 @@ def cluster(engine: EngineConfig, *, timeout: float = 60.0) -> Iterator[Any]:
     else:
         given = {"address": engine.address}
         settings = QUIET
-    with _environment(settings | {START_SECONDS: f"{engine.start_seconds:g}"}):
+    with _environment(settings | {START_SECONDS: f"{engine.room_seconds:g}"}):
         try:
             ray = _connect(engine, given, timeout)
             try:

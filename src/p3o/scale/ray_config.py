@@ -4,6 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+RECOUNT_SECONDS = 30.0
+"""Ray counts the nodes of its cluster every 20 s. Where fewer workers are allowed, a group that finds no room for so long was
+planned from an old count and is planned again."""
+
 
 class EngineConfig(BaseModel):
     """Who starts the processes that train together, and what happens when one is lost."""
@@ -31,7 +35,9 @@ class EngineConfig(BaseModel):
     max_failures: int = Field(
         3, ge=0, description="ray: how often to go on from the last checkpoint after losing a worker."
     )
-    start_seconds: int | float = Field(180, gt=0, description="ray: time limit for all workers to start.")
+    start_seconds: int | float = Field(
+        180, gt=0, description="ray: how long an attempt waits until there is room for all its workers."
+    )
     resize_seconds: int | float = Field(
         300,
         gt=0,
@@ -52,6 +58,16 @@ class EngineConfig(BaseModel):
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers: {self.min_workers} is more than workers: {self.workers}")
         return self
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it may go on with fewer workers than it began with."""
+        return self.min_workers is not None and self.min_workers < self.workers
+
+    @property
+    def room_seconds(self) -> int | float:
+        """How long Ray looks for room for a group of workers of a given number."""
+        return min(self.start_seconds, RECOUNT_SECONDS) if self.is_elastic else self.start_seconds
 
     @property
     def resources_per_worker(self) -> dict[str, int | float]:

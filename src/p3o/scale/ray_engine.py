@@ -22,7 +22,7 @@ from p3o.errors import P3OError, first_line
 from p3o.files import remove
 from p3o.scale.ray_cluster import cluster
 from p3o.scale.ray_config import EngineConfig
-from p3o.scale.ray_post import News, Outcome, Post, Teller, cause_of, in_words, stops_when_asked
+from p3o.scale.ray_post import Lull, News, Outcome, Post, Teller, cause_of, in_words, stops_when_asked
 from p3o.stopping import Stopped, note_signals
 from p3o.training.progress import Progress
 
@@ -115,7 +115,6 @@ def _trainer(
     from p3o.scale.ray_callback import TellFailures
 
     gpu = resources.get("GPU", 0) > 0
-    elastic = engine.min_workers is not None and engine.min_workers < engine.workers
     return TorchTrainer(
         _in_worker,
         train_loop_config=settings,
@@ -124,7 +123,7 @@ def _trainer(
             backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=math.ceil(collective_seconds)
         ),
         scaling_config=ScalingConfig(
-            num_workers=(engine.min_workers, engine.workers) if elastic else engine.workers,
+            num_workers=(engine.min_workers, engine.workers) if engine.is_elastic else engine.workers,
             use_gpu=gpu,
             resources_per_worker=dict(resources),
             elastic_resize_monitor_interval_s=float(engine.resize_seconds),
@@ -132,8 +131,10 @@ def _trainer(
         run_config=RunConfig(
             name="train",
             storage_path=str(folder.absolute()),
+            # Of the controller: groups that found no room. Elastic ones wait for hosts as long as it takes, and say so.
             failure_config=FailureConfig(
-                max_failures=engine.max_failures, controller_failure_limit=engine.max_failures
+                max_failures=engine.max_failures,
+                controller_failure_limit=-1 if engine.is_elastic else engine.max_failures,
             ),
             callbacks=[TellFailures(post, engine.max_failures)],
         ),
@@ -222,6 +223,7 @@ class _Fit(threading.Thread):
 def _follow(ray: Any, fit: _Fit, post: Any, engine: EngineConfig, progress: Progress) -> None:
     """Show what the workers say until all is done, someone has stopped it, or it has failed for good."""
     asked_at: float | None = None
+    lull = Lull(engine.start_seconds)
     with note_signals() as asked:
         fit.start()
         while True:
@@ -233,6 +235,11 @@ def _follow(ray: Any, fit: _Fit, post: Any, engine: EngineConfig, progress: Prog
                 _raise(news.outcome)
             if not running:
                 break
+            if lull.due(news.quiet_seconds):
+                progress.print(
+                    f"engine: no worker has run for {news.quiet_seconds:.0f} s; waiting for room for {_count(engine)} "
+                    "(`ray status` tells what the cluster has)"
+                )
             if asked and asked_at is None:
                 asked_at = time.monotonic()
                 post.ask_to_stop.remote(asked[0])

@@ -84,6 +84,23 @@ class Post:
         return News(lines, self._outcome, time.monotonic() - self._heard)
 
 
+class Lull:
+    """When to tell that no worker runs: once in so many seconds of silence.
+
+    Args:
+        every: seconds.
+    """
+
+    def __init__(self, every: int | float) -> None:
+        self._every, self._told = every, 0
+
+    def due(self, quiet_seconds: int | float) -> bool:
+        """Whether it is time, after so many seconds without a word of any worker."""
+        count = int(quiet_seconds // self._every)
+        due, self._told = count > self._told, count
+        return due
+
+
 def cause_of(error: BaseException) -> BaseException:
     """Why Ray says that a worker has failed: of one that does not answer, what became of it."""
     cause = getattr(error, "health_check_failure", error)

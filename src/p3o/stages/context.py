@@ -15,7 +15,7 @@ from p3o.config import RunConfig
 from p3o.distributed import world
 from p3o.errors import P3OError
 from p3o.feedback.combined import CombinedReward
-from p3o.files import write_json
+from p3o.files import remove, write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
 from p3o.models.language import load_tokenizer
 from p3o.models.sampling import sample_responses
@@ -39,6 +39,8 @@ GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 
 CHECKPOINTS = "checkpoints"
 BEST, BEST_FILE = "best", "best.json"
+_BEST_OF = {"reward": "reward_model"}
+"""Under best/, of trainings that are called otherwise than what they make."""
 
 
 class RunContext:
@@ -171,6 +173,8 @@ class RunContext:
             resumed(trainer.done)
         else:
             checkpoints.remove()
+            if world().first:  # the best of an earlier training, perhaps on other data, is none of this one's
+                remove(self.folder.path / BEST / _BEST_OF.get(name, name))
             for file in GROWING_FILES:
                 self.folder.drop_rows(file, owns)
             start()

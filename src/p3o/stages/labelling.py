@@ -1,5 +1,6 @@
 """Who says which of two responses is better: the simulated labeller, a function, a judge, or people at the labelling page."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from p3o.feedback.comparison import FunctionComparator, load_comparison_function
 from p3o.feedback.judge import open_judge
 from p3o.feedback.simulated import SimulatedLabeller
 from p3o.inputs import Pair, Scorer
+from p3o.stopping import stop_if_asked
 from p3o.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ class Labelled(NamedTuple):
     """What came of candidates.
 
     Attributes:
-        preferences: (prompt, preferred response, other response).
+        preferences: (prompt, preferred response, other response); of several people who labelled a pair, one for each.
         ties: pairs that nobody preferred either response of.
         unlabelled: pairs without a valid answer.
     """
@@ -58,6 +60,8 @@ def label(
 
     Raises:
         P3OError: if the labeller cannot be used.
+        Stopped: if a training around it has noted a signal while people were waited for. The same pairs, given again, have the
+            labels that they have got.
     """
     if config.kind == "people":
         return _by_people(config, pairs, progress)
@@ -87,53 +91,52 @@ def label(
 
 
 def _by_people(config: LabellerConfig, pairs: Sequence[Pair], progress: Progress) -> Labelled:
-    """Put the pairs into the store and wait until every one has its labels there."""
+    """Put the pairs into the store and wait until none of them is to get another label there."""
     store = _open_store(str(config.store))
     from p3o.labeling.pairs import Pair as Candidate
     from p3o.labeling.pairs import key_of
+    from p3o.labeling.records import settled
 
     keys = {key_of(*pair) for pair in pairs}
     store.add_items([Candidate(key_of(*pair), *pair) for pair in pairs])
-    progress.print(f"{len(keys)} pairs wait for people: p3o label --store {config.store} --annotators NAME,NAME")
+    progress.print(f"{len(keys)} pairs wait for people: p3o label {_option(str(config.store))} --annotators NAME,NAME")
     with progress.stage("labels", total=len(keys)) as advance:
         done = 0
-        while (found := _answered(store, keys)) < len(keys):
+        while (found := settled(store, keys)) < len(keys):
             advance(found - done)
             done = found
+            stop_if_asked(f"{len(keys) - found} of {len(keys)} pairs waited for people")
             time.sleep(_LOOK_AGAIN)
         advance(found - done)
     return _exported(store, keys)
 
 
-def _answered(store: "Store", keys: set[str]) -> int:
-    """How many of these pairs have as many labels as the store wants for each."""
-    from p3o.labeling.records import holding_records
+def _option(place: str) -> str:
+    """How ``p3o label`` is told of this store; without its password, which it can find where libpq looks."""
+    if "://" not in place:
+        return f"--store {shlex.quote(place)}"
+    from p3o.labeling.database import without_password
 
-    overlap = store.settings().overlap
-    counts: dict[str, int] = {}
-    for record in holding_records(store):
-        counts[record.item.key] = counts.get(record.item.key, 0) + 1
-    return sum(counts.get(key, 0) >= overlap for key in keys)
+    return f"--database-url {shlex.quote(without_password(place))}"
 
 
 def _exported(store: "Store", keys: set[str]) -> Labelled:
+    """A preference for each label that prefers a response; of pairs that have none, how many are ties and how many nothing."""
     from p3o.labeling.records import holding_records
 
     preferences: list[Pair] = []
-    ties = unlabelled = 0
+    answers: dict[str, set[str]] = {key: set() for key in keys}
     for record in holding_records(store):
         item, choice = record.item, record.event.choice
-        if item.key not in keys:
+        if item.key not in keys or choice in (None, "skip"):
             continue
+        answers[item.key].add(str(choice))
         if choice in ("a", "b"):
             texts = (item.response_a, item.response_b)
             better, worse = texts if choice == "a" else texts[::-1]
             preferences.append((str(item.prompt), better, worse))
-        elif choice == "skip":
-            unlabelled += 1
-        else:
-            ties += 1
-    return Labelled(preferences, ties, unlabelled)
+    ties = sum(bool(found) and found.isdisjoint("ab") for found in answers.values())
+    return Labelled(preferences, ties, sum(not found for found in answers.values()))
 
 
 def _open_store(place: str) -> "Store":

@@ -41,6 +41,10 @@ def _sample_own(run: RunContext, config: SamplingConfig) -> None:
     pairs, counts = pairs_of_responses(sampled)
     write_pairs(run.folder.path / PAIRS_FILE, pairs)
     row: dict[str, str | int] = {"stage": "sample", **vars(counts)}
+    run.progress.print(
+        f"sample: {counts.pairs} pairs; left out {counts.identical_dropped} responses that repeat another, "
+        f"{counts.empty_dropped} without text, {counts.unholdable_dropped} with what no page or database can hold"
+    )
     if config.labeller is None:
         run.progress.print(f"sample: label them with p3o label --pairs {run.folder.path / PAIRS_FILE}")
     else:

@@ -5,6 +5,9 @@ reward model on all labels so far. A reward model that stays as it was is exploi
     runs/NAME/refits/RUN/2/
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,6 +21,7 @@ from p3o.models.language import load_tokenizer
 from p3o.stages.context import PREFERENCES_FILE, RunContext, sample_texts
 from p3o.stages.labelling import Labelled, label
 from p3o.stages.reward import labelled_pairs
+from p3o.stopping import Stopped, noted, stop_if_asked
 from p3o.training.loop import fit
 from p3o.training.reward_model import RewardTrainer
 
@@ -41,6 +45,11 @@ class Refits:
         """Whether the reward model is to be refitted after this step."""
         return 0 < step < self.last and step % self.config.every == 0
 
+    def owed(self, step: int) -> bool:
+        """Whether the run was stopped in the refit that is due after this step."""
+        number = step // self.config.every
+        return self.due(step) and not (self.run.folder.path / REFITS / self.name / str(number)).is_dir()
+
     def at(self, step: int) -> RewardModel | None:
         """The reward model that was in use after this step of an earlier attempt; None for the first one."""
         number = min(step, self.last - 1) // self.config.every
@@ -50,10 +59,12 @@ class Refits:
         """Sample, label, train anew from the SFT model on all labels; the result is saved whole before it is used.
 
         Of several processes the first samples and has labelled, and all train.
+
+        Raises:
+            Stopped: on all of them, if one has noted a signal meanwhile. The same refit begins again with the same pairs.
         """
         run, number = self.run, step // self.config.every
-        with gathered(policy):
-            new = Labelled(*world().done_by_first(lambda: list(self._label(policy, number))))
+        new = self._labelled_by_first(policy, number)
         before = self._pairs(number - 1)
         pairs: list[Pair] = [*before, *((prompt, better, worse) for prompt, better, worse in new.preferences)]
         # The seeds of the first reward model: what changes is the data.
@@ -63,7 +74,13 @@ class Refits:
         reward_model = RewardModel(model, run.tokenizer, layout=config.layout)
         trainer = RewardTrainer(reward_model, pairs, config, seed=run.seed(f"reward {number}"))
         with run.progress.stage(f"reward {number}", total=trainer.total) as advance:
-            fit(trainer, lambda _, metrics: advance(1, **metrics))
+
+            def tell(_: int, metrics: Mapping[str, int | float]) -> None:
+                advance(1, **metrics)
+                # Whichever process was asked, all stop after the same update.
+                stop_if_asked(f"the reward model was refitted for rl {self.name}", max(world().gather(noted())))
+
+            fit(trainer, tell)
         row = {"stage": "refit", "run": self.name, "step": step, "pairs": len(pairs), "new": len(new.preferences)}
         run.folder.metrics(row | {"ties": new.ties, "unlabelled": new.unlabelled})
         with run.folder.directory(f"{REFITS}/{self.name}/{number}") as folder:
@@ -71,6 +88,23 @@ class Refits:
                 write_jsonl(folder / PREFERENCES_FILE, [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in pairs])
             run.models.save(reward_model.model, run.tokenizer, folder / REWARD_FOLDER)
         return reward_model
+
+    def _labelled_by_first(self, policy: nn.Module, number: int) -> Labelled:
+        stopped: list[Stopped] = []
+
+        def work() -> list[Any] | None:
+            try:
+                return list(self._label(policy, number))
+            except Stopped as stop:  # the others wait, and are to save with the first
+                stopped.append(stop)
+                return None
+
+        with gathered(policy):
+            found = world().done_by_first(work)
+        told = world().from_first([stopped[0].signal, str(stopped[0])] if stopped else None)
+        if told is not None:
+            raise Stopped(*told)
+        return Labelled(*found)
 
     def _label(self, policy: nn.Module, number: int) -> Labelled:
         run, config = self.run, self.config

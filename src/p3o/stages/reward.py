@@ -133,7 +133,7 @@ def count_prompts(pairs: Sequence[Pair]) -> int:
 
 
 def gold_accuracies(run: RunContext, reward_model: RewardModel) -> dict[str, int | float]:
-    """How well the model knows the gold reward: on pairs of SFT samples, and across prompts."""
+    """How well the model knows the gold reward: on those pairs of SFT samples that differ in it, and across prompts."""
     if run.config.embedded is None or run.inputs.gold is None:
         return {}
     heldout = run.inputs.heldout_prompts
@@ -148,9 +148,9 @@ def gold_accuracies(run: RunContext, reward_model: RewardModel) -> dict[str, int
         (pair.prompt, pair.response_a, pair.response_b)
         for pair in task.cross_prompt_pairs(len(heldout), seed=run.seed("cross"), split="heldout")
     ]
-    return {
-        "gold_pairs": len(ordered),
-        "accuracy_gold": ranking_accuracy(reward_model, ordered),
-        "cross_prompt_pairs": len(across),
-        "accuracy_cross_prompt": ranking_accuracy(reward_model, across),
-    }
+    found: dict[str, int | float] = {"gold_pairs": len(ordered)}
+    if ordered:
+        found["accuracy_gold"] = ranking_accuracy(reward_model, ordered)
+    found["cross_prompt_pairs"] = len(across)
+    found["accuracy_cross_prompt"] = ranking_accuracy(reward_model, across)
+    return found

@@ -78,6 +78,11 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
         # A rollback may lead to before the first refit.
         trainer.learn_from(first_feedback if refitted is None else shifted(run, entry.reward_shift, refitted))
 
+    def go_on(step: int) -> None:
+        if refits is not None:
+            owed = bool(world().from_first(refits.owed(step)))
+            use(refit(refits, step, policy) if owed else refits.at(step))
+
     with run.progress.stage(f"rl {name}", total=trainer.total) as advance:
 
         def evaluated(step: int) -> None:
@@ -106,7 +111,7 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
             rolls_back=training.on_fault == "rollback",
             owns=lambda row: name in (row.get("run"), row.get("policy")),
             start=lambda: None if trainer.warmup_steps else evaluated(0),
-            resumed=lambda done: use(refits.at(done - trainer.warmup_steps) if refits is not None else None),
+            resumed=lambda done: go_on(done - trainer.warmup_steps),
         )
     tell_overlap(run, name, trainer)
     with run.folder.directory(f"rl/{name}") as target:

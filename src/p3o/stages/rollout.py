@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from p3o.distributed import world
 from p3o.files import remove
 from p3o.models.tokens import encode_prompts, end_id, pad_id
 from p3o.stages.context import RunContext
@@ -24,27 +25,32 @@ def sampler_of(run: RunContext, name: str) -> Iterator[Sampler | None]:
     from p3o.rollouts.server import SamplingSettings
 
     folder = run.folder.path / ROLLOUTS
-    remove(folder)  # what a killed run left
-    sampler = VLLMSampler(
-        config,
-        SamplingSettings(
-            training.responses_per_prompt,
-            training.max_new_tokens,
-            training.temperature,
-            end_id(run.tokenizer),
-            training.stop,
-        ),
-        fill=pad_id(run.tokenizer),
-        probe=probe_text(encode_prompts(run.tokenizer, run.inputs.prompts[:8])),
-        folder=folder,
-        # All runs share this seed, as they share that of the prompts.
-        seed=run.seed("rollout"),
-        warn=lambda text: run.warn(f"rl {name}: {text}"),
-        overlapped=training.max_staleness > 0,
-    )
+
+    def make() -> VLLMSampler:
+        if world().first:
+            remove(folder)  # what a killed run left
+        return VLLMSampler(
+            config,
+            SamplingSettings(
+                training.responses_per_prompt,
+                training.max_new_tokens,
+                training.temperature,
+                end_id(run.tokenizer),
+                training.stop,
+            ),
+            fill=pad_id(run.tokenizer),
+            probe=probe_text(encode_prompts(run.tokenizer, run.inputs.prompts[:8])),
+            folder=folder,
+            # All runs share this seed, as they share that of the prompts.
+            seed=run.seed("rollout"),
+            warn=lambda text: run.warn(f"rl {name}: {text}"),
+        )
+
+    sampler = world().together(make)
     run.progress.print(f"rl {name}: responses by vLLM at {', '.join(config.urls)}, weights by {config.weights}")
     try:
         yield sampler
     finally:
         sampler.close()
-        remove(folder)
+        if world().first:
+            remove(folder)

@@ -8,12 +8,16 @@ With a limit of d versions the groups of step t are sampled by θ_{t−d} (by θ
 threads, and a run with the same seed has the same numbers. Two steps suffice to overlap; more even out the steps in which
 some responses are much longer.
 
-What belongs to which step. The policy's weights, the prompts and the sampling noise are those of the moment of sampling, and
-so is log π_old: a pass of the learner's kind over the copy that sampled. Everything else belongs to the step that trains: the
-reward, the reference, the critic's values, β. So a reward model that was fitted anew acts at once, a user's reward function is
-called from one thread only, and every algorithm corrects for the lag as it does for its second epoch: by the ratio to π_old.
-With ``stale_ratio: arrival`` π_old is the policy with which the step begins, as if that had sampled: biased, and often better
-(docs/asynchrony.md).
+What belongs to which step. The policy's weights, the prompts and the sampling noise are those of the moment at which sampling
+begins, and so is log π_old: a pass of the learner's kind through the weights that sampled, made when the groups have come.
+Everything else belongs to the step that trains: the reward, the reference, the critic's values, β. So a reward model that was
+fitted anew acts at once, a user's reward function is called from one thread only, and every algorithm corrects for the lag as
+it does for its second epoch: by the ratio to π_old. With ``stale_ratio: arrival`` π_old is the policy with which the step
+begins, as if that had sampled: biased, and often better (docs/asynchrony.md).
+
+The producer's thread does nothing but the sampler's own work. Whatever several processes do together (taking the weights,
+collecting the responses, passes through the models) is done in their main threads when a step begins, so no collective of one
+thread ever meets one of another.
 
 A checkpoint waits for the groups under way and holds them: resumed is the same as never stopped. Threads end with their draws;
 an error of the sampler is raised by the step whose groups it was to make.
@@ -23,24 +27,25 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from p3o.algorithms.base import half_squared_log_ratio
+from p3o.distributed.sharding import is_sharded
 from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.functional.logprobs import sequence_logprobs
-from p3o.models.language import frozen_copy
-from p3o.models.tokens import GroupTokens, ResponseBatch, split_groups
+from p3o.models.tokens import GroupTokens, PromptBatch, ResponseBatch, split_groups
 from p3o.training.checkpoint import State
 from p3o.training.passes import Passes
+from p3o.training.past import Past, past_of
 from p3o.training.rollouts import Draw, Rollout, Rollouts
-from p3o.training.samplers import LocalSampler
+from p3o.training.samplers import LocalSampler, Part
 from p3o.types import Experience
 
 
@@ -59,6 +64,29 @@ class Overlap:
         return 0.0 if self.sampling == 0.0 else max(0.0, 1.0 - self.waiting / self.sampling)
 
 
+@dataclass(frozen=True)
+class _Version:
+    """A policy that samples: which one, its weights for the learner, and what the sampler took of it."""
+
+    number: int
+    past: Past
+    taken: Any
+
+
+@dataclass
+class _Coming:
+    """Groups that are being sampled, or are there and wait for their step."""
+
+    chosen: list[int]
+    prompts: PromptBatch
+    version: int
+    by: _Version | None
+    """Who samples; None for what a checkpoint held."""
+    part: "Future[Part]" = field(default_factory=Future)
+    draw: Draw | None = None
+    """When they are there, from all processes, with their log-probs."""
+
+
 class RolloutsAhead:
     """Makes the rollouts of the steps to come while the learner trains.
 
@@ -70,22 +98,22 @@ class RolloutsAhead:
         still: steps at the start in which the policy does not change (the critic's warm-up).
 
     Raises:
-        P3OError: if several processes train together.
+        P3OError: if a sharded policy is to sample by itself: it would have to be whole on every process all the time.
     """
 
     def __init__(self, rollouts: Rollouts, *, limit: int, total: int, still: int = 0) -> None:
-        if world().size > 1:
-            raise P3OError(
-                "rl.training.max_staleness: sampling ahead works in one process so far; set it to 0 or train in one process"
-            )
         self._rollouts, self._limit, self._total, self._still = rollouts, limit, total, still
         if isinstance(rollouts.sampler, LocalSampler):
+            if is_sharded(rollouts.policy):
+                raise P3OError(
+                    "rl.training.max_staleness: with parallel.mode: fsdp the learner cannot sample while it trains, for which "
+                    "every process would hold whole weights; set it to 0, or use mode: data, or rl.rollout.engine: vllm"
+                )
             rollouts.sampler.tokenizer = copy.deepcopy(rollouts.sampler.tokenizer)
-        self._ahead: deque[Future[Draw]] = deque()
+        self._ahead: deque[_Coming] = deque()
         self._last: _Production | None = None
-        self._copies: list[nn.Module] = []
-        self._published: int | None = None
-        """The version that the sampler was told of last; for the producer's thread."""
+        self._pasts: list[Past] = []
+        self._newest: _Version | None = None
         self.overlap = Overlap()
 
     def next(self, step: int, *, behaviour: bool) -> Rollout:
@@ -104,9 +132,9 @@ class RolloutsAhead:
         refused = self._refuse_what_is_too_old(version)
         if not self._ahead:
             self._begin(1, version)
-        draw = self._wait(self._ahead[0])
+        draw = self._finished(self._ahead[0])
         self._ahead.popleft()
-        # Not before: the copy that made this draw is free by now, so ``limit`` copies of the policy suffice.
+        # Not before: the weights that made this draw are not needed by now, so ``limit`` places for them suffice.
         self._begin(min(self._limit, self._total - step) - len(self._ahead), version)
         rollout = self._rollouts.rated(draw, step, behaviour=True, age=version - draw.version)
         return replace(rollout, refused=refused)
@@ -117,46 +145,62 @@ class RolloutsAhead:
     def _refuse_what_is_too_old(self, version: int) -> int:
         """Throw away whole what is older than the limit, as after a resumption with a smaller one; returns how many groups."""
         refused = 0
-        while self._ahead and version - self._wait(self._ahead[0]).version > self._limit:
-            refused += len(self._wait(self._ahead.popleft()).chosen)
+        while self._ahead and version - self._ahead[0].version > self._limit:
+            refused += len(self._finished(self._ahead[0]).chosen)
+            self._ahead.popleft()
         return refused
 
     def _begin(self, draws: int, version: int) -> None:
         """Let the policy as it is sample for the next steps that nobody samples for yet."""
         if draws <= 0:
             return
-        policy = self._rollouts.policy
-        sampler = self._copies.pop() if self._copies else frozen_copy(policy)
-        _give_weights(policy, sampler)
-        self._last = _Production(self, sampler, draws, version, after=self._last)
-        self._ahead.extend(self._last.draws)
+        by = self._newest
+        if by is None or by.number != version:
+            past = self._free_past()
+            past.remember()
+            by = self._newest = _Version(version, past, self._rollouts.sampler.take(past.source))
+        work = []
+        for _ in range(draws):
+            chosen, prompts = self._rollouts.choose()
+            coming = _Coming(chosen, prompts, version, by)
+            work.append((self._rollouts.sampler.begin(by.taken, prompts), coming.part))
+            self._ahead.append(coming)
+        self._last = _Production(version, work, self.overlap, after=self._last)
         self._last.start()
 
-    def sample(self, sampler: nn.Module, version: int) -> Draw:
-        """One draw by a copy of the policy, with its log-probs: what the producer's thread does."""
+    def _free_past(self) -> Past:
+        """A place for the policy's weights that no groups are sampled from."""
+        used = {id(coming.by.past) for coming in self._ahead if coming.by is not None}
+        for past in self._pasts:
+            if id(past) not in used:
+                return past
+        for_passes = self._rollouts.config.stale_ratio == "sampler"
+        self._pasts.append(past_of(self._rollouts.policy, for_passes=for_passes))
+        return self._pasts[-1]
+
+    def _finished(self, coming: _Coming) -> Draw:
+        """The groups when they are there, on all processes, with the log-probs of the policy that sampled them."""
+        if coming.draw is None:
+            assert coming.by is not None
+            part = world().together(lambda: self._wait(coming.part), patient=True)
+            responses = self._rollouts.sampler.collect(part).to(self._rollouts.device)
+            draw = Draw(coming.chosen, coming.prompts, responses, version=coming.version)
+            if self._rollouts.config.stale_ratio == "sampler":
+                groups = split_groups(draw.prompts, responses)
+                with coming.by.past.present() as policy:
+                    logprobs = self._rollouts.passes.logprobs(policy, groups, responses.mask.shape[-1])
+                draw = replace(draw, logprobs=logprobs)
+            coming.draw = draw
+        return coming.draw
+
+    def _wait(self, part: "Future[Part]") -> Part:
         start = time.perf_counter()
-        if version != self._published:
-            self._rollouts.sampler.publish(sampler)
-            self._published = version
-        draw, logprobs = self._rollouts.draw(sampler), None
-        if self._rollouts.config.stale_ratio == "sampler":
-            groups = split_groups(draw.prompts, draw.responses)
-            logprobs = self._rollouts.passes.logprobs(sampler, groups, draw.responses.mask.shape[-1])
-        self.overlap.sampling += time.perf_counter() - start
-        return replace(draw, logprobs=logprobs, version=version)
+        made = part.result()
+        self.overlap.waiting += time.perf_counter() - start
+        return made
 
     def publish(self) -> None:
-        """Nothing to do: every production tells the sampler of its own version, in its turn."""
-
-    def give_back(self, sampler: nn.Module) -> None:
-        """A copy of the policy that has done its draws, to be used again."""
-        self._copies.append(sampler)
-
-    def _wait(self, coming: Future[Draw]) -> Draw:
-        start = time.perf_counter()
-        draw = coming.result()
-        self.overlap.waiting += time.perf_counter() - start
-        return draw
+        """Nothing to do: the sampler takes every version when sampling by it begins."""
 
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on; what was sampled ahead goes, too."""
@@ -169,7 +213,7 @@ class RolloutsAhead:
             self._last.cancel()
             self._last.join()
         self._last = None
-        self._published = None  # what is trained anew is not the version that had this number
+        self._newest = None  # what is trained anew is not the version that had this number
         self._ahead.clear()
 
     def state_dict(self) -> State:
@@ -178,7 +222,7 @@ class RolloutsAhead:
         Raises:
             Exception: what the sampler raised when it made one of them.
         """
-        ahead = [_as_state(self._wait(coming)) for coming in self._ahead]
+        ahead = [_as_state(self._finished(coming)) for coming in self._ahead]
         if self._last is not None:
             self._last.join()
         return self._rollouts.state_dict() | {"ahead": ahead}
@@ -188,9 +232,8 @@ class RolloutsAhead:
         self._drop()
         self._rollouts.load_state_dict(state)
         for saved in state.get("ahead", []):
-            done: Future[Draw] = Future()
-            done.set_result(self._from_state(saved))
-            self._ahead.append(done)
+            draw = self._from_state(saved)
+            self._ahead.append(_Coming(draw.chosen, draw.prompts, draw.version, None, draw=draw))
 
     def _from_state(self, saved: State) -> Draw:
         device = self._rollouts.device
@@ -206,19 +249,29 @@ class RolloutsAhead:
 
 
 class _Production(threading.Thread):
-    """Some draws by one copy of the policy, one after another, when the production before it is done.
+    """Some draws by one version of the policy, one after another, when the production before it is done.
 
     Its end is the process's: no daemon, which could be cut off within a kernel, but once the main thread has ended it begins
-    no further draw. A draw that fails takes those after it along, for the sampler's random numbers are no longer known.
+    no further draw. A draw that fails takes those after it along: what the sampler would do next is no longer known.
+
+    Args:
+        version: that samples.
+        work: the sampler's work for each draw, and who waits for what it gives.
+        overlap: told how long it took.
+        after: the production before.
     """
 
     def __init__(
-        self, owner: RolloutsAhead, sampler: nn.Module, draws: int, version: int, *, after: "_Production | None"
+        self,
+        version: int,
+        work: "Sequence[tuple[Callable[[], Part], Future[Part]]]",
+        overlap: Overlap,
+        *,
+        after: "_Production | None",
     ) -> None:
         super().__init__(name=f"rollouts of version {version}")
-        self.draws: list[Future[Draw]] = [Future() for _ in range(draws)]
         self.failure: BaseException | None = None
-        self._owner, self._sampler, self._version, self._after = owner, sampler, version, after
+        self._work, self._overlap, self._after = work, overlap, after
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -233,29 +286,20 @@ class _Production(threading.Thread):
         if self._after is not None:
             self._after.join()
             self.failure, self._after = self._after.failure, None
-        for number, draw in enumerate(self.draws, start=1):
+        for write, part in self._work:
             if self.failure is None and (self._cancelled.is_set() or not threading.main_thread().is_alive()):
                 self.failure = CancelledError("the training has ended")
             if self.failure is None:
+                start = time.perf_counter()
                 try:
-                    made = self._owner.sample(self._sampler, self._version)
+                    made = write()
                 except BaseException as error:  # raised by the step that waits for this draw
                     self.failure = error
-            if number == len(self.draws):
-                self._owner.give_back(self._sampler)  # before anybody can ask for the next copy
+                self._overlap.sampling += time.perf_counter() - start
             if self.failure is None:
-                draw.set_result(made)
+                part.set_result(made)
             else:
-                draw.set_exception(self.failure)
-
-
-def _give_weights(policy: nn.Module, sampler: nn.Module) -> None:
-    """The policy's trained weights to its copy; frozen ones are shared or equal already."""
-    own = dict(sampler.named_parameters())
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if parameter.requires_grad:
-                own[name].copy_(parameter)
+                part.set_exception(self.failure)
 
 
 def _as_state(draw: Draw) -> State:

@@ -74,7 +74,8 @@ def fit(
 
     Args:
         trainer: at the start, or where ``resume`` put it.
-        callback: called, if there is one, after every step, before a checkpoint is written.
+        callback: called, if there is one, after every step, before a checkpoint is written. One that takes long may raise
+            ``Stopped`` on all processes: the checkpoint is written, and who resumes does what it left undone.
         checkpoints: where to save; None saves nothing, and a signal then ends the process as usual.
         every: steps between checkpoints; None writes one only when asked to stop.
         extra_state: what the caller wants to find again in the checkpoint, under "extra".
@@ -83,7 +84,7 @@ def fit(
 
     Raises:
         NumericalError: if a number is not finite and there is no way back, or after MAX_ROLLBACKS of them.
-        Stopped: after SIGINT or SIGTERM, when the step is finished and its checkpoint written. A second SIGINT
+        Stopped: after SIGINT or SIGTERM, when the step is finished or left and its checkpoint written. A second SIGINT
             interrupts at once.
     """
 
@@ -110,7 +111,7 @@ def fit(
                     f"{idle} steps in a row had no finite gradient, the last of them step {trainer.done}; lower the learning "
                     "rate and look at the data"
                 )
-            finished = callback is not None and bool(callback(trainer.done, metrics))
+            finished = callback is not None and _told(callback, trainer.done, metrics, save)
             # Whichever process was asked, all stop after the same step.
             if number := max(world().gather(asked[0] if asked else 0)):
                 save()
@@ -122,6 +123,14 @@ def fit(
                 return
             if every is not None and trainer.done % every == 0 and trainer.done < trainer.total:
                 save()
+
+
+def _told(callback: Callback, done: int, metrics: Mapping[str, int | float], save: Callable[[], None]) -> bool:
+    try:
+        return bool(callback(done, metrics))
+    except Stopped:
+        save()
+        raise
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> State | None:

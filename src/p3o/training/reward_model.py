@@ -73,11 +73,12 @@ class RewardTrainer:
         """One update. Returns the Bradley–Terry loss and the share of pairs that were ranked as labelled before it."""
         batch = [self.encoded[i] for i in self.order.next().tolist()]
         own_loss, own_accuracy = 0.0, 0.0
-        for chosen, counts in own_passes(self.reward_model, batch, self.config.micro_batch_size):
+        for numbers, counts in own_passes(self.reward_model, batch, self.config.micro_batch_size):
+            pairs = [batch[number] for number in numbers]
             # Chosen and rejected in one pass: whatever rounding does to a score, it does to both.
-            scores = self.reward_model.forward_groups([batch[i] for i in chosen]).view(-1, 2)
+            scores = self.reward_model.forward_groups(pairs).view(-1, 2)
             output = bradley_terry_loss(scores[:, 0], scores[:, 1])
-            share = counts * len(chosen) / len(batch)
+            share = counts * len(pairs) / len(batch)
             (output.loss * share).backward()
             own_loss += output.loss.item() * share
             own_accuracy += output.metrics["accuracy"].item() * share
@@ -103,7 +104,14 @@ class RewardTrainer:
 
 
 def ranking_accuracy(reward_model: RewardModel, pairs: Sequence[tuple[str, str, str]]) -> float:
-    """Share of (prompt, better, worse) ranked as told; a tie counts one half."""
+    """Share of (prompt, better, worse) ranked as told; a tie counts one half.
+
+    Raises:
+        P3OError: if the model cannot read a row.
+        ValueError: without pairs.
+    """
+    if not pairs:
+        raise ValueError("the accuracy of no pairs")
     outcomes = ranking_outcomes(reward_model, pairs)
     return sum(outcomes) / len(outcomes)
 
@@ -116,20 +124,21 @@ def ranking_outcomes(reward_model: RewardModel, pairs: Sequence[tuple[str, str, 
         P3OError: if the model cannot read a row.
     """
     encoded = reward_model.encode_pairs(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: tokens(encoded[i]))  # less padding
-    own: list[list[float]] = []
-    most = max(1, reward_model.batch_size // 2)
-    for chosen, counts in own_passes(reward_model, [encoded[i] for i in order], most):
-        places = [order[i] for i in chosen]
-        better, worse = reward_model.forward_groups([encoded[i] for i in places]).view(-1, 2).unbind(-1)
+    order = sorted(range(len(pairs)), key=lambda number: tokens(encoded[number]))  # less padding
+    outcomes = torch.zeros(len(pairs), dtype=torch.float64)
+    for places, counts in own_passes(
+        reward_model, [encoded[number] for number in order], max(1, reward_model.batch_size // 2)
+    ):
+        numbers = [order[place] for place in places]
+        scores = reward_model.forward_groups([encoded[number] for number in numbers])
+        better, worse = scores.view(-1, 2).unbind(-1)
         if counts:
-            outcomes = (better > worse) + 0.5 * (better == worse)
-            own += [[i, outcome] for i, outcome in zip(places, outcomes.tolist(), strict=True)]
-    return [outcome for _, outcome in sorted(item for told in world().gather(own) for item in told)]
+            outcomes[numbers] = ((better > worse).double() + 0.5 * (better == worse).double()).cpu()
+    return [float(outcome) for outcome in world().sum_(outcomes)]
 
 
 def own_passes(reward_model: RewardModel, pairs: Sequence[EncodedPair], most: int) -> list[tuple[list[int], bool]]:
-    """Indices of the pairs of each of this process's passes, ``most`` at a time, and whether the pass counts
+    """The numbers of the pairs of each of this process's passes, ``most`` at a time, and whether the pass counts
     (``shares.passes``).
 
     Through sharded weights, pairs that are read together and pairs that are not go in passes of their own, so that each pass

@@ -155,9 +155,13 @@ class Rollouts:
 
     def draw(self, policy: nn.Module) -> Draw:
         """K responses of this policy for each of the next prompts."""
-        chosen = self.order.next().tolist()
-        prompts = self.encoded_batch(chosen)
+        chosen, prompts = self.choose()
         return Draw(chosen, prompts, self.sampler.sample(policy, prompts))
+
+    def choose(self) -> tuple[list[int], PromptBatch]:
+        """The next prompts, and which of the training prompts they are."""
+        chosen = self.order.next().tolist()
+        return chosen, self.encoded_batch(chosen)
 
     def encoded_batch(self, chosen: Sequence[int]) -> PromptBatch:
         """These prompts, on the policy's device."""

@@ -1,6 +1,6 @@
 """Who writes the responses of a step: the learner's own processes, or an engine elsewhere behind the same interface."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,10 +16,17 @@ from p3o.models.tokens import PromptBatch, ResponseBatch, end_id, pad_id
 from p3o.training.checkpoint import State
 from p3o.training.online_config import OnlineConfig
 
+Part = dict[str, Any] | None
+"""What one process wrote of a batch, as its sampler understands it: something that processes can tell each other."""
+
 
 @runtime_checkable
 class Sampler(Protocol):
     """Who writes the responses of a step.
+
+    Where several processes train together, each of them calls every method, in the same order, in its main thread. The work of
+    ``sample`` can also be done in three pieces, of which the long one needs no other process and may be done in another thread
+    while the policy learns: ``taken = take(policy)``, ``part = begin(taken, prompts)()``, ``collect(part)``.
 
     Attributes:
         correction: what is done about log-probs that differ from the learner's; None if these are the learner's own.
@@ -30,11 +37,21 @@ class Sampler(Protocol):
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
         """K responses for each prompt, by the policy as it was when it was last published, or as it is now if it never was.
 
-        Where several processes train together, each of them calls this with all prompts of the step and gets all responses.
+        Every process calls this with all prompts of the step and gets all responses.
         """
 
     def publish(self, policy: nn.Module) -> None:
         """The policy has learned: sample from it as it is now."""
+
+    def take(self, policy: nn.Module) -> Any:
+        """The policy as it is, for ``begin``. A whole policy must stay as it is while there is work to do by it; a sharded one
+        may go on learning at once."""
+
+    def begin(self, taken: Any, prompts: PromptBatch) -> Callable[[], Part]:
+        """This process's work on K responses for each prompt; its random numbers are drawn now."""
+
+    def collect(self, part: Part) -> ResponseBatch:
+        """All responses, from what each process's work gave."""
 
     def take_metrics(self) -> dict[str, int | float]:
         """Numbers for the log, of what happened since this was last asked."""
@@ -68,22 +85,31 @@ class LocalSampler:
 
     def sample(self, policy: nn.Module, prompts: PromptBatch) -> ResponseBatch:
         """K responses for each prompt, by the policy as it is now."""
+        write = self.begin(policy, prompts)
+        with gathered(policy):
+            part = world().together(write)
+        return self.collect(part).to(prompts.tokens.device)
+
+    def publish(self, policy: nn.Module) -> None:
+        """Nothing to do: it samples from the policy itself."""
+
+    def take(self, policy: nn.Module) -> nn.Module:
+        """The policy itself."""
+        return policy
+
+    def begin(self, taken: nn.Module, prompts: PromptBatch) -> Callable[[], Part]:
+        """The responses to this process's share of the prompts. A sharded policy must be gathered while it works."""
         together, responses = world(), self.config.responses_per_prompt
         groups = prompts.tokens.shape[0]
         uniforms = draw_uniforms(groups * responses, self.config.max_new_tokens, self.generator)
-        if together.size == 1:
-            return self._write(policy, prompts, uniforms)
         lengths = prompts.mask.sum(-1).tolist()
         mine = shares(lengths, together.size, equal_counts=True)[together.rank]
-        own = None
-        if mine:
-            width = max(lengths[i] for i in mine)
-            part = PromptBatch(prompts.tokens[mine, -width:], prompts.mask[mine, -width:])
-            rows = uniforms.view(groups, responses, -1)[mine].flatten(0, 1)
-        with gathered(policy):
-            own = together.together(lambda: self._write(policy, part, rows) if mine else None)
-        told = together.gather(None if own is None else {"groups": mine, **vars(own)})
-        return _in_place([part for part in told if part is not None], pad_id(self.tokenizer)).to(prompts.tokens.device)
+        if not mine:
+            return lambda: None
+        width = max(lengths[i] for i in mine)
+        share = PromptBatch(prompts.tokens[mine, -width:], prompts.mask[mine, -width:])
+        rows = uniforms.view(groups, responses, -1)[mine].flatten(0, 1)
+        return lambda: {"groups": mine, **vars(self._write(taken, share, rows))}
 
     def _write(self, policy: nn.Module, prompts: PromptBatch, uniforms: Tensor) -> ResponseBatch:
         return sample_responses(
@@ -99,8 +125,9 @@ class LocalSampler:
             tokenizer=self.tokenizer,
         )
 
-    def publish(self, policy: nn.Module) -> None:
-        """Nothing to do: it samples from the policy itself."""
+    def collect(self, part: Part) -> ResponseBatch:
+        """The responses of all processes."""
+        return _in_place([told for told in world().gather(part) if told is not None], pad_id(self.tokenizer))
 
     def take_metrics(self) -> dict[str, int | float]:
         """Nothing happens to it."""

@@ -1,0 +1,79 @@
+"""What the trainings of a run share: of the best model that was seen, only this training's."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from p3o.config import RunConfig
+from p3o.stages.context import RunContext
+from p3o.training.checkpoint import State
+from p3o.training.progress import Nowhere, Progress
+from p3o.training.tracking import RunFolder
+
+
+class Counter:
+    """A trainer that counts."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def step(self) -> dict[str, int | float]:
+        self.done += 1
+        return {}
+
+    def divert(self, attempt: int) -> None:
+        raise AssertionError("nothing fails here")
+
+    def state_dict(self) -> State:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: State) -> None:
+        self.done = state["done"]
+
+
+def train(
+    output: Path, name: str, best: str, values: Sequence[float], *, until: int | None = None, **more: Any
+) -> None:
+    """A training whose evaluation after each step is one of these values; ended ``until`` that step as by a kill."""
+    resume, keeps = more.get("resume", False), more.get("keeps", True)
+    if not (output / "x").exists():
+        RunFolder.create(output, "x", config="", seed=0, threads=1)
+    config = RunConfig.model_validate({"device": "cpu", "checkpoints": {"best": keeps, "every": 1}})
+    run = RunContext(config, RunFolder.open(output, "x"), Progress(Nowhere()), resume=resume)
+    save = lambda model, tokenizer, target: (target / "model").write_text(f"{len(values)} values")  # noqa: E731
+    run.__dict__ |= {"tokenizer": None, "models": SimpleNamespace(save=save)}
+
+    def tell(step: int, _: Mapping[str, int | float]) -> bool:
+        run.keep_best(best, step, values[step - 1], nn.Identity())
+        return step == until
+
+    never = lambda row: False  # noqa: E731
+    run.fit(name, Counter(len(values)), tell, advance=lambda *_, **__: None, rolls_back=False, owns=never)
+
+
+def kept(output: Path, best: str) -> tuple[int, float]:
+    record = json.loads((output / "x" / "best" / best / "best.json").read_bytes())
+    return record["step"], record["value"]
+
+
+@pytest.mark.parametrize(("name", "best"), [("sft", "sft"), ("reward", "reward_model"), ("rl/ppo", "rl/ppo")])
+def test_a_training_done_again_keeps_its_own_best_model(tmp_path: Path, name: str, best: str) -> None:
+    """On other data, say, where the loss is higher throughout: the best one so far is that of a model nobody asked for."""
+    train(tmp_path, name, best, [-1.0, -0.5, -0.7])
+    assert kept(tmp_path, best) == (2, -0.5)
+    train(tmp_path, name, best, [-1.4, -1.2])
+    assert kept(tmp_path, best) == (2, -1.2)
+    assert (tmp_path / "x" / "best" / best / "model").read_text() == "2 values"
+    train(tmp_path, name, best, [-1.1], keeps=False)
+    assert not (tmp_path / "x" / "best" / best).exists()
+
+
+def test_a_resumed_training_keeps_the_best_so_far(tmp_path: Path) -> None:
+    train(tmp_path, "reward", "reward_model", [0.5, 0.9, 0.6, 0.7], until=3)
+    train(tmp_path, "reward", "reward_model", [0.5, 0.9, 0.6, 0.7], resume=True)
+    assert kept(tmp_path, "reward_model") == (2, 0.9)
