@@ -49,7 +49,9 @@ class Weights:
             full = whole(weight)
             if layer is not None:
                 # What merging would do, for one matrix: W + the update of each active adapter.
+                # Adapters may be of float32 on a base of bfloat16; what is sent has the dtype that was announced.
                 full = full + sum(whole(layer.get_delta_weight(adapter)) for adapter in layer.active_adapters)
+                full = full.to(weight.dtype)
             yield name, full.detach()
 
     def _named(self) -> Iterator[tuple[str, Tensor, Any]]:
