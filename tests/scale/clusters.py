@@ -73,7 +73,7 @@ def listeners(mark: str) -> list[tuple[str, str]]:
     return found
 
 
-def assert_none(find: Callable[[str], list[psutil.Process]], mark: str, seconds: float = 30) -> None:
+def assert_none(find: Callable[[str], list[psutil.Process]], mark: str, seconds: float = 90) -> None:
     """None is found, or soon none is."""
     deadline = time.monotonic() + seconds
     while left := find(mark):
