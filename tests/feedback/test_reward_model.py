@@ -70,7 +70,7 @@ def test_it_learns_an_order() -> None:
     """Short answers preferred: learned from half of the prompts, tested on the other half."""
     scored = reward_model()
     pairs = [(prompt, answer[:30], answer) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
-    config = RewardTrainingConfig(steps=30, batch_size=6, learning_rate=3e-3)
+    config = RewardTrainingConfig(steps=30, batch_size=6, learning_rate=1e-3)
     losses: list[float] = []
     fit(RewardTrainer(scored, pairs[:6], config, seed=0), lambda step, metrics: losses.append(metrics["loss"]))
     assert losses[-1] < 0.3 < losses[0]
