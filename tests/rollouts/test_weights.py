@@ -48,6 +48,18 @@ def test_an_adapter_is_merged_weight_by_weight(family: str, tmp_path: Path) -> N
     assert any("lora_" in name for name, _ in adapted.named_parameters())
 
 
+def test_what_comes_is_what_was_announced_where_adapters_are_finer_than_their_base() -> None:
+    """On a GPU the base rests in bfloat16 and peft keeps its adapters in float32: the server waits for so many bytes."""
+    adapted = add_adapter(build_model(TOKENIZER, seed=0).bfloat16(), LoraSettings(rank=2), task="CAUSAL_LM", seed=0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.ones_like(parameter, dtype=torch.float32)
+    weights = Weights(adapted)
+    announced = [(shape.name, shape.dtype, shape.size) for shape in weights.shapes()]
+    assert [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights] == announced
+    assert {dtype for _, dtype, _ in announced} == {torch.bfloat16}
+
+
 def test_shards_are_gathered(tmp_path: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
