@@ -39,10 +39,11 @@ def test_it_writes_what_it_promises(demo: Path) -> None:
     assert set(record["seconds"]) == {"sft", "sample", "reward", "rl", "evaluate", "report"}
 
 
-def test_the_stages_learn(demo: Path) -> None:
+def test_fine_tuning_learns(demo: Path) -> None:
+    """The quick demo's 26 steps teach a reward model nothing that could be told from chance; that one learns is the gate's
+    claim, and that of tests/feedback/test_reward_model.py."""
     losses = [row["loss"] for row in rows_of(demo, "sft") if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
-    assert rows_of(demo, "reward_test")[0]["accuracy_cross_prompt"] > 0.5
 
 
 def test_kl_is_exactly_zero_before_the_first_step(demo: Path) -> None:

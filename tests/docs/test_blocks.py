@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NOT_RUN: dict[str, list[str]] = {
     "docs/algorithms/index.md": ["trains 20 runs for several minutes"],
+    "docs/asynchrony.md": ["needs a vLLM server and SmolLM2"],
     "docs/howto.md": [
         "there are no labels until somebody has clicked; tests/labeling and tests/stages do the round",
         "needs a GPU",

@@ -124,5 +124,5 @@ def _fill(path: str, tokenizer: PreTrainedTokenizerBase, trusted: bool) -> int |
     try:
         return padding_id(tokenizer, load_model_config(path, trust_remote_code=trusted))
     except P3OError:
-        own: int | None = tokenizer.pad_token_id
-        return own
+        known: int | None = tokenizer.pad_token_id
+        return known
