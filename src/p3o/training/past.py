@@ -27,10 +27,14 @@ class Past(Protocol):
 
 
 class PastCopy:
-    """Of a whole policy: a module of its own, which can sample in another thread. What is frozen is shared with the policy."""
+    """Of a whole policy: modules of its own, of which one can sample in another thread. What is frozen is shared with the
+    policy.
+    """
 
     def __init__(self, policy: nn.Module) -> None:
         self._policy, self._copy = policy, frozen_copy(policy)
+        # The same weights in other modules: a pass for log-probs hooks the head, which the sampling thread may be using.
+        self._for_passes = frozen_copy(self._copy)
 
     def remember(self) -> None:
         """As ``Past``."""
@@ -47,8 +51,8 @@ class PastCopy:
 
     @contextmanager
     def present(self) -> Iterator[nn.Module]:
-        """The copy."""
-        yield self._copy
+        """A second module with the copy's weights."""
+        yield self._for_passes
 
 
 class PastShards:
