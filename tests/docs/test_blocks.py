@@ -50,6 +50,10 @@ NOT_RUN: dict[str, list[str]] = {
         "serves until it is stopped; tests/test_examples.py runs it",
         "needs the server of the block before; tests/test_examples.py runs both",
     ],
+    "examples/labelling/README.md": [
+        "serves until it is stopped; tests/test_examples.py runs both",
+        "needs the links of the server",
+    ],
     "examples/tldr/README.md": ["needs a GPU, the hub and hours"],
     "examples/smollm2/README.md": ["fetches a model of 100 MB from PyPI and trains it for 42 minutes"],
 }
