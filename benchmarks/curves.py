@@ -29,8 +29,8 @@ from p3o.errors import P3OError
 from p3o.files import write_json, write_text
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy, load_language_model, load_tokenizer
+from p3o.training.environment import machine, versions
 from p3o.training.online import OnlineConfig, OnlineTrainer
-from p3o.training.tracking import machine, versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "curves.json"

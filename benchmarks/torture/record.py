@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from p3o.files import write_json
-from p3o.training.tracking import machine, versions
+from p3o.training.environment import machine, versions
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability.json"
 

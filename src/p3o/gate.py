@@ -21,8 +21,9 @@ from p3o.config import RunConfig
 from p3o.config_loading import dump_config, load_packaged_config
 from p3o.files import read_jsonl, write_json
 from p3o.stages.context import SFT_POLICY
+from p3o.training.environment import machine, versions
 from p3o.training.progress import Progress
-from p3o.training.tracking import METRICS_FILE, RunFolder, free_name, machine, versions
+from p3o.training.tracking import METRICS_FILE, RunFolder, free_name
 
 Row = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from p3o import __version__
-from p3o.training.tracking import machine
+from p3o.training.environment import machine
 
 NEEDED_PYTHON = (3, 11)
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "altair")

@@ -3,7 +3,8 @@
     runs/NAME/
       config.yaml    the resolved configuration
       run.json       name, status (running, complete, failed, interrupted), seed, threads, versions, machine, seconds of stages
-      metrics.jsonl  one JSON object a line with its "stage"; no clock times, so the same seed gives the same file
+      metrics.jsonl  one JSON object a line with its "stage"; no clock times but for two of vLLM servers, so the same
+                     seed gives the same file
 
 A folder that holds something is never written over without being asked; and an earlier run, or its settings and status, stand
 as they were until ``begin``, which is called when everything that the new one needs was read and found good.
@@ -11,19 +12,17 @@ as they were until ``begin``, which is called when everything that the new one n
 
 import json
 import os
-import platform
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
-from p3o import __version__
 from p3o.errors import P3OError, did_you_mean, shorten
 from p3o.files import (
     append_jsonl,
@@ -36,14 +35,13 @@ from p3o.files import (
     write_jsonl,
     write_text,
 )
+from p3o.training.environment import machine, versions
 from p3o.training.replacing import begun_to_replace, is_half_replaced, replace_content, want_to_replace
 from p3o.training.trackers import Tracker
 
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 """Of a run, and of an RL run in it: both become folders, and no name may lead out of the one above."""
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 class RunFolder:
@@ -82,6 +80,7 @@ class RunFolder:
         self._overwrite = overwrite
         self._config = config
         self._begun = new and ready
+        self._saving = Lock()
 
     @classmethod
     def create(
@@ -363,40 +362,14 @@ class RunFolder:
         write_json(folder / RUN_FILE, self.record)
 
     def _save(self) -> None:
-        write_json(self.path / RUN_FILE, self.record)
+        with self._saving:  # a thread that samples ahead warns, too: the older record must not come last
+            write_json(self.path / RUN_FILE, self.record)
 
 
 def free_name(output: Path, name: str) -> str:
     """``name``, or the first of ``name-2``, ``name-3``, … that no folder in ``output`` has."""
     candidates = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return next(candidate for candidate in candidates if not (output / candidate).exists())
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, this package and what it computes with."""
-    found = {"python": platform.python_version(), "p3o": __version__}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """What the run computes on: system, processor, number of processors that it may use, memory in GiB."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"system": platform.system(), "processor": _processor(), "processors": usable}
-    with suppress(ValueError, OSError, AttributeError):  # not every system tells
-        found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return found
-
-
-def _processor() -> str:
-    """The processor's own name where Linux tells it, else its architecture."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _checked(output: Path, name: str) -> Path:
