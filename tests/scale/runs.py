@@ -1,4 +1,4 @@
-"""Runs of `p3o rl` on the embedded task, started as a user starts them, and the comparison of what came of two of them."""
+"""Runs of p3o on the embedded task, started as a user starts them, and the comparison of what came of two of them."""
 
 import json
 import math
@@ -29,6 +29,19 @@ LONG = ("--algorithm", "p3o_v2", "--steps", str(STEPS), *(part for one in _SETTI
 the rounding of one step grows a thousandfold in forty, and runs that are equal could not be told from others."""
 
 
+_SIZES = ("embedded.demonstrations=400", "embedded.pairs=96", "embedded.prompts=60", "evaluation.prompts=16")
+SMALL = (
+    "--config",
+    "demo_quick",
+    *(part for one in (*_SIZES, "evaluation.best_of=[2]") for part in ("--set", one)),
+)
+"""Options of a small run."""
+
+_FEW_STEPS = ("sft.steps=4", "sft.learning_rate=3e-5", "reward.train.steps=3", "reward.train.learning_rate=3e-5")
+WHOLE = (*SMALL, *(part for one in _FEW_STEPS for part in ("--set", one)))
+"""Options of a run from end to end, whose roundings stay as small as those of LONG."""
+
+
 def environment(**more: str) -> dict[str, str]:
     """Of a process of ours: this checkout's package, one thread, no hub."""
     source = Path(__file__).parents[2] / "src"
@@ -42,11 +55,8 @@ def p3o(*arguments: str) -> list[str]:
 
 def prepare(output: Path, name: str = "base") -> Path:
     """A run's folder with an SFT model and a reward model, from a few steps each: what RL begins from."""
-    small = ("embedded.demonstrations=400", "embedded.pairs=96", "embedded.prompts=60", "evaluation.prompts=16")
-    chosen = (*small, "sft.steps=30", "evaluation.best_of=[2]")
-    settings = [argument for setting in chosen for argument in ("--set", setting)]
     place = ("--output", str(output), "--name", name)
-    for stage in (("sft", "--config", "demo_quick", *settings), ("sample",), ("reward",)):
+    for stage in (("sft", *SMALL, "--set", "sft.steps=30"), ("sample",), ("reward",)):
         subprocess.run(p3o(*stage, *place), env=environment(), check=True, capture_output=True, timeout=240)
     return output / name
 
@@ -56,17 +66,27 @@ def copy(base: Path, name: str) -> Path:
     return Path(shutil.copytree(base, base.parent / name))
 
 
+def in_folder(folder: Path, command: str, *arguments: str) -> list[str]:
+    """This command in this folder."""
+    return p3o(command, "--output", str(folder.parent), "--name", folder.name, *arguments)
+
+
 def rl(folder: Path, *arguments: str) -> list[str]:
     """`p3o rl` in this folder."""
-    return p3o("rl", "--output", str(folder.parent), "--name", folder.name, *arguments)
+    return in_folder(folder, "rl", *arguments)
 
 
 def done(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, command: str = "rl"
 ) -> subprocess.CompletedProcess[str]:
-    """What came of `p3o rl` in this folder."""
+    """What came of `p3o rl`, or another command, in this folder."""
     return subprocess.run(
-        rl(folder, *arguments), env=env or environment(), cwd=cwd, capture_output=True, text=True, timeout=540
+        in_folder(folder, command, *arguments),
+        env=env or environment(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=540,
     )
 
 
@@ -172,10 +192,10 @@ def assert_equal(one: Path, other: Path, *, until: int | None = None) -> None:
                 assert row[key] == again[key], f"{key} in {row} and {again}"
     if until is not None:
         return
-    saved = sorted(path.relative_to(one) for path in one.glob("rl/*/model.safetensors"))
-    assert saved
-    assert saved == sorted(path.relative_to(other) for path in other.glob("rl/*/model.safetensors"))
+    saved, again = (sorted(path.relative_to(run) for path in run.rglob("model.safetensors")) for run in (one, other))
+    assert {file.parts[0] for file in saved} == {"sft", "reward_model", "rl"}
+    assert saved == again
     for file in saved:
-        weights, again = load_file(one / file), load_file(other / file)
+        weights, others = load_file(one / file), load_file(other / file)
         for name, tensor in weights.items():
-            assert (tensor - again[name]).abs().max() <= TOLERANCE, f"{file}: {name}"
+            assert (tensor - others[name]).abs().max() <= TOLERANCE, f"{file}: {name}"

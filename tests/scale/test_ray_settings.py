@@ -72,12 +72,13 @@ def test_only_ray_takes_stages_away_and_only_those_that_train(
         assert (workers is not None) == bool(asked) == elsewhere
 
 
+@pytest.mark.parametrize("command", ["run", "sft", "reward", "rl"])
 def test_without_ray_there_is_one_line_that_tells_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    assert main(["rl", "--config", "demo_quick", "--name", "x", "--engine", "ray", "--workers", "2"]) == 2
+    assert main([command, "--config", "demo_quick", "--name", "x", "--engine", "ray", "--workers", "2"]) == 2
     assert (
         capsys.readouterr().err == "error: engine ray: the package ray is not installed; run: pip install 'p3o[ray]'\n"
     )
