@@ -265,7 +265,9 @@ class RunConfig(Section):
     model: str | None = Field(
         None, description="Folder or hub name of the language model to start from; null: embedded."
     )
-    dtype: DtypeName = Field("auto", description="auto is bfloat16 on a GPU that has it, else float32.")
+    dtype: DtypeName = Field(
+        "auto", description="auto is bfloat16 on a GPU that has it, else float32; float64 is for checks."
+    )
     lora: LoraSettings | None = Field(None, description="Train low-rank adapters; null: all weights.")
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."

@@ -32,7 +32,7 @@ def critic(config: PreTrainedConfig, dtype: torch.dtype) -> Critic:
 
 def alone(critic: Critic, groups: Sequence[GroupTokens]) -> Tensor:
     """The reference: no padding, no neighbours, the head written out."""
-    result = torch.zeros(len(groups), len(groups[0].responses), TIME)
+    result = torch.zeros(len(groups), len(groups[0].responses), TIME, dtype=critic.head.weight.dtype)
     for g, group in enumerate(groups):
         for k, response in enumerate(group.responses):
             hidden = critic.body(input_ids=torch.tensor([group.prompt + response])).last_hidden_state[0]
@@ -53,7 +53,7 @@ def gradient(critic: Critic, values: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gptj"])
 def test_values_on_every_layout(family: str, name: str, responses: int) -> None:
-    """The bodies in float64; the head, and so the values, are float32."""
+    """Body, head and values in float64."""
     made, groups = critic(FAMILIES[family](), torch.float64), some_groups(responses)
     got, expected = made.values(LAYOUTS[name](), groups, time=TIME, fill=PAD), alone(made, groups)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)

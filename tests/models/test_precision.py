@@ -34,13 +34,16 @@ def test_weights_that_learn_stay_in_float32() -> None:
     assert str(whole) == "float32 weights, bfloat16 arithmetic"
     assert choose_precision("bfloat16", CPU, trains_all_weights=False) == Precision(weights=BF16, compute=BF16)
     assert str(choose_precision("auto", CPU, trains_all_weights=True)) == "float32"
+    assert choose_precision("float64", CPU, trains_all_weights=True) == Precision(torch.float64, torch.float64)
 
 
 def test_bad_choices_are_refused() -> None:
-    with pytest.raises(P3OError, match=r"dtype: 'fp8' is not one of auto, float32, bfloat16, float16"):
+    with pytest.raises(P3OError, match=r"dtype: 'fp8' is not one of auto, float32, float64, bfloat16, float16"):
         choose_dtype("fp8", CPU)
     with pytest.raises(P3OError, match=r"dtype: float16 is for GPUs"):
         choose_dtype("float16", CPU)
+    with pytest.raises(P3OError, match=r"dtype: float64 is not to be had on Apple's GPUs"):
+        choose_dtype("float64", torch.device("mps"))
     with pytest.raises(P3OError, match=r"float16 overflows when all weights train"):
         choose_precision("float16", CUDA, trains_all_weights=True)
 

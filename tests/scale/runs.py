@@ -1,7 +1,6 @@
 """Runs of p3o on the embedded task, started as a user starts them, and the comparison of what came of two of them."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -16,25 +15,26 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-TOLERANCE = 1e-4
-"""Of weights, and of metrics relative to their size: ranks add up in another order, and Adam divides small by small."""
+TOLERANCE = 1e-5
+"""Of weights, and of metrics relative to their size: ranks add up in another order, and Adam divides small by small. The runs
+are in float64, but transformers' RMSNorm rounds to float32: what differs in the last bit of 64 may there differ in the last of
+32."""
 
-ILL_CONDITIONED = {"explained_variance"}
-"""1 − a ratio of variances, which may be nearly 0 / 0 for an untrained critic."""
+ILL_CONDITIONED = {"explained_variance", "implicit_reward_accuracy"}
+"""The first is 1 − a ratio of variances, which may be nearly 0 / 0 for an untrained critic; the second counts signs, of nothing
+but rounding until the first update."""
 
 STEPS = 40
 _SETTINGS = ("evaluation.every=40", "checkpoints.every=5", "rl.training.learning_rate=3e-5")
 LONG = ("--algorithm", "p3o_v2", "--steps", str(STEPS), *(part for one in _SETTINGS for part in ("--set", one)))
 """Options of a run long enough to be disturbed in the middle, with a checkpoint every five steps. At the demo's learning rate
-the rounding of one step grows a thousandfold in forty, and runs that are equal could not be told from others."""
+the rounding of one step grows a thousandfold in forty, and runs that are equal could not be told from others; in float32 a
+random number would sooner or later fall between two tokens' shares of probability that differ in their last bits."""
 
 
 _SIZES = ("embedded.demonstrations=400", "embedded.pairs=96", "embedded.prompts=60", "evaluation.prompts=16")
-SMALL = (
-    "--config",
-    "demo_quick",
-    *(part for one in (*_SIZES, "evaluation.best_of=[2]") for part in ("--set", one)),
-)
+_SMALL = (*_SIZES, "evaluation.best_of=[2]", "dtype=float64")
+SMALL = ("--config", "demo_quick", *(part for one in _SMALL for part in ("--set", one)))
 """Options of a small run."""
 
 _FEW_STEPS = ("sft.steps=4", "sft.learning_rate=3e-5", "reward.train.steps=3", "reward.train.learning_rate=3e-5")
@@ -166,36 +166,33 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_equal(one: Path, other: Path, *, until: int | None = None) -> None:
-    """Both runs hold the same rows and the same weights, within TOLERANCE; what is no float, exactly.
+def assert_equal(one: Path, other: Path) -> float:
+    """Both runs hold the same rows and the same weights, within TOLERANCE; what is no float, exactly. Returns the largest
+    difference.
 
     Args:
         one: a run's folder.
         other: of the same settings.
-        until: compare the steps of RL up to this one, and no weights. Where the number of processes differs, a random number
-            will sooner or later fall between two tokens' shares of probability that differ in the last bits.
     """
     rows, others = metrics(one), metrics(other)
-    if until is not None:
-        rows, others = (
-            [row for row in all_ if row["stage"] == "rl" and row["step"] <= until] for all_ in (rows, others)
-        )
-        assert len(rows) == until
     assert [row["stage"] for row in rows] == [row["stage"] for row in others]
+    largest = 0.0
     for row, again in zip(rows, others, strict=True):
         assert row.keys() == again.keys()
         for key in row.keys() - ILL_CONDITIONED:
             if isinstance(row[key], float):
-                close = math.isclose(row[key], again[key], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-                assert close, f"{key} is {row[key]} and {again[key]} in {row}"
+                difference = abs(row[key] - again[key]) / max(1.0, abs(row[key]), abs(again[key]))
+                assert difference <= TOLERANCE, f"{key} is {row[key]} and {again[key]} in {row}"
+                largest = max(largest, difference)
             else:
                 assert row[key] == again[key], f"{key} in {row} and {again}"
-    if until is not None:
-        return
-    saved, again = (sorted(path.relative_to(run) for path in run.rglob("model.safetensors")) for run in (one, other))
+    saved, found = (sorted(path.relative_to(run) for path in run.rglob("model.safetensors")) for run in (one, other))
     assert {file.parts[0] for file in saved} == {"sft", "reward_model", "rl"}
-    assert saved == again
+    assert saved == found
     for file in saved:
-        weights, others = load_file(one / file), load_file(other / file)
+        weights, again = load_file(one / file), load_file(other / file)
         for name, tensor in weights.items():
-            assert (tensor - others[name]).abs().max() <= TOLERANCE, f"{file}: {name}"
+            difference = (tensor - again[name]).abs().max().item()
+            assert difference <= TOLERANCE, f"{file}: {name}"
+            largest = max(largest, difference)
+    return largest

@@ -26,9 +26,6 @@ CABLE = "eth0"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT, MEETING_PORT = 6379, 29500
 
-ALIKE = 10
-"""Steps in which one process and two are compared; later a token may differ (see ``assert_equal``)."""
-
 
 def refusal() -> str | None:
     """Why this machine cannot have virtual hosts; None if it can."""
@@ -171,7 +168,7 @@ def cut_off(host: Host, seconds: float) -> None:
 
 
 def measure(folder: Path, cuts: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """Every scenario, with its seconds; each must end equal to the undisturbed run of torchrun's two processes."""
+    """Every scenario, with its seconds; each must end equal to the one of one process."""
     base = prepare(folder)
     alone = copy(base, "alone")
     began = time.monotonic()
@@ -182,8 +179,8 @@ def measure(folder: Path, cuts: Sequence[float]) -> Iterator[dict[str, Any]]:
         began = time.monotonic()
         for process in on_torchrun(hosts, spread):
             finished(process)
-        assert_equal(alone, spread, until=ALIKE)
-        yield {"run": "torchrun, two hosts", "seconds": round(time.monotonic() - began)}
+        seconds = round(time.monotonic() - began)
+        yield {"run": "torchrun, two hosts", "seconds": seconds, "largest difference": assert_equal(alone, spread)}
         with ray_cluster(hosts, folder) as env:
             for cut in (0.0, *cuts):
                 called = copy(base, f"cut{cut:g}")
@@ -197,10 +194,10 @@ def measure(folder: Path, cuts: Sequence[float]) -> Iterator[dict[str, Any]]:
                     cut_off(hosts[1], cut)
                     events["back"] = round(time.monotonic() - began)
                 told = listener.told()
-                assert_equal(spread, called)
                 yield {
                     "run": f"Ray, two hosts, second cut off for {cut:g} s" if cut else "Ray, two hosts",
                     "seconds": round(time.monotonic() - began),
+                    "largest difference": assert_equal(alone, called),
                     "steps": sum(row["stage"] == "rl" for row in metrics(called)),
                     "told": told,
                 } | events

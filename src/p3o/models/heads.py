@@ -27,7 +27,9 @@ class Critic(nn.Module):
         super().__init__()
         self.body = body
         config: Any = plain_model(body).config
-        self.head = nn.Linear(config.get_text_config().hidden_size, 1, device=next(body.parameters()).device)
+        weight = next(body.parameters())
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.head = nn.Linear(config.get_text_config().hidden_size, 1, device=weight.device, dtype=dtype)
         self.start_at_zero()
 
     def start_at_zero(self) -> None:
@@ -51,7 +53,7 @@ class Critic(nn.Module):
         Args:
             path: folder or hub name. On an adapter the critic trains that adapter further, with its base frozen.
             device: where it computes.
-            dtype: of the body's weights; the head stays in float32.
+            dtype: of the body's weights; the head's is float32 at least.
             lora: train a fresh adapter instead of the whole body.
             seed: of the fresh adapter.
             trust_remote_code: whether Python code in the model's repository may run.

@@ -3,6 +3,9 @@
 Two different things go by the name of bfloat16 training. Frozen weights can be stored in it (LoRA's base). Weights that
 learn cannot: with 8 bits of mantissa an update smaller than 1/256 of a weight is rounded away, and at RL's learning rates
 nearly all are. They stay in float32 while the arithmetic of the forward pass runs in bfloat16 (autocast).
+
+float64 is for checks: two runs that should be equal, but add up in another order, can be told from two that differ. In
+float32 a sampled token differs sooner or later.
 """
 
 import functools
@@ -15,7 +18,7 @@ from torch import nn
 
 from p3o.errors import P3OError
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeName = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -25,17 +28,24 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     On CPUs, bfloat16 without the instructions for it is hundreds of times slower than float32; it must be asked for by name.
 
     Raises:
-        P3OError: if the name is none of auto, float32, bfloat16, float16, or the device cannot compute in it.
+        P3OError: if the name is none of auto, float32, float64, bfloat16, float16, or the device cannot compute in it.
     """
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = {
+        "float32": torch.float32,
+        "float64": torch.float64,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
     if name not in dtypes:
         raise P3OError(f"dtype: {name!r} is not one of auto, {', '.join(dtypes)}")
     dtype = dtypes[name]
     if dtype == torch.float16 and device.type == "cpu":
         raise P3OError("dtype: float16 is for GPUs; use float32 on the CPU")
+    if dtype == torch.float64 and device.type == "mps":
+        raise P3OError("dtype: float64 is not to be had on Apple's GPUs; use float32, or device: cpu")
     return dtype
 
 
@@ -65,7 +75,7 @@ def choose_precision(name: str, device: torch.device, *, trains_all_weights: boo
     compute = choose_dtype(name, device)
     if trains_all_weights and compute == torch.float16:
         raise P3OError("dtype: float16 overflows when all weights train; use bfloat16, float32 or LoRA")
-    return Precision(torch.float32 if trains_all_weights else compute, compute)
+    return Precision(torch.promote_types(compute, torch.float32) if trains_all_weights else compute, compute)
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:

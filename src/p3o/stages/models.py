@@ -53,7 +53,8 @@ class Models:
         if start is None:
             path = str(self.config.model)
             return self.sharded_policy(path) if self.is_sharding else self.policy(path)
-        model = self._prepared(start[0].to(self.device).eval(), trained=True)
+        weights = self.precision(trained=True).weights
+        model = self._prepared(start[0].to(self.device, weights).eval(), trained=True)
         if self.is_sharding:
             self.shard(model)
         return model
