@@ -31,7 +31,6 @@ LONG = ("--algorithm", "p3o_v2", "--steps", str(STEPS), *(part for one in _SETTI
 the rounding of one step grows a thousandfold in forty, and runs that are equal could not be told from others; in float32 a
 random number would sooner or later fall between two tokens' shares of probability that differ in their last bits."""
 
-
 _SIZES = ("embedded.demonstrations=400", "embedded.pairs=96", "embedded.prompts=60", "evaluation.prompts=16")
 _SMALL = (*_SIZES, "evaluation.best_of=[2]", "dtype=float64")
 SMALL = ("--config", "demo_quick", *(part for one in _SMALL for part in ("--set", one)))
