@@ -18,7 +18,7 @@ test-slow: $(VENV)/.installed-dev ## tests that kill processes, drive browsers o
 
 test-engines: test-ray ## the slow tests of engines that are packages of their own; each target installs what it needs
 
-RAY_TESTS := tests/scale/test_ray.py tests/scale/test_ray_elastic.py tests/scale/test_ray_settings.py tests/scale/test_recipes.py
+RAY_TESTS := tests/scale/test_ray.py tests/scale/test_ray_elastic.py tests/scale/test_ray_settings.py tests/scale/test_ray_stages.py tests/scale/test_recipes.py
 
 # One after the other: each test has a cluster with as many workers as this machine has cores, or more. Without Ray these tests
 # would be skipped, so it is imported first.
@@ -28,7 +28,7 @@ test-ray: $(VENV)/.installed-ray ## Ray Train: workers killed, drivers stopped, 
 
 test-ray-quick: $(VENV)/.installed-ray ## of these what no lost worker has to be waited for: two workers equal to one process
 	$(BIN)/python -c 'import ray.train.torch'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/scale/test_ray.py::test_two_workers_do_what_one_process_does tests/scale/test_ray_settings.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/scale/test_ray.py tests/scale/test_ray_settings.py -k "not test_ray.py or do_what_one_process_does"
 
 test-hosts: $(VENV)/.installed-ray ## Ray on two virtual hosts, one of them cut off and back; needs root
 	$(BIN)/python -c 'import ray.train.torch, sys; from tests.scale.two_hosts import refusal; sys.exit(refusal())'

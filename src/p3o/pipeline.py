@@ -3,8 +3,9 @@
 Each stage reads what the earlier ones left in the folder, so a run can be done in one go or stage by stage.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -34,6 +35,9 @@ def report(run: RunContext) -> None:
 
 Stage = Callable[[RunContext], None]
 
+Elsewhere = Callable[[RunContext, Sequence[str]], None]
+"""Has stages that follow each other done by other processes, and comes back when they are."""
+
 STAGES: dict[str, Stage] = {
     "sft": sft,
     "sample": sample,
@@ -54,7 +58,7 @@ def run(
     stages: Sequence[str] | None,
     progress: Progress,
     resume: bool = False,
-    elsewhere: Mapping[str, Stage] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> None:
     """Run these stages (all by default) in the folder.
 
@@ -67,7 +71,7 @@ def run(
         progress: shows how far they are.
         resume: go on where an earlier attempt stopped: stages that are done are passed over, and the one that was
             interrupted goes on from its last checkpoint.
-        elsewhere: stages that other processes do, and the functions that have them done.
+        elsewhere: has the stages that train done by other processes; None: they are done here.
 
     Raises:
         P3OError: for bad input, before the first stage begins.
@@ -83,10 +87,9 @@ def run(
         clear_leftovers(folder.path)
     together.barrier()
     context = RunContext(config, folder, progress, chosen, resume=resume)
-    elsewhere = elsewhere or {}
     # Whoever does a stage loads its models and writes its metrics.
-    context.check(load_models=not elsewhere)
-    tracks = together.first and not set(chosen) <= set(elsewhere)
+    context.check(load_models=elsewhere is None)
+    tracks = together.first and (elsewhere is None or not set(chosen) <= set(TRAINING_STAGES))
     trackers = config.tracking if tracks else ()
     require_trackers(trackers, online=config.tracking_online)
     together.barrier()  # nobody has found a mistake: what is to be replaced may go
@@ -99,15 +102,45 @@ def run(
     with open_trackers(
         trackers, folder=folder.path, online=config.tracking_online, settings=settings
     ) as folder.trackers:
-        for stage in chosen:
-            if together.from_first(resume and folder.done(stage)):
-                progress.print(f"{stage}: done already")
+        for part in _parts(config, chosen):
+            due = [stage for stage in part if not _is_done(context, stage)]
+            if elsewhere is not None and any(_trains(config, stage) for stage in due):
+                elsewhere(context, due)
                 continue
-            if stage in elsewhere:
-                elsewhere[stage](context)
-            elif stage in TRAINING_STAGES or together.size == 1:
-                STAGES[stage](context)
-            else:
-                together.wait_for_first(partial(STAGES[stage], context))
-            if stage != "report" and together.first:
-                write_model_cards(folder.path, settings)
+            for stage in due:
+                if stage in TRAINING_STAGES or together.size == 1:
+                    STAGES[stage](context)
+                else:
+                    together.wait_for_first(partial(STAGES[stage], context))
+                if stage != "report" and together.first:
+                    write_model_cards(folder.path, settings)
+
+
+def _parts(config: RunConfig, chosen: Sequence[str]) -> Iterator[list[str]]:
+    """The stages in their order, in parts that the same processes can do in one go.
+
+    What trains stays together; a stage that will be skipped keeps nothing apart.
+    """
+    for _, part in groupby(chosen, key=lambda stage: stage in TRAINING_STAGES or _is_skipped(config, stage)):
+        yield list(part)
+
+
+def _trains(config: RunConfig, stage: str) -> bool:
+    return stage in TRAINING_STAGES and not _is_skipped(config, stage)
+
+
+def _is_skipped(config: RunConfig, stage: str) -> bool:
+    """Whether the stage will find that it has nothing to do in this run."""
+    if stage == "sft":
+        return config.sft is None
+    if stage == "sample":
+        return not config.reward.is_trained if config.embedded is not None else config.sampling is None
+    return stage == "reward" and not config.reward.is_trained
+
+
+def _is_done(run: RunContext, stage: str) -> bool:
+    """Whether an earlier attempt has done it; then this is told."""
+    done = bool(world().from_first(run.resume and run.folder.done(stage)))
+    if done:
+        run.progress.print(f"{stage}: done already")
+    return done

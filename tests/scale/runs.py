@@ -1,4 +1,4 @@
-"""Runs of `p3o rl` on the embedded task, started as a user starts them, and the comparison of what came of two of them."""
+"""Runs of p3o on the embedded task, started as a user starts them, and the comparison of what came of two of them."""
 
 import json
 import os
@@ -31,6 +31,15 @@ LONG = ("--algorithm", "p3o_v2", "--steps", str(STEPS), *(part for one in _SETTI
 the rounding of one step grows a thousandfold in forty, and runs that are equal could not be told from others; in float32 a
 random number would sooner or later fall between two tokens' shares of probability that differ in their last bits."""
 
+_SIZES = ("embedded.demonstrations=400", "embedded.pairs=96", "embedded.prompts=60", "evaluation.prompts=16")
+_SMALL = (*_SIZES, "evaluation.best_of=[2]", "dtype=float64")
+SMALL = ("--config", "demo_quick", *(part for one in _SMALL for part in ("--set", one)))
+"""Options of a small run."""
+
+_FEW_STEPS = ("sft.steps=4", "sft.learning_rate=3e-5", "reward.train.steps=3", "reward.train.learning_rate=3e-5")
+WHOLE = (*SMALL, *(part for one in _FEW_STEPS for part in ("--set", one)))
+"""Options of a run from end to end, whose roundings stay as small as those of LONG."""
+
 
 def environment(**more: str) -> dict[str, str]:
     """Of a process of ours: this checkout's package, one thread, no hub."""
@@ -45,11 +54,8 @@ def p3o(*arguments: str) -> list[str]:
 
 def prepare(output: Path, name: str = "base") -> Path:
     """A run's folder with an SFT model and a reward model, from a few steps each: what RL begins from."""
-    small = ("embedded.demonstrations=400", "embedded.pairs=96", "embedded.prompts=60", "evaluation.prompts=16")
-    chosen = (*small, "sft.steps=30", "evaluation.best_of=[2]", "dtype=float64")
-    settings = [argument for setting in chosen for argument in ("--set", setting)]
     place = ("--output", str(output), "--name", name)
-    for stage in (("sft", "--config", "demo_quick", *settings), ("sample",), ("reward",)):
+    for stage in (("sft", *SMALL, "--set", "sft.steps=30"), ("sample",), ("reward",)):
         subprocess.run(p3o(*stage, *place), env=environment(), check=True, capture_output=True, timeout=240)
     return output / name
 
@@ -59,17 +65,27 @@ def copy(base: Path, name: str) -> Path:
     return Path(shutil.copytree(base, base.parent / name))
 
 
+def in_folder(folder: Path, command: str, *arguments: str) -> list[str]:
+    """This command in this folder."""
+    return p3o(command, "--output", str(folder.parent), "--name", folder.name, *arguments)
+
+
 def rl(folder: Path, *arguments: str) -> list[str]:
     """`p3o rl` in this folder."""
-    return p3o("rl", "--output", str(folder.parent), "--name", folder.name, *arguments)
+    return in_folder(folder, "rl", *arguments)
 
 
 def done(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, command: str = "rl"
 ) -> subprocess.CompletedProcess[str]:
-    """What came of `p3o rl` in this folder."""
+    """What came of `p3o rl`, or another command, in this folder."""
     return subprocess.run(
-        rl(folder, *arguments), env=env or environment(), cwd=cwd, capture_output=True, text=True, timeout=540
+        in_folder(folder, command, *arguments),
+        env=env or environment(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=540,
     )
 
 
@@ -169,9 +185,9 @@ def assert_equal(one: Path, other: Path) -> float:
                 largest = max(largest, difference)
             else:
                 assert row[key] == again[key], f"{key} in {row} and {again}"
-    saved = sorted(path.relative_to(one) for path in one.glob("rl/*/model.safetensors"))
-    assert saved
-    assert saved == sorted(path.relative_to(other) for path in other.glob("rl/*/model.safetensors"))
+    saved, found = (sorted(path.relative_to(run) for path in run.rglob("model.safetensors")) for run in (one, other))
+    assert {file.parts[0] for file in saved} == {"sft", "reward_model", "rl"}
+    assert saved == found
     for file in saved:
         weights, again = load_file(one / file), load_file(other / file)
         for name, tensor in weights.items():

@@ -1,4 +1,4 @@
-"""RL on workers of Ray: equal to one process, whatever is killed; it listens on the loopback, and leaves nothing behind."""
+"""Workers of Ray: equal to one process, whatever is killed; they listen on the loopback, and leave nothing behind."""
 
 import os
 import signal
@@ -19,7 +19,18 @@ from tests.scale.clusters import (
     started,
     workers,
 )
-from tests.scale.runs import LONG, STEPS, assert_equal, begun, copy, done, environment, metrics, wait_for_checkpoint
+from tests.scale.runs import (
+    LONG,
+    STEPS,
+    WHOLE,
+    assert_equal,
+    begun,
+    copy,
+    done,
+    environment,
+    metrics,
+    wait_for_checkpoint,
+)
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -75,16 +86,35 @@ def assert_on_loopback(mark: str) -> None:
     assert elsewhere == ["ray::RayTrainWorker"]
 
 
-@pytest.mark.parametrize("mode", ["data", "fsdp"])
-def test_two_workers_do_what_one_process_does(base: Path, short: Path, cluster: Cluster, mark: str, mode: str) -> None:
-    folder = copy(base, mode)
-    options = (*RUNS, *two_workers(cluster), "--set", f"parallel.mode={mode}")
+def test_two_workers_with_shards_do_what_one_process_does(base: Path, short: Path, cluster: Cluster, mark: str) -> None:
+    folder = copy(base, "fsdp")
+    options = (*RUNS, *two_workers(cluster), "--set", "parallel.mode=fsdp")
     result = done(folder, *options, env=cluster.env | {MARK: mark})
     assert result.returncode == 0, result.stderr
-    shared = {"data": "each with the whole models", "fsdp": "sharded"}[mode]
     [told] = [line for line in result.stderr.splitlines() if line.startswith("rl ppo: layout shared")]
-    assert told.endswith(f"; 2 processes, {shared}")
+    assert told.endswith("; 2 processes, sharded")
     assert_equal(short, folder)
+    assert not (folder / ".ray").exists()
+
+
+def test_two_workers_of_a_whole_run_do_what_one_process_does(tmp_path: Path, cluster: Cluster, mark: str) -> None:
+    """Two workers train the SFT model, two others the reward model and the policies; the cluster is connected to once."""
+    one, folder = tmp_path / "one", tmp_path / "two"
+    result = done(one, *WHOLE, *RUNS, command="run")
+    assert result.returncode == 0, result.stderr
+    result = done(folder, *WHOLE, *RUNS, *two_workers(cluster), env=cluster.env | {MARK: mark}, command="run")
+    assert result.returncode == 0, result.stderr
+    told = [line for line in result.stderr.splitlines() if "2 processes" in line or line.startswith("engine: conn")]
+    assert [line.partition(":")[0] for line in told] == [
+        "engine",
+        "sft",
+        "reward model",
+        "rl p3o_v2",
+        "rl online_dpo",
+        "rl ppo",
+    ]
+    assert all(line.endswith("2 processes, each with the whole models") for line in told[1:])
+    assert_equal(one, folder)
     assert not (folder / ".ray").exists()
 
 

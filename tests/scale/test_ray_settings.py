@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from p3o.cli import main
-from p3o.cli.engine import require_one_process, stages_elsewhere
+from p3o.cli.engine import on_workers, require_one_process
 from p3o.cli.settings import Asked, resolve
 from p3o.config import RunConfig
 from p3o.config_loading import load_config
@@ -51,18 +51,34 @@ def test_resources_of_a_worker_are_in_rays_words() -> None:
     assert engine.resources_per_worker == {"CPU": 4, "GPU": 0.5}
 
 
-def test_only_ray_takes_a_stage_away() -> None:
-    assert stages_elsewhere(settings(), resume=False) == {}
-    pytest.importorskip("ray")
-    assert set(stages_elsewhere(settings("engine={name: ray}"), resume=False)) == {"rl"}
+@pytest.mark.parametrize(
+    ("name", "stages", "elsewhere"),
+    [
+        ("local", None, False),
+        ("ray", None, True),
+        ("ray", ["sft"], True),
+        ("ray", ["reward"], True),
+        ("ray", ["rl"], True),
+        ("ray", ["sample"], False),
+        ("ray", ["evaluate"], False),
+    ],
+)
+def test_only_ray_takes_stages_away_and_only_those_that_train(
+    monkeypatch: pytest.MonkeyPatch, name: str, stages: list[str] | None, elsewhere: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda package: asked.append(package) or package)
+    with on_workers(settings(f"engine={{name: {name}}}"), stages, resume=False) as workers:
+        assert (workers is not None) == bool(asked) == elsewhere
 
 
+@pytest.mark.parametrize("command", ["run", "sft", "reward", "rl"])
 def test_without_ray_there_is_one_line_that_tells_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    assert main(["rl", "--config", "demo_quick", "--name", "x", "--engine", "ray", "--workers", "2"]) == 2
+    assert main([command, "--config", "demo_quick", "--name", "x", "--engine", "ray", "--workers", "2"]) == 2
     assert (
         capsys.readouterr().err == "error: engine ray: the package ray is not installed; run: pip install 'p3o[ray]'\n"
     )

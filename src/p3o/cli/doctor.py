@@ -21,7 +21,7 @@ USES = {
     "peft": "LoRA adapters",
     "bitsandbytes": "8-bit optimisers",
     "datasets": "parquet files and data sets of the hub",
-    "ray": "--engine ray: RL on workers of Ray Train",
+    "ray": "--engine ray: training on workers of Ray Train",
     "tensorboard": "tracking: [tensorboard]",
     "wandb": "tracking: [wandb]",
     "trackio": "tracking: [trackio]",

@@ -75,6 +75,9 @@ RAY_ADDRESS = SettingOption(
     "HOST:PORT of a Ray cluster, or auto; otherwise one is started here.",
     metavar="ADDRESS",
 )
+ENGINE_SETTINGS = (ENGINE, WORKERS, RAY_ADDRESS)
+"""Who starts the processes that train."""
+
 ALGORITHM_SETTINGS = (BETA, EPSILON)
 """Settings of an algorithm, which every run of the configuration gets."""
 
@@ -99,9 +102,9 @@ def _supervised(section: str, rows: str, rate: str) -> tuple[SettingOption, ...]
 
 
 STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
-    "sft": (MODEL, DEMONSTRATIONS, *_supervised("sft", "Demonstrations", "2e-05"), SEED, DEVICE),
+    "sft": (MODEL, DEMONSTRATIONS, *_supervised("sft", "Demonstrations", "2e-05"), SEED, DEVICE, *ENGINE_SETTINGS),
     "sample": (MODEL, PROMPTS, MAX_NEW_TOKENS, TEMPERATURE, SEED, DEVICE),
-    "reward": (MODEL, PREFERENCES, *_supervised("reward.train", "Pairs", "1e-05"), SEED, DEVICE),
+    "reward": (MODEL, PREFERENCES, *_supervised("reward.train", "Pairs", "1e-05"), SEED, DEVICE, *ENGINE_SETTINGS),
     "rl": (
         MODEL,
         PROMPTS,
@@ -123,9 +126,7 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         TEMPERATURE,
         SEED,
         DEVICE,
-        ENGINE,
-        WORKERS,
-        RAY_ADDRESS,
+        *ENGINE_SETTINGS,
     ),
     "evaluate": (
         MODEL,
@@ -159,9 +160,7 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         TEMPERATURE,
         SEED,
         DEVICE,
-        ENGINE,
-        WORKERS,
-        RAY_ADDRESS,
+        *ENGINE_SETTINGS,
     ),
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p3o.cli.app import RUNS, ConfigFile, JsonFile, Name, Output, Overrides, Overwrite, Resume, app
-from p3o.cli.engine import require_one_process, stages_elsewhere
+from p3o.cli.engine import on_workers, require_one_process
 from p3o.cli.options import STAGE_OPTIONS, Given, takes
 from p3o.cli.settings import Asked, Work, create_folder, going_on, open_folder, require_nothing_of_ours_inside, resolve
 from p3o.errors import P3OError
@@ -193,14 +193,14 @@ def _run_stages(
     from p3o.training.progress import Nowhere, Progress
 
     first = world().first
-    with folder:
+    with folder, on_workers(settings, stages, resume=resume) as elsewhere:
         pipeline.run(
             settings,
             folder=folder,
             stages=stages,
             progress=Progress() if first else Progress(Nowhere()),
             resume=resume,
-            elsewhere=stages_elsewhere(settings, resume=resume),
+            elsewhere=elsewhere,
         )
     if stages is None and first:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""Settings of the engine that starts the processes of the RL stage."""
+"""Settings of the engine that starts the processes that train."""
 
 from typing import Literal
 

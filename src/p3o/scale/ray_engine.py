@@ -56,7 +56,23 @@ class LostWorkersError(P3OError):
     """Workers failed more often than they may."""
 
 
+@contextmanager
+def connected(engine: EngineConfig, progress: Progress) -> Iterator[Any]:
+    """Inside, ``ray`` (which this gives) is connected to the engine's cluster; the user is told which, and when.
+
+    Raises:
+        P3OError: if there is no cluster.
+    """
+    progress.print(f"engine: Ray, {'on this machine' if engine.address is None else f'cluster at {engine.address}'}")
+    began = time.monotonic()
+    # Ray prints what it has to say of its nodes; standard output is the command's own.
+    with redirect_stdout(sys.stderr), cluster(engine) as ray:
+        progress.print(f"engine: connected after {time.monotonic() - began:.0f} s")
+        yield ray
+
+
 def run_on_ray(
+    ray: Any,
     work: Work,
     engine: EngineConfig,
     *,
@@ -68,6 +84,7 @@ def run_on_ray(
     """Do the work in as many workers as the engine says, and come back when it is done.
 
     Args:
+        ray: connected.
         work: of one worker.
         engine: how many, where, and what to do about failures.
         folder: for files of Ray's own, on storage that this host can write; removed at the end.
@@ -76,29 +93,25 @@ def run_on_ray(
         collective_seconds: time limit of a collective of torch.distributed.
 
     Raises:
-        P3OError: of a worker; or if there is no cluster, no room in it, or no end of failures.
+        P3OError: of a worker; or if the cluster has gone, has no room, or there is no end of failures.
         Stopped: after SIGINT or SIGTERM, when the workers have saved their state.
     """
-    progress.print(f"engine: Ray, {'on this machine' if engine.address is None else f'cluster at {engine.address}'}")
-    began = time.monotonic()
-    # Ray prints what it has to say of its nodes; standard output is the command's own.
-    with redirect_stdout(sys.stderr), cluster(engine) as ray:
-        resources = _resources(ray, engine, use_gpu)
-        # The driver's host has the actor: while it lives there is somebody to tell.
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        post = ray.remote(num_cpus=0, scheduling_strategy=here)(Post).remote()
-        progress.print(
-            f"engine: connected after {time.monotonic() - began:.0f} s; starting {_count(engine)} with "
-            f"{', '.join(f'{amount:g} {name}' for name, amount in resources.items())} each"
-        )
-        settings = {"work": work, "post": post, "folder": os.getcwd()}
-        try:
-            trainer = _trainer(engine, settings, resources, folder, post, collective_seconds)
-            _follow(ray, _Fit(trainer.fit), post, engine, progress)
-        finally:
-            remove(folder)
+    resources = _resources(ray, engine, use_gpu)
+    # The driver's host has the actor: while it lives there is somebody to tell.
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    post = ray.remote(num_cpus=0, scheduling_strategy=here)(Post).remote()
+    progress.print(
+        f"engine: starting {_count(engine)} with "
+        f"{', '.join(f'{amount:g} {name}' for name, amount in resources.items())} each"
+    )
+    settings = {"work": work, "post": post, "folder": os.getcwd()}
+    try:
+        trainer = _trainer(engine, settings, resources, folder, post, collective_seconds)
+        _follow(ray, _Fit(trainer.fit), post, engine, progress)
+    finally:
+        remove(folder)
 
 
 def _trainer(
