@@ -183,16 +183,18 @@ def limits_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Limits:
     return Limits(
         config.data.max_prompt_tokens,
         config.data.max_completion_tokens,
-        context_length(config.model, tokenizer),
+        context_length(config.model, tokenizer, trust_remote_code=config.trust_remote_code),
         config.rl.training.max_new_tokens if config.rl.runs else 0,
     )
 
 
-def context_length(model: str | None, tokenizer: PreTrainedTokenizerBase) -> int:
+def context_length(model: str | None, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> int:
     """How many tokens the model can read: the smaller of what its tokenizer and its configuration say."""
     limit = int(tokenizer.model_max_length)
     if model is not None:
-        positions = getattr(load_model_config(model), "max_position_embeddings", None)
+        positions = getattr(
+            load_model_config(model, trust_remote_code=trust_remote_code), "max_position_embeddings", None
+        )
         limit = min(limit, positions or limit)
     return limit
 
