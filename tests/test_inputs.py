@@ -159,6 +159,19 @@ def test_a_data_set_smaller_than_a_batch_is_told_at_start(run: Run, sources: dic
     assert told in str(caught.value)
 
 
+def test_a_single_held_out_prompt_is_told_at_start(run: Run) -> None:
+    with pytest.raises(P3OError, match=r"data\.heldout_prompts .*: one distinct prompt"):
+        run.read(heldout_prompts=[{"prompt": "Another?"}] * 5)
+
+
+def test_repeated_prompts_that_are_taken_once_are_counted(run: Run) -> None:
+    inputs = run.read(prompts=[*PROMPTS, *PROMPTS[:7]])
+    assert len(inputs.prompts) + len(inputs.heldout_prompts) == len(PROMPTS)
+    assert "data.prompts: 7 rows repeat the prompt of another" in run.told.text
+    inputs = run.read(prompts=[*PROMPTS, *PROMPTS[:7]], heldout_prompts=[{"prompt": "A?"}, {"prompt": "B?"}])
+    assert len(inputs.prompts) == 47, "nothing is left out where nothing is split off"
+
+
 def test_held_out_prompts_that_are_trained_on_are_told(run: Run) -> None:
     inputs = run.read(heldout_prompts=[*PROMPTS[:2], {"prompt": "Another?"}, {"prompt": "Another?"}])
     assert sorted(inputs.heldout_prompts) == ["Another?", "What is 0?", "What is 1?"]
