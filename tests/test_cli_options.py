@@ -170,6 +170,19 @@ def test_an_algorithm_of_the_file_keeps_its_settings_and_gets_those_that_are_giv
     assert [run.settings["beta"] for run in runs[1].rl.runs.values()] == [0.5, 0.5, 0.25], "--set has the last word"
 
 
+def test_an_option_holds_for_runs_that_say_otherwise_in_the_file(runs: list[Any]) -> None:
+    Path("c.yaml").write_text(
+        "{model: m, data: {prompts: p}, reward: {model: r}, rl: {training: {learning_rate: 1.0e-3}, runs: {"
+        "a: {algorithm: ppo, training: {learning_rate: 2.0e-3, steps: 7}}, b: {algorithm: p3o_v1}}}}"
+    )
+    assert main(["rl", "--config", "c.yaml", "--learning-rate", "4e-3", "--name", "x"]) == 0
+    found = [(runs[0].rl.training_of(name).learning_rate, runs[0].rl.training_of(name).steps) for name in ("a", "b")]
+    assert found == [(4e-3, 7), (4e-3, 100)]
+    pinned = ["--set", "rl.runs.a.training.learning_rate=3e-3"]
+    assert main(["rl", "--config", "c.yaml", "--learning-rate", "4e-3", *pinned, "--name", "y"]) == 0
+    assert runs[1].rl.training_of("a").learning_rate == 3e-3, "--set has the last word"
+
+
 def test_a_later_stage_goes_on_with_the_folder_s_settings(runs: list[Any]) -> None:
     assert main(["sft", "--model", "m", "--demonstrations", "d.jsonl", "--steps", "4", "--name", "a"]) == 0
     assert main(["rl", "--name", "a", "--set", "data.prompts=p.jsonl", "--reward-function", "r:f", "--steps", "9"]) == 0

@@ -17,6 +17,7 @@ from p3o.errors import P3OError, shorten
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.feedback.judge import JudgeConfig
 from p3o.feedback.remote import RewardServiceConfig
+from p3o.feedback.reward_model import Form
 from p3o.models.adapters import LoraSettings
 from p3o.models.precision import DtypeName
 from p3o.rollouts.config import RolloutConfig
@@ -83,10 +84,19 @@ class EmbeddedTaskConfig(Section):
     prompts: int = Field(4000, gt=0, description="Training prompts of RL.")
 
 
+def _check_form(form: Form, model: str | None) -> None:
+    if form != "text" and model is None:
+        raise ValueError(f"form: {form} says how a given reward model reads; name it as model, or leave form out")
+
+
 class RewardPart(Section):
     """One reward of a weighted sum; without a model, a function and a service it is the one that this run trains."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
+    form: Form = Field(
+        "text",
+        description="How a given model reads plain prompts: text, or pair (encoders: two segments with separators).",
+    )
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
     service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
     weight: int | float = Field(1.0, description="Weight in the sum; negative for a cost.")
@@ -97,6 +107,7 @@ class RewardPart(Section):
         given = [name for name in GIVEN_REWARDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give either {given[0]} or {given[1]}, not both")
+        _check_form(self.form, self.model)
         return self
 
     @property
@@ -109,6 +120,10 @@ class RewardConfig(Section):
     """Where the feedback comes from: a given reward, a sum of several, comparisons alone, or a reward model trained here."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
+    form: Form = Field(
+        "text",
+        description="How a given model reads plain prompts: text, or pair (encoders: two segments with separators).",
+    )
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
     service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
     parts: dict[str, RewardPart] = Field(
@@ -132,6 +147,7 @@ class RewardConfig(Section):
         given = [name for name in (*GIVEN_REWARDS, "parts", "comparison", "judge") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give either {given[0]} or {given[1]}, not both")
+        _check_form(self.form, self.model)
         return self
 
     @property

@@ -176,15 +176,15 @@ def _of_configuration(
     config = load_config(path, overrides, RunConfig)
     if config.model is None:
         raise P3OError(f"{path}: uses the embedded task, which has no data of yours to inspect")
-    tokenizer = _tokenizer(config.model)
+    tokenizer = _tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     limits = limits_of(config, tokenizer)
     return [(source, KINDS[name], limits) for name, source in config.data.sources().items()], tokenizer
 
 
-def _tokenizer(model: str) -> "PreTrainedTokenizerBase":
+def _tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     from p3o.models.language import load_tokenizer
 
-    return load_tokenizer(model)
+    return load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
 def _lines(found: "Inspection") -> list[str]:

@@ -255,7 +255,7 @@ def _wanted_sft(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
 
 
 def _algorithm(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
-    """The RL runs of this command: those of the named algorithm, or a new one; each with the settings that were given."""
+    """The RL runs of this command: those of the named algorithm, or a new one; each with what was given."""
     from p3o.config_loading import Override
 
     runs = {name: run.model_dump(mode="json") for name, run in settings.rl.runs.items()}
@@ -271,6 +271,13 @@ def _algorithm(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
                 place = f"--{option.flag} {value}"
                 yield Override(("rl", "runs", name, "algorithm"), run["algorithm"], place)
                 yield Override(("rl", "runs", name, "settings", option.flag), value, place)
+    for option in STAGE_OPTIONS[asked.command]:
+        section, _, key = option.key.rpartition(".")
+        if section == "rl.training" and option.flag in asked.given:
+            # What a run says for itself would win over what is shared, and the option would do nothing there.
+            for name in (name for name, run in runs.items() if key in run.get("training", {})):
+                value = asked.given[option.flag]
+                yield Override(("rl", "runs", name, "training", key), value, f"--{option.flag} {value}")
 
 
 def _begins_a_run(text: str) -> bool:
