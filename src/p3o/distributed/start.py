@@ -57,8 +57,8 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
                 "the firewall between the hosts"
             ) from error
     try:
-        groups = (dist.new_group(backend="gloo", timeout=time) for time in (limit, _PATIENCE))
-        found = World(dist.get_rank(), size, *groups, attempt=0 if met is None else met.attempt)
+        control, patient = (dist.new_group(backend="gloo", timeout=time) for time in (limit, _PATIENCE))
+        found = World(dist.get_rank(), size, control, patient, attempt=0 if met is None else met.attempt)
         with within(found):
             _check(found)
             yield found
