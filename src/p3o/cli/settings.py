@@ -1,6 +1,5 @@
 """From what was typed to the resolved settings of a command and the folder that it works in."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os.path import exists
@@ -62,12 +61,17 @@ class Work:
     is_there: bool
 
 
-def going_on(asked: Asked) -> Asked:
-    """The same; with ``resume`` where torchrun has started this process again after a failure and the run's folder is there,
-    unless what it holds is still to be replaced."""
-    from p3o.training.replacing import RESTARTS, still_to_replace
+def going_on(asked: Asked, attempt: int) -> Asked:
+    """The same; with ``resume`` where torchrun has started these processes again after a failure and the run's folder is there,
+    unless what it holds is still to be replaced.
 
-    if os.environ.get(RESTARTS, "0") == "0" or asked.resume:
+    Args:
+        asked: by the user.
+        attempt: more than 0 where they were started again, as all of them have agreed: hosts count differently.
+    """
+    from p3o.training.replacing import still_to_replace
+
+    if attempt == 0 or asked.resume:
         return asked
     name = asked.name
     if name is None and asked.config is not None:

@@ -117,12 +117,13 @@ def do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | Non
     """Resolve the settings and look ahead, or do it and record what came of it."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise P3OError(f"--json {json_file}: its folder is not there; make it first")
-    asked = going_on(asked)
     work = resolve(asked)
     if dry:
         _write_json(json_file, _look_ahead(work, asked))
         return
     with _in_its_world(work.settings) as together:
+        if (again := going_on(asked, together.attempt)) != asked:
+            asked, work = again, resolve(again)
         _train(work, asked, together, json_file=json_file, repository=repository, private=private)
 
 
@@ -154,11 +155,11 @@ def _train(
 
 
 def _in_its_world(settings: "RunConfig") -> "AbstractContextManager[World]":
-    from p3o.distributed import alone, started
+    from p3o.distributed import ParallelConfig, started
 
     if settings.engine.name != "local":
         require_one_process()
-        return alone()  # the engine's workers meet each other
+        return started(ParallelConfig(), use_gpu=False)  # the engine's workers meet each other
     return started(settings.parallel, use_gpu=settings.device not in ("cpu", "mps"))
 
 
