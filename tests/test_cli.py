@@ -115,12 +115,19 @@ def test_single_stages_go_on_in_the_folder(pipeline: StubPipeline, capsys: pytes
     assert cli.main(["rl", "--name", "a", "--overwrite"]) == 0
 
 
+def test_a_report_needs_a_run(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report"]) == 2
+    assert (
+        capsys.readouterr().err == "error: name a run: p3o report runs/NAME; several make one page that compares them\n"
+    )
+
+
 def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rl"]) == 2
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: give --name of a run that is there, or --config FILE or --model MODEL for a new one",
-        "error: runs/none: no run there (no run.json); check --name and --output",
+        "error: runs/none: no run there (no run.json); check --name and --output, or begin one with --model or --config",
     ]
 
 

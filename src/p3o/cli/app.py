@@ -1,7 +1,8 @@
 """The application that commands register with, and the options that several of them share."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -25,6 +26,8 @@ Resume = Annotated[
     typer.Option("--resume", help="Go on where an earlier attempt under this name stopped, from its last checkpoint."),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 RUNS = Path("runs")
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its name.")]
 
@@ -95,7 +98,7 @@ class _Grouped(Group):
 class Commands(typer.Typer):
     """A set of commands whose help shows flags without a type."""
 
-    def command(self, *arguments: Any, **settings: Any) -> Any:
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[_Function], _Function]:
         """As in Typer; the class of the command is ours."""
         return super().command(*arguments, **{"cls": Command, **settings})
 
