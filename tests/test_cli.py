@@ -73,6 +73,14 @@ def test_run_makes_the_folder_and_calls_the_pipeline(
     assert again[1].path == Path("elsewhere/a")
 
 
+def test_the_last_line_says_what_to_look_at(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rl", "--config", "config.yaml", "--name", "a"]) == 0
+    assert capsys.readouterr().out == "written to runs/a; p3o report runs/a draws it\n"
+    Path("runs/a/report.html").write_text("")
+    assert cli.main(["report", "--name", "a"]) == 0
+    assert capsys.readouterr().out == "written to runs/a; open runs/a/report.html\n"
+
+
 def test_a_run_is_overwritten_only_on_request(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", "--config", "config.yaml", "--name", "a"]
     assert cli.main(arguments) == 0

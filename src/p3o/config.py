@@ -229,9 +229,9 @@ class RunOverrides(Section):
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; known: {', '.join(ALGORITHMS)}")
         config = ALGORITHMS[self.algorithm].config
-        if unknown := [name for name in self.settings if name not in config.model_fields]:
+        if strange := [name for name in self.settings if name not in config.model_fields]:
             raise ValidationError.from_exception_data(
-                self.algorithm, [self._unknown_setting(name, config.model_fields) for name in unknown]
+                self.algorithm, [self._unknown_setting(name, config.model_fields) for name in strange]
             )
         config(**self.settings)
         unknown = set(self.training) - set(OnlineConfig.model_fields)
