@@ -134,7 +134,7 @@ def test_a_stage_asks_only_for_its_own_inputs(runs: list[Any], command: str) -> 
         ("rl --model m --algorithm p4o", "error: --algorithm p4o: 'rl.runs': unknown algorithm 'p4o'; known: p3o_v1"),
         (
             "rl --model m --algorithm ppg --epsilon 1",
-            "error: --epsilon 1.0: unknown key 'rl.runs.ppg.settings.epsilon'",
+            "error: --epsilon 1.0: 'rl.runs.ppg.settings.epsilon': ppg has no such setting; known: beta",
         ),
         ("rl --model m --steps 0", "error: --steps 0: 'rl.training.steps' should be greater than 0; given 0"),
         ("rl --model m --steps few", "error: Invalid value for '--steps'"),

@@ -4,16 +4,17 @@ Each stage's settings stand beside the stage; this module puts them together.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from p3o.algorithms import ALGORITHMS
 from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
 from p3o.distributed.settings import ParallelConfig
-from p3o.errors import P3OError, shorten
+from p3o.errors import P3OError, did_you_mean, shorten
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.feedback.judge import JudgeConfig
 from p3o.feedback.remote import RewardServiceConfig
@@ -228,12 +229,27 @@ class RunOverrides(Section):
         default_factory=dict, description="Training settings that differ from rl.training."
     )
 
+    def _unknown_setting(self, name: str, known: Collection[str]) -> InitErrorDetails:
+        """Pydantic's own word for it does not say which settings there are."""
+        advice = did_you_mean(name, known) or f"known: {', '.join(known)}"
+        told = PydanticCustomError(
+            "unknown_setting",
+            "{algorithm} has no such setting; {advice}",
+            {"algorithm": self.algorithm, "advice": advice},
+        )
+        return InitErrorDetails(type=told, loc=("settings", name), input=self.settings[name])
+
     @model_validator(mode="after")
     def known(self) -> "RunOverrides":
         """The algorithm exists and takes these settings."""
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; known: {', '.join(ALGORITHMS)}")
-        ALGORITHMS[self.algorithm].config(**self.settings)
+        config = ALGORITHMS[self.algorithm].config
+        if strange := [name for name in self.settings if name not in config.model_fields]:
+            raise ValidationError.from_exception_data(
+                self.algorithm, [self._unknown_setting(name, config.model_fields) for name in strange]
+            )
+        config(**self.settings)
         unknown = set(self.training) - set(OnlineConfig.model_fields)
         if unknown:
             raise ValueError(

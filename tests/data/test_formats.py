@@ -63,7 +63,10 @@ GOOD = '{"prompt": "p", "completion": "c"}'
         ("3", "is a number"),
         ("{}", "no column 'prompt': it is empty; add 'prompt'"),
         ('{"promt": "p", "completion": "c"}', "no column 'prompt', only 'promt', 'completion'; did you mean 'promt'?"),
-        ('{"prompt": "p", "answer": "c"}', "no column 'completion', only 'prompt', 'answer'; add 'completion'"),
+        (
+            '{"prompt": "p", "answer": "c"}',
+            "add 'completion', or name the column that stands for it: columns: {completion: …}",
+        ),
         ('{"prompt": null, "completion": "c"}', "'prompt' is null; it must be a text or a list of messages"),
         ('{"prompt": 3, "completion": "c"}', "'prompt' is a number"),
         ('{"prompt": {"role": "user"}, "completion": "c"}', "'prompt' is an object"),

@@ -100,6 +100,8 @@ def resolve(asked: Asked) -> Work:
                 "give --config FILE, or --model MODEL and the files of the data, or --resume with the --name of a run that "
                 "was stopped"
             )
+        if asked.name is None and asked.command == "report":
+            raise P3OError("name a run: p3o report runs/NAME; several make one page that compares them")
         if asked.name is None:
             raise P3OError("give --name of a run that is there, or --config FILE or --model MODEL for a new one")
         from p3o.training.tracking import CONFIG_FILE, RunFolder

@@ -105,7 +105,7 @@ def demo(
         folder = open_together(lambda: create_folder(settings, called, output, overwrite=False))
         _run_stages(folder, settings, None)
         if together.first:
-            typer.echo(f"written to {folder.path}")
+            _tell_where("demo", folder.path)
 
 
 for _stage, _summary in STAGES.items():
@@ -151,7 +151,18 @@ def _train(
         _write_json(json_file, final_figures(folder.path))
     for made, target in targets.items():
         typer.echo(f"published {target.push(folder.path / made, message=f'{made} of {work.name}, trained with p3o')}")
-    typer.echo(f"written to {folder.path}")
+    _tell_where(asked.command, folder.path)
+
+
+def _tell_where(command: str, folder: Path) -> None:
+    """Where everything is, and what to look at."""
+    page = folder / "report.html"
+    if command in ("run", "demo", "report") and page.is_file():
+        typer.echo(f"written to {folder}; open {page}")
+    elif command in ("rl", "evaluate"):
+        typer.echo(f"written to {folder}; p3o report {folder} draws it")
+    else:
+        typer.echo(f"written to {folder}")
 
 
 def _in_its_world(settings: "RunConfig") -> "AbstractContextManager[World]":

@@ -219,7 +219,8 @@ class _Columns:
 
     def _column(self, name: str) -> Any:
         if name not in self.columns:
-            _fail_missing(f"no column '{name}'", name, self.columns)
+            otherwise = f", or name the column that stands for it: columns: {{{name}: …}}"
+            _fail_missing(f"no column '{name}'", name, self.columns, otherwise)
         return self.columns[name]
 
 
@@ -279,9 +280,9 @@ def _fail(reason: str, problem: str) -> NoReturn:
     raise BadRowError(reason, problem)
 
 
-def _fail_missing(problem: str, wanted: str, present: Mapping[str, Any]) -> NoReturn:
+def _fail_missing(problem: str, wanted: str, present: Mapping[str, Any], otherwise: str = "") -> NoReturn:
     if not present:
         _fail("missing column", f"{problem}: it is empty; add '{wanted}'")
-    advice = did_you_mean(wanted, present) or f"add '{wanted}'"
+    advice = did_you_mean(wanted, present) or f"add '{wanted}'{otherwise}"
     names = ", ".join(shorten(name) for name in list(present)[:6])
     _fail("missing column", f"{problem}, only {names}; {advice}")
