@@ -1,4 +1,4 @@
-"""The memory that `--dry-run` counts for several processes: by hand, and against tensors that two ranks hold in a step of PPO."""
+"""The memory that `--dry-run` counts for several processes: by hand, and against tensors of two ranks in a step of PPO."""
 
 from pathlib import Path
 
