@@ -119,7 +119,7 @@ def do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | Non
         raise P3OError(f"--json {json_file}: its folder is not there; make it first")
     work = resolve(asked)
     if dry:
-        _write_json(json_file, _look_ahead(work, asked))
+        _look_ahead(work, asked, json_file)
         return
     with _in_its_world(work.settings) as together:
         if (again := going_on(asked, together.attempt)) != asked:
@@ -174,16 +174,19 @@ def _in_its_world(settings: "RunConfig") -> "AbstractContextManager[World]":
     return started(settings.parallel, use_gpu=settings.device not in ("cpu", "mps"))
 
 
-def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
+def _look_ahead(work: Work, asked: Asked, json_file: Path | None) -> None:
+    """Tell what would be done; of several processes that torchrun started, the first one tells."""
     from rich.console import Console
 
     from p3o.cli.keys import changed_settings
     from p3o.cli.outlook import print_outlook
+    from p3o.distributed.start import announced
     from p3o.stages.context import RunContext
     from p3o.stages.dry_run import dry_run
-    from p3o.training.progress import Progress
+    from p3o.training.progress import Nowhere, Progress
     from p3o.training.tracking import RunFolder
 
+    rank, _ = announced()
     path = work.output / work.name
     record = RunFolder.open(work.output, work.name).record if work.is_there else {"seconds": {}}
     if path.exists() and not work.is_there and not asked.overwrite:
@@ -192,9 +195,11 @@ def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
         if not work.is_there:
             require_nothing_of_ours_inside(work, asked)
         record["seconds"] = {}  # what would be done again is not done
-    outlook = dry_run(RunContext(work.settings, RunFolder(path, record), Progress(), asked.stages))
-    print_outlook(outlook, Console(), changed=changed_settings(work.settings))
-    return outlook.figures()
+    progress = Progress() if rank == 0 else Progress(Nowhere())
+    outlook = dry_run(RunContext(work.settings, RunFolder(path, record), progress, asked.stages))
+    if rank == 0:
+        print_outlook(outlook, Console(), changed=changed_settings(work.settings))
+        _write_json(json_file, outlook.figures())
 
 
 def _run_stages(

@@ -15,7 +15,7 @@ from p3o.distributed.settings import ParallelConfig
 from p3o.distributed.world import World, within
 from p3o.errors import P3OError
 
-SIZE, LOCAL_RANK, RESTARTS = "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
+SIZE, RANK, LOCAL_RANK, RESTARTS = "WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
 _PATIENCE = timedelta(days=30)
 
 
@@ -65,6 +65,15 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
     finally:
         if not known:
             dist.destroy_process_group()
+
+
+def announced() -> tuple[int, int]:
+    """This process's rank and how many there are, as the environment says; nobody is met.
+
+    Raises:
+        P3OError: if it says what is no number.
+    """
+    return _number(RANK, 0), _number(SIZE, 1)
 
 
 def _meet(backend: str, limit: timedelta) -> Meeting:
