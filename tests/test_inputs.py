@@ -206,19 +206,24 @@ def test_conversations_need_a_template(run: Run) -> None:
 
 
 def test_demonstrations_are_held_out_by_their_prompt(run: Run) -> None:
-    """Four answers to each of 15 prompts in turn: three rows are wanted, so the four of the first prompt are held out."""
+    """Four answers to each of 15 prompts in turn: three rows are wanted, so the four of one prompt are held out."""
     rows = [{"prompt": f"q{i}", "completion": f" {i * k}"} for i in range(15) for k in range(1, 5)]
     inputs = run.read(demonstrations=rows)
-    assert {prompt for prompt, _ in inputs.heldout_demonstrations} == {"q0"}
+    [held] = {prompt for prompt, _ in inputs.heldout_demonstrations}
     assert (len(inputs.heldout_demonstrations), len(inputs.demonstrations)) == (4, 56)
-    assert "q0" not in {prompt for prompt, _ in inputs.demonstrations}
+    assert held not in {prompt for prompt, _ in inputs.demonstrations}
     assert run.told.text == ""
 
 
-def test_different_prompts_are_held_out_from_the_first_row_on(run: Run) -> None:
-    inputs = run.read(demonstrations=[{"prompt": f"q{i}", "completion": f" {i}"} for i in range(60)])
-    assert inputs.heldout_demonstrations == [(f"q{i}", f" {i}") for i in range(3)]
-    assert inputs.demonstrations == [(f"q{i}", f" {i}") for i in range(3, 60)]
+def test_demonstrations_are_held_out_of_all_parts_of_a_data_set(run: Run) -> None:
+    """Parts stand one after another; the first rows alone would be a test of the first part."""
+    rows = [{"prompt": f"{part}{i}", "completion": f" {i}"} for part in "abcd" for i in range(100)]
+    inputs = run.read(demonstrations=rows)
+    held = [prompt for prompt, _ in inputs.heldout_demonstrations]
+    assert len(held) == 20
+    assert {prompt[0] for prompt in held} == set("abcd")
+    assert [prompt for prompt, _ in inputs.demonstrations] == [r["prompt"] for r in rows if r["prompt"] not in held]
+    assert run.read(demonstrations=rows).heldout_demonstrations == inputs.heldout_demonstrations
 
 
 def test_demonstrations_of_one_prompt_are_all_trained_on_and_that_is_told(run: Run) -> None:

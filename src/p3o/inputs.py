@@ -14,7 +14,7 @@ from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer
 from p3o.data.formats import Kind, Message
-from p3o.data.holding_out import held_out_prompts
+from p3o.data.holding_out import held_out_prompts, lot_of
 from p3o.data.reading import Lengths, Limits, PlacedExample, TextRow, drop_too_long, read_examples, render_rows
 from p3o.data.rows import RowReport
 from p3o.errors import P3OError
@@ -125,7 +125,11 @@ def _assemble(
                 f"held-out prompts: {seen} of {len(heldout)} are also in data.{name}; what trains on those has seen them"
             )
     wanted = min(256, len(demonstrations) // 20)
-    held = held_out_prompts([prompt for prompt, _ in demonstrations], wanted)
+    # By a hash, as pairs are: the first ones of a data set of several parts would all be of one part.
+    queue = sorted(
+        {prompt for prompt, _ in demonstrations}, key=lambda prompt: (lot_of(prompt, seed=config.seed), prompt)
+    )
+    held = held_out_prompts([prompt for prompt, _ in demonstrations], wanted, order=queue)
     if wanted and not held:
         progress.print("data.demonstrations: none is held out for the loss, as every prompt has too many of them")
     conversations: dict[str, tuple[Message, ...]] = {}

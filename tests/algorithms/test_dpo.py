@@ -64,3 +64,12 @@ def test_a_tie_adds_nothing() -> None:
     assert output.loss.item() == pytest.approx(-sum(math.log(sigmoid(m)) for m in margins) / 3)
     everything_tied = dpo_loss(policy, reference, torch.zeros(1, 3, 3, dtype=torch.float64), beta=BETA)
     assert everything_tied.loss.item() == 0.0
+
+
+def test_the_accuracy_of_a_policy_that_has_not_moved_is_one_half() -> None:
+    """At the first update every margin is 0; a pair that the reward does not tell apart is no mistake either."""
+    policy, _, rewards = draw(4, 3)
+    unmoved = dpo_loss(policy, policy, reward_gaps(rewards), beta=BETA)
+    assert unmoved.metrics["implicit_reward_accuracy"].item() == 0.5
+    tied = dpo_loss(policy, torch.zeros_like(policy), reward_gaps(torch.zeros_like(rewards)), beta=BETA)
+    assert tied.metrics["implicit_reward_accuracy"].item() == 0.5

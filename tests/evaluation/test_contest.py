@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from p3o.data.formats import Message
 from p3o.evaluation.contest import read_file_contest, read_run_contest
 from p3o.evaluation.judging import judge_contest
 from p3o.feedback.judge import Verdict
+from p3o.stages.evaluate import question
 
 PROMPTS = [f"Question {i}?" for i in range(40)]
 
@@ -99,6 +101,18 @@ def test_responses_to_repeated_prompts_are_no_news_at_equal_length_either(tmp_pa
         results = [judged.result, judged.length_controlled, *(b.result for b in judged.by_length)]
         told.append([limit for result in results for limit in (result.low, result.high)])
     assert told[1] == pytest.approx(told[0], abs=0.03)
+
+
+def test_a_judge_is_shown_the_messages_of_a_conversation_and_not_their_rendering(tmp_path: Path) -> None:
+    talk = {"<|im_start|>user\nHi<|im_end|>\n": (Message("system", "Be brief."), Message("user", "Hi"))}
+    (rendered,) = talk
+    entries = [
+        {"policy": policy, "prompt_index": index, "prompt": prompt, "response": policy} | question(prompt, talk)
+        for policy in ("sft", "ppo")
+        for index, prompt in enumerate([rendered, "A text."])
+    ]
+    contest = read_run_contest(write(tmp_path / "responses.jsonl", entries))
+    assert list(contest.prompts.values()) == ["System: Be brief.\n\nUser: Hi", "A text."]
 
 
 def test_of_the_first_prompts_only_those_that_one_has_not_answered_are_counted(tmp_path: Path) -> None:

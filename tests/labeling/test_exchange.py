@@ -359,3 +359,10 @@ def test_links_are_made_for_all_or_for_none(store: Store, wrong: str) -> None:
         links_for(store, ["ada", wrong])
     assert [found.name for found in store.annotators()] == ["judge"]
     assert all(link.token for link in links_for(store, ["ada"]))
+
+
+def test_a_bad_row_is_told_with_its_line_whatever_blank_lines_stand_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('\n\n{"prompt": "p", "chosen": "a"}\n')
+    with pytest.raises(P3OError, match=r"labels\.jsonl:3: no column 'rejected'"):
+        read_labels(path)

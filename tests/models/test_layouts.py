@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.models.conftest import FAMILIES, OTHERS, PAD, SCALED, VOCABULARY, build, exact
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedModel
 
 from p3o.errors import P3OError
 from p3o.models.adapters import LoraSettings, add_adapter
@@ -195,6 +195,41 @@ def wrong_by_measurement(model: PreTrainedModel) -> str:
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3", "mpt"])
 def test_the_probe_measures_and_does_not_look_up(family: str) -> None:
     assert "nats off" in wrong_by_measurement(build(OTHERS[family](), torch.float32))
+
+
+class Unplaced(GPT2LMHeadModel):
+    """Learned positions, counted from the left edge whatever is padding: it takes no position ids."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> Any:
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+        )
+
+
+def test_a_model_that_misreads_padding_on_the_left_is_no_licence_to_misread_shared_rows() -> None:
+    """What padding does to it is no rounding, and must not widen the tolerance."""
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": VOCABULARY, "n_positions": 64}
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    model = Unplaced(GPT2Config(**sizes, **ids, initializer_range=0.2)).eval()
+    verdict = choose_layout(model)
+    assert verdict.layout.name == "padded"
+    assert verdict.misreads > 0.1
+    assert "beware: padding, as there is in sampling, changes what it reads" in str(verdict)
+    groups = some_groups(2)
+    found = verdict.layout.logprobs(model, groups, temperature=TEMPERATURE, time=TIME, fill=PAD)
+    mask = collate_groups(groups, PAD, time=TIME)[1].mask
+    torch.testing.assert_close(found[mask], alone(model, groups)[mask], rtol=0, atol=1e-4)
 
 
 def test_a_window_longer_than_everything_does_not_matter() -> None:

@@ -26,7 +26,7 @@ def dpo_loss(
     """− log σ( β [ log π_θ(y_w)/π_ref(y_w) − log π_θ(y_l)/π_ref(y_l) ] ), y_w the response with the higher reward.
 
     arXiv:2305.18290, Eq. 7. Log-probs are sums over the response. Mean over all pairs of a group; pairs with a gap of 0 have no
-    winner and add 0.
+    winner and add 0. Metric: ``implicit_reward_accuracy``, the share of pairs that the margin ranks as the reward does, ties ½.
 
     Raises:
         ValueError: if the groups have fewer than two responses.
@@ -35,7 +35,8 @@ def dpo_loss(
     margin = beta * (log_ratio.unsqueeze(-1) - log_ratio.unsqueeze(-2))
     winner = torch.sign(reward_gaps).to(margin.dtype)
     loss = mean_over_pairs(-logsigmoid(winner * margin) * winner.abs())
-    agreement = ((winner * margin).detach() > 0).to(margin.dtype)
+    # A margin of 0, as on the first update, and a reward that ties count one half: neither is a mistake.
+    agreement = 0.5 * (1.0 + torch.sign((winner * margin).detach()))
     return LossOutput(
         loss=loss,
         metrics={"implicit_reward_accuracy": mean_over_pairs(agreement)},

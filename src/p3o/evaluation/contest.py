@@ -70,7 +70,10 @@ def read_run_contest(path: Path, *, decoding: str = "sample") -> Contest:
             raise P3OError(f"{place}: 'prompt_index' must be a whole number; was this file written by p3o evaluate?")
         if row.get("decoding", "sample") != decoding:
             continue
-        if prompts.setdefault(number, row["prompt"]) != row["prompt"]:
+        # A conversation has its messages there in plain words; its prompt is full of a chat template's marks.
+        asked = row.get("question")
+        prompt = asked if isinstance(asked, str) else row["prompt"]
+        if prompts.setdefault(number, prompt) != prompt:
             raise P3OError(f"{place}: prompt {number} has another text than before; the file mixes two sets of prompts")
         answered = answers.setdefault(row["policy"], {})
         if number in answered:

@@ -1,7 +1,8 @@
 """From the text that a policy reads back to the messages it was rendered from.
 
 A reward function is given texts. A reward model with a chat template of its own was trained on conversations rendered by that
-template, so it must not read the policy's rendering. The loop stays as it is: the messages are kept beside it, by text.
+template, so it must not read the policy's rendering; nor should a judge, to whom its marks are noise, or the end of the
+question where they are special tokens of its own. The loop stays as it is: the messages are kept beside it, by text.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,14 @@ from p3o.errors import P3OError
 
 Conversations = Mapping[str, tuple[Message, ...]]
 """The messages behind each rendered prompt; prompts that were plain texts are not in it."""
+
+
+def in_plain_words(prompt: str, conversations: Conversations) -> str:
+    """A prompt for readers: each message of a conversation after the name of its role; any other prompt as it is."""
+    messages = conversations.get(prompt)
+    if messages is None:
+        return prompt
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
 
 
 def render_conversation(messages: tuple[Message, ...], answer: str, tokenizer: ChatTokenizer) -> str:

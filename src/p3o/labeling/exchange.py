@@ -186,36 +186,37 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         P3OError: if it cannot be read, or a row is no object.
     """
-    values: list[Any]
+    values: list[tuple[int, Any]]
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
 
         try:
             with open_for_reading(path) as file:
-                values = parquet.read_table(file).to_pylist()
+                values = list(enumerate(parquet.read_table(file).to_pylist(), start=1))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise P3OError(f"{path}: is no parquet file; {first_line(error)}") from error
     else:
         with open_for_reading(path) as file:
             values = _parse_json(path, file.read())
-    for number, value in enumerate(values, start=1):
+    for number, value in values:
         if not isinstance(value, dict):
             raise P3OError(f"{path}:{number}: not a JSON object; remove it")
-    return [(f"{path}:{number}", value) for number, value in enumerate(values, start=1)]
+    return [(f"{path}:{number}", value) for number, value in values]
 
 
-def _parse_json(path: Path, content: bytes) -> list[Any]:
+def _parse_json(path: Path, content: bytes) -> list[tuple[int, Any]]:
+    """Each value with its line, or of a list with its place."""
     try:
         if content.lstrip().startswith(b"["):
-            return list(json.loads(content))
+            return list(enumerate(json.loads(content), start=1))
     except (ValueError, RecursionError) as error:
         raise P3OError(f"{path}: not a JSON list; {first_line(error)}") from error
     values = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             try:
-                values.append(json.loads(line))
+                values.append((number, json.loads(line)))
             except (ValueError, RecursionError) as error:
                 raise P3OError(f"{path}:{number}: not a whole JSON object; write one a line") from error
     return values

@@ -35,6 +35,10 @@ class LayoutNeeds(TypedDict):
 SLACK = 16.0
 """A layout may differ from the plain path by so many times what padding does."""
 
+COARSE = 8192.0
+"""Where padding changes a number by more than so many units in the last place of the largest one, the model does not round
+otherwise, it reads otherwise: what it then says is no measure of what may differ."""
+
 PROBE_TEMPERATURE = 0.7
 
 
@@ -46,15 +50,18 @@ class Verdict:
         layout: to be used for every number of the run that is of its kind: log-probs, values, scores.
         rejected: the layouts that were tried before it, with the reason.
         chunked: whether logits over the byte budget may be computed in chunks.
+        misreads: by how much padding changes the numbers, where that is no rounding; 0 where it is.
     """
 
     layout: Layout
     rejected: dict[LayoutName, str]
     chunked: bool = False
+    misreads: float = 0.0
 
     def __str__(self) -> str:
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
-        return f"layout {self.layout.name}{reasons}"
+        beware = f"; beware: padding, as there is in sampling, changes what it reads ({self.misreads:.2g} off)"
+        return f"layout {self.layout.name}{reasons}{beware if self.misreads else ''}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,9 @@ def first_right(
     window = sliding_window(subject.model)
     groups = random_groups(subject.model, min(responses, 3), window, ending)
     plain = measured(subject.model, groups, lambda: torch.cat([subject.plain([one]) for one in singles(groups)]))
-    tolerance = allowance(plain, measured(subject.model, groups, lambda: subject.plain(groups)))
+    padded = measured(subject.model, groups, lambda: subject.plain(groups))
+    misreads = misreading(plain, padded, computes_in(subject.model))
+    tolerance = allowance(plain, plain if misreads else padded)
     rejected: dict[LayoutName, str] = {}
     for name in wanted:
         layout = LAYOUTS[name](budget=None)
@@ -158,7 +167,7 @@ def first_right(
         if reason is None:
             chunks = replace(layout, budget=1)
             chunked = subject.has_logits and objection(subject, chunks, groups, plain, tolerance) is None
-            return Verdict(replace(layout, budget=budget if chunked else None), rejected, chunked)
+            return Verdict(replace(layout, budget=budget if chunked else None), rejected, chunked, misreads)
         rejected[name] = reason
     return rejected
 
@@ -193,6 +202,20 @@ def objection(
         if not difference <= tolerance[1]:
             return f"gradients are off by {difference:.2g} of their norm"
     return None
+
+
+def misreading(alone: Measurement, padded: Measurement, dtype: torch.dtype) -> float:
+    """By how much padding changes the numbers, if that is more than rounding in this dtype can do; else 0."""
+    noise = float((alone.numbers - padded.numbers.view_as(alone.numbers)).abs().max())
+    largest = float(alone.numbers.abs().max())
+    share = max(COARSE * torch.finfo(torch.float32).eps, 8 * torch.finfo(dtype).eps)
+    return noise if math.isfinite(noise) and noise > share * largest else 0.0
+
+
+def computes_in(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's arithmetic."""
+    dtype: torch.dtype | None = getattr(model, "autocast_dtype", None)
+    return next(model.parameters()).dtype if dtype is None else dtype
 
 
 def allowance(alone: Measurement, padded: Measurement) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from torch import nn
 from p3o.errors import shorten
 from p3o.evaluation.policy import Evaluator, PolicyEvaluation
 from p3o.evaluation.winrate import head_to_head
+from p3o.feedback.conversations import Conversations, in_plain_words
 from p3o.files import write_json, write_jsonl
 from p3o.stages.context import RESPONSES_FILE, SFT_POLICY, RunContext
 
@@ -25,7 +26,7 @@ def evaluate(run: RunContext) -> None:
         for index, record in enumerate(evaluation.rows()):
             prompt = run.inputs.heldout_prompts[index]
             identity = {"policy": policy, "decoding": decoding, "prompt_index": index, "prompt": prompt}
-            records.append(identity | record)
+            records.append(identity | question(prompt, run.inputs.conversations) | record)
         if policy == SFT_POLICY:
             row = {"stage": "evaluate", "policy": policy, "algorithm": None, "beta": None, "step": 0}
             run.folder.metrics(row | {"decoding": decoding} | evaluation.summary())
@@ -50,6 +51,11 @@ def evaluate(run: RunContext) -> None:
             keep(name, "sample", judge.sampled(run.models.fixed(path)))
         write_jsonl(run.folder.path / RESPONSES_FILE, records)
         write_json(run.folder.path / "head_to_head.json", compare(final))
+
+
+def question(prompt: str, conversations: Conversations) -> dict[str, str]:
+    """The prompt of a conversation as readers and judges are shown it; nothing for prompts that are texts."""
+    return {"question": in_plain_words(prompt, conversations)} if prompt in conversations else {}
 
 
 def evaluator(run: RunContext, reference: nn.Module) -> Evaluator:

@@ -56,7 +56,8 @@ class Feedback:
     def comparator(self) -> Comparator | None:
         """The user's judge or comparison function, asked in both orders; None if the feedback is a reward."""
         if self.config.judge is not None:
-            return JudgeComparator(open_judge(self.config.judge, cache=self._answers), tell=self._warn)
+            judge = open_judge(self.config.judge, cache=self._answers, conversations=self.conversations)
+            return JudgeComparator(judge, tell=self._warn)
         spec = self.config.comparison
         if spec is None:
             return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from p3o.config import LabellerConfig
 from p3o.errors import P3OError
 from p3o.feedback.comparison import FunctionComparator, load_comparison_function
+from p3o.feedback.conversations import Conversations
 from p3o.feedback.judge import open_judge
 from p3o.feedback.simulated import SimulatedLabeller
 from p3o.inputs import Pair, Scorer
@@ -46,6 +47,7 @@ def label(
     seed: int,
     folder: Path,
     progress: Progress,
+    conversations: Conversations | None = None,
 ) -> Labelled:
     """Have pairs of distinct responses labelled.
 
@@ -57,6 +59,7 @@ def label(
         seed: of the simulated labeller.
         folder: of the run; a judge's answers are kept there, so that none is paid twice.
         progress: shows how many are done.
+        conversations: the messages behind rendered prompts, for a judge.
 
     Raises:
         P3OError: if the labeller cannot be used.
@@ -79,7 +82,7 @@ def label(
         preferences = list(FunctionComparator(load_comparison_function(spec), spec)(*columns))
     else:
         assert config.judge is not None
-        judge = open_judge(config.judge, cache=folder / JUDGE_CACHE)
+        judge = open_judge(config.judge, cache=folder / JUDGE_CACHE, conversations=conversations)
         preferences = [verdict.preference for verdict in judge.compare(*columns)]
     chosen = [
         (prompt, a, b) if preference > 0 else (prompt, b, a)

@@ -50,7 +50,14 @@ def _sample_own(run: RunContext, config: SamplingConfig) -> None:
     else:
         candidates = [(str(pair.prompt), pair.response_a, pair.response_b) for pair in pairs]
         labelled = label(
-            config.labeller, candidates, gold=None, scale=1.0, seed=seed, folder=run.folder.path, progress=run.progress
+            config.labeller,
+            candidates,
+            gold=None,
+            scale=1.0,
+            seed=seed,
+            folder=run.folder.path,
+            progress=run.progress,
+            conversations=run.inputs.conversations,
         )
         rows = [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in labelled.preferences]
         write_jsonl(run.folder.path / PREFERENCES_FILE, rows)

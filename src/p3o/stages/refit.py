@@ -122,6 +122,7 @@ class Refits:
             seed=seed,
             folder=run.folder.path,
             progress=run.progress,
+            conversations=run.inputs.conversations,
         )
 
     def _pairs(self, number: int) -> list[Pair]:

@@ -12,10 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tests.feedback.judge.server import Fault, prefer_longer, server
 
+from p3o.config import RunConfig
+from p3o.data.formats import Message
 from p3o.errors import P3OError
 from p3o.feedback.judge import JudgeConfig, Verdict, open_judge, verdict_rates
+from p3o.stages.feedback import Feedback
+from p3o.stages.models import Models
 
 PROMPTS = [f"Question {i}?" for i in range(12)]
 # A is longer, hence better, where i is even.
@@ -336,3 +341,20 @@ def test_a_client_that_is_killed_loses_no_answer_and_pays_for_none_twice(tmp_pat
         assert kept() == len(log.answered) == 80
         # At most the three requests in flight at each of the two kills were sent again.
         assert 80 <= len(log.requests) <= 80 + 2 * 3
+
+
+def test_a_judge_as_feedback_is_shown_the_messages_of_a_conversation(tmp_path: Path) -> None:
+    """Rendered by the policy's template they are full of marks, which may be special tokens of the judge's own."""
+    rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    with server(lambda question, _: prefer_longer(question)) as (url, log):
+        settings = RunConfig.model_validate({"model": "x", "reward": {"judge": config(url).model_dump()}})
+        models = Models(settings, torch.device("cpu"), adapter_seed=0)
+        talks = {rendered: (Message("user", "Hi"),)}
+        feedback = Feedback(settings.reward, models, trained=str, conversations=talks, references=dict)
+        comparator = feedback.comparator()
+        assert comparator is not None
+        assert comparator([rendered, "A text."], ["long", "l"], ["l", "long"]) == [1.0, -1.0]
+    asked = [body["messages"][0]["content"] for body in log.bodies]
+    assert len(asked) == 4
+    assert sum("User: Hi" in text for text in asked) == sum("A text." in text for text in asked) == 2
+    assert not any("im_start" in text for text in asked)

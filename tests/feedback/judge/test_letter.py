@@ -72,6 +72,12 @@ def test_without_log_probs_the_letter_that_was_written_counts() -> None:
         assert verdict_rates(judged(url, answer="letter")).invalid == 12
 
 
+def test_thoughts_that_could_have_begun_with_a_letter_are_no_verdict() -> None:
+    thinking = Fault(body=completion("<think>\nOkay", [{"<think>": 0.0, "A": -19.0, "The": -20.0}]))
+    with server(lambda *_: thinking) as (url, _):
+        assert verdict_rates(judged(url, answer="letter")).invalid == 12
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_question_asks_for_one_thing(name: str, tmp_path: Path) -> None:
     asked = Question(name, "letter").fill("p", "a", "b")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from p3o.feedback.conversations import Conversations
 from p3o.feedback.judge.cache import AnswerCache
 from p3o.feedback.judge.config import JudgeConfig
 from p3o.feedback.judge.prompts import Question
@@ -9,21 +10,23 @@ from p3o.feedback.judge.sidebyside import Asker, SideBySideJudge
 from p3o.feedback.judge.verdicts import Judge
 
 
-def open_judge(config: JudgeConfig, *, cache: Path | None = None) -> Judge:
+def open_judge(config: JudgeConfig, *, cache: Path | None = None, conversations: Conversations | None = None) -> Judge:
     """The judge that the configuration describes, ready to compare.
 
     Args:
         config: its settings.
         cache: file of answers, for the kinds that are asked in words; None keeps nothing.
+        conversations: the messages behind rendered prompts: what is asked in words is shown these, and a reward model with a
+            chat template reads them by that. Functions get the prompts as they are.
 
     Raises:
         P3OError: if its model, function, template, key or cache cannot be used.
     """
     if config.kind in ("openai", "transformers"):
         question = Question(config.template, config.answer if config.kind == "openai" else "sentence")
-        return SideBySideJudge(_asker(config), question, AnswerCache(cache), config)
+        return SideBySideJudge(_asker(config), question, AnswerCache(cache), config, conversations)
     if config.kind == "reward_model":
-        return _reward_model(config)
+        return _reward_model(config, conversations)
     return _function(config)
 
 
@@ -39,7 +42,7 @@ def _asker(config: JudgeConfig) -> Asker:
     return load_local_asker(config.model or "", device=config.device, batch_size=config.batch_size)
 
 
-def _reward_model(config: JudgeConfig) -> Judge:
+def _reward_model(config: JudgeConfig, conversations: Conversations | None) -> Judge:
     import torch
 
     from p3o.feedback.judge.scores import ScoreJudge
@@ -49,7 +52,8 @@ def _reward_model(config: JudgeConfig) -> Judge:
     _without_bars()
     path = config.model or ""
     model = load_reward_model(path, device=torch.device(config.device), new_head=False)
-    return ScoreJudge(RewardModel(model, load_tokenizer(path), batch_size=config.batch_size), name=path, log_odds=True)
+    reward = RewardModel(model, load_tokenizer(path), batch_size=config.batch_size, conversations=conversations)
+    return ScoreJudge(reward, name=path, log_odds=True)
 
 
 def _without_bars() -> None:

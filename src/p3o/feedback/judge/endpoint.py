@@ -24,7 +24,7 @@ from p3o.feedback.http import (
     without_key,
 )
 from p3o.feedback.judge.config import JudgeConfig
-from p3o.feedback.judge.prompts import read_choice
+from p3o.feedback.judge.prompts import THOUGHT, read_choice
 from p3o.feedback.judge.sidebyside import Keep
 from p3o.feedback.judge.verdicts import Answer
 
@@ -160,7 +160,8 @@ class EndpointAsker:
         """
         text = without_key(str(completion.choices[0].message.content or ""), self._key)
         choice, lean = read_choice(text), None
-        if self.config.answer == "letter":
+        # A model that thinks first has not come to its letter: what its thoughts could have begun with is no vote.
+        if self.config.answer == "letter" and THOUGHT not in text:
             lean = letter_log_odds(getattr(completion.choices[0], "logprobs", None))
             # A server that sends no log-probs has at least written a letter, or not.
             choice = choice if lean is None else "first" if lean >= 0 else "second"

@@ -76,7 +76,7 @@ ANSWER_START = "Preferred:"
 
 _SLOTS = ("prompt", "response_a", "response_b")
 _NOUN = r"(?:(?i:summary|response|answer|option|assistant)\s+)?"
-_DECLARED = re.compile(rf"(?m)^[^\w\n]*(?i:preferred)\W*?[:=]\W*{_NOUN}\W*(.*)$")
+_DECLARED = re.compile(rf"(?m)^[^\w\n]*(?i:preferred)\W*?[:\uff1a=]\W*{_NOUN}\W*(.*)$")
 """A line that says which is preferred, and what follows the colon: it may stand on the next line."""
 
 _ALONE = re.compile(r"([ABab])\W*$")
@@ -89,6 +89,8 @@ _WITH_REASON = re.compile(
 )
 """A capital letter and the beginning of a reason. Where more letters follow ("A/B", "A = B", "A or B") or the letter is a word
 ("A tie"), nothing is chosen. Both letters are treated alike."""
+
+THOUGHT, THOUGHT_ENDS = "<think>", "</think>"
 
 _LONE = re.compile(r"^\W*([ABab])\W*$")
 
@@ -131,8 +133,11 @@ def read_choice(text: str) -> Choice | None:
     """Which position an answer names, or None if it names none or both.
 
     Read are lines "Preferred: A", with the usual decoration and perhaps a reason after the letter; where there is no such line,
-    a last line that is the letter alone. A line that prefers something else ("Preferred: a tie") names none.
+    a last line that is the letter alone. A line that prefers something else ("Preferred: a tie") names none. What a model
+    thinks between <think> and </think> is no answer; if it was cut off while it thought, it gave none.
     """
+    # Of some servers the mark where thinking begins is part of the prompt.
+    text = text.rpartition(THOUGHT_ENDS)[2] if THOUGHT_ENDS in text else text.partition(THOUGHT)[0]
     text = text.replace(_SLOT_LINE, "")  # the form, repeated before it is filled in, says nothing
     found = [_ALONE.match(rest) or _WITH_REASON.match(rest) for rest in _DECLARED.findall(text)]
     declared = {match.group(1).upper() if match else None for match in found}

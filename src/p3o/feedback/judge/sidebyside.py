@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 
 from p3o.errors import P3OError
+from p3o.feedback.conversations import Conversations, in_plain_words
 from p3o.feedback.judge.cache import AnswerCache, Key, key_of
 from p3o.feedback.judge.config import JudgeConfig
 from p3o.feedback.judge.prompts import Question
@@ -74,7 +75,15 @@ class SideBySideJudge:
     Two equal texts are a tie that nobody is asked about, and a question that occurs twice is asked once.
     """
 
-    def __init__(self, asker: Asker, question: Question, cache: AnswerCache, config: JudgeConfig) -> None:
+    def __init__(
+        self,
+        asker: Asker,
+        question: Question,
+        cache: AnswerCache,
+        config: JudgeConfig,
+        conversations: Conversations | None = None,
+    ) -> None:
+        self.conversations: Conversations = conversations or {}
         self.asker, self.question, self.cache, self.config = asker, question, cache, config
         self.name = f"{config.model} ({question.name})"
         template = sha256(question.text.encode()).hexdigest()
@@ -148,7 +157,7 @@ class SideBySideJudge:
         return questions
 
     def _key(self, prompt: str, first: str, second: str) -> Key:
-        return key_of(self.asker.identity, prompt, first, second, self._parameters)
+        return key_of(self.asker.identity, in_plain_words(prompt, self.conversations), first, second, self._parameters)
 
     def _known(self, asked: Mapping[Key, _Asked]) -> dict[Key, Answer]:
         return self.cache.find(asked)
@@ -160,7 +169,7 @@ class SideBySideJudge:
         ]
 
     def _text(self, question: _Asked) -> str:
-        return self.question.fill(question.prompt, question.first, question.second)
+        return self.question.fill(in_plain_words(question.prompt, self.conversations), question.first, question.second)
 
     def _price(self, reading: int, writing: int) -> float | None:
         if self.config.price_input is None or self.config.price_output is None:
