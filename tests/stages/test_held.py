@@ -57,6 +57,8 @@ def test_what_is_gathered_by_hand() -> None:
     assert found.sampling == 4 * (POLICY + roots)
     assert found.evaluating == 4 * 2 * POLICY
     assert (found.unshared, found.first) == (0, 4 * POLICY)
+    ahead = memory("fsdp").online("adamw", has_critic=True, sent=3)
+    assert ahead.gathered.first == 3 * 4 * POLICY
     kept = online("fsdp", reshards=False).gathered
     assert kept.passes == 4 * (2 * POLICY + CRITIC + roots + LAYER + critic_roots + LAYER)
 
