@@ -112,6 +112,8 @@ def test_two_ranks_hold_what_is_counted(tmp_path: Path) -> None:
                 layers = 0 if case == "kept" else 8 * LAYER  # dropped after their forward pass
                 expected = counted.gathered.passes - gradients - layers
                 assert bytes_of["passes"] == pytest.approx(expected, rel=2e-3)
+                kept = POLICY if case == "kept" else OUTSIDE
+                assert bytes_of["reference kept"] == pytest.approx(4 * kept, rel=2e-3), "its pass ends with no settling"
 
 
 def test_a_step_counts_what_each_process_has() -> None:
