@@ -184,6 +184,33 @@ def test_a_dry_run_of_rl_tells_what_a_step_takes(capsys: pytest.CaptureFixture[s
     assert "the response is sampled" in capsys.readouterr().out
 
 
+def test_a_dry_run_counts_processes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of policy and reference in shards, halves; whole copies of both while they are evaluated; one process tells."""
+    asked = [*RL.split(), "--dry-run", "--json", "dry.json", "--set", "parallel.processes=2"]
+    assert main(asked) == 0
+    assert (
+        "rl: each of 2 processes holds the whole models; on one host that is 2 times as much" in capsys.readouterr().out
+    )
+    [whole] = json.loads(Path("dry.json").read_text())["outlooks"]
+    assert main([*asked, "--set", "parallel.mode=fsdp"]) == 0
+    shown = capsys.readouterr().out
+    [shared] = json.loads(Path("dry.json").read_text())["outlooks"]
+    assert shared["processes"] == {"count": 2, "sharded": True}
+    assert 2 * shared["estimate"]["weight_bytes"] == pytest.approx(whole["estimate"]["weight_bytes"], rel=0.05)
+    assert shared["estimate"]["gathered_bytes"] > 0 == whole["estimate"]["gathered_bytes"]
+    assert shared["estimate"]["tokens"] == whole["estimate"]["tokens"]
+    assert "rl: each of 2 processes holds" in shown
+    assert "of shards (1/2 of weights, gradients and moments)" in shown
+    Path("dry.json").unlink()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(asked) == 0
+    assert not Path("dry.json").exists()
+    assert "dry run" not in capsys.readouterr().out
+    assert main([*asked, "--set", "parallel.processes=4"]) == 2
+    assert "but WORLD_SIZE is 2; make them the same number" in capsys.readouterr().err
+
+
 def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(

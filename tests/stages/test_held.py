@@ -57,6 +57,8 @@ def test_what_is_gathered_by_hand() -> None:
     assert found.sampling == 4 * (POLICY + roots)
     assert found.evaluating == 4 * 2 * POLICY
     assert (found.unshared, found.first) == (0, 4 * POLICY)
+    ahead = memory("fsdp").online("adamw", has_critic=True, sent=3)
+    assert ahead.gathered.first == 3 * 4 * POLICY
     kept = online("fsdp", reshards=False).gathered
     assert kept.passes == 4 * (2 * POLICY + CRITIC + roots + LAYER + critic_roots + LAYER)
 
@@ -110,6 +112,8 @@ def test_two_ranks_hold_what_is_counted(tmp_path: Path) -> None:
                 layers = 0 if case == "kept" else 8 * LAYER  # dropped after their forward pass
                 expected = counted.gathered.passes - gradients - layers
                 assert bytes_of["passes"] == pytest.approx(expected, rel=2e-3)
+                kept = POLICY if case == "kept" else OUTSIDE
+                assert bytes_of["reference kept"] == pytest.approx(4 * kept, rel=2e-3), "its pass ends with no settling"
 
 
 def test_a_step_counts_what_each_process_has() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from p3o.bench.plan_cost import METHODS, Assumptions, learner_cost, learner_memory
+from p3o.bench.plan_cost import METHODS, Assumptions, evaluation_bytes, learner_cost, learner_memory
 from p3o.bench.plan_shapes import SHAPES, Work
 from p3o.bench.plan_split import TURNS, Plan, best_plan
 from p3o.bench.results import check_writable, write_json
@@ -91,7 +91,14 @@ def reckon(work: Work, assumed: Assumptions) -> dict[str, Any]:
             for grown in [replace(work, prompts=max(1, work.prompts * count // gpus))]
         ],
         "memory": [
-            {"model": shape.name, "method": key, "ranks": ranks, "parts": memory.parts, "total": memory.total}
+            {
+                "model": shape.name,
+                "method": key,
+                "ranks": ranks,
+                "parts": memory.parts,
+                "total": memory.total,
+                "evaluating": evaluation_bytes(shape, memory),
+            }
             for shape in SHAPES.values()
             for key, method in METHODS.items()
             for ranks in GPUS
@@ -143,6 +150,8 @@ def described(plan: Plan | None) -> dict[str, Any]:
         "computing_seconds": plan.learner.computing,
         "communicating_seconds": plan.learner.communicating,
         "push_seconds": plan.push,
+        "push_seconds_today": plan.push_today,
+        "seconds_today": plan.seconds_today,
         "gathered_bytes": plan.learner.gathered,
         "scattered_bytes": plan.learner.scattered,
         "push_bytes": plan.push_bytes,
@@ -181,14 +190,29 @@ def calibrated(assumed: Assumptions, path: Path) -> tuple[Assumptions, str]:
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """Plans of P3O by model and GPUs; P3O beside PPO; memory of a rank."""
-    heads = ("learn", "sample", "s/step", "tokens/s", "sampling s", "learning s", "push s", "MFU")
-    plans = Table("model", "GPUs", "turns", *heads, caption="–: does not fit")
+    heads = (
+        "learn",
+        "sample",
+        "s/step",
+        "tokens/s",
+        "sampling s",
+        "learning s",
+        "push s",
+        "MFU",
+        "s/step, today's push",
+    )
+    caption = "push: a broadcast to all servers; today p3o sends to one server after another, in float32"
+    plans = Table("model", "GPUs", "turns", *heads, caption=caption)
     for row in results["plans"]:
         if row["method"] == "p3o" and row["gpus"] in (8, 64, 512):
-            figures = plan_cells(row) if row["fits"] else ["does not fit", *[""] * 7]
+            figures = plan_cells(row) if row["fits"] else ["does not fit", *[""] * 8]
             plans.add_row(row["model"], str(row["gpus"]), row["turns"], *figures)
     beside = Table(
-        "model", "GPUs", *(method.name for method in METHODS.values()), title="seconds of an asynchronous step"
+        "model",
+        "GPUs",
+        *(method.name for method in METHODS.values()),
+        title="seconds of an asynchronous step",
+        caption="–: does not fit",
     )
     memory = Table("model", "ranks", *(method.name for method in METHODS.values()), title="GB of a learner's rank")
     for model in SHAPES:
@@ -212,6 +236,7 @@ def plan_cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['learning_seconds']:.1f}",
         f"{row['push_seconds']:.2f}",
         f"{row['utilisation']:.0%}",
+        f"{row['seconds_today']:.1f}",
     ]
 
 

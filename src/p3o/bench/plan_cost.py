@@ -58,7 +58,7 @@ class Method:
         critic: as large as the policy, trained.
         whole_groups: on one rank; otherwise responses go anywhere.
         lora: rank of adapters; 0 trains all weights.
-        reward_model: as large as the policy, frozen, on the learner's ranks.
+        reward_model: as large as the policy, frozen, whole on each of the learner's ranks.
         recompute: activations again in the backward pass.
     """
 
@@ -94,7 +94,7 @@ class Memory:
     @property
     def lasting(self) -> int | float:
         """What is there between steps as well."""
-        passing = ("gathered layers", "activations", "logits", "gradients")
+        passing = ("gathered weights", "gathered gradients", "activations", "logits", "gradients")
         return sum(size for name, size in self.parts.items() if name not in passing)
 
 
@@ -106,18 +106,23 @@ def learner_memory(shape: Shape, work: Work, method: Method, ranks: int, assumed
     tokens = pass_tokens(work, method, ranks, assumed)
     kept = shape.kept_per_layer * BF16
     activations = shape.layers * shape.hidden * BF16 + kept if method.recompute else shape.layers * kept
-    unit = max(shape.layer_parameters, shape.embedding)
+    critics = 1 if method.critic else 0
+    outside, layer = shape.outside, shape.layer_parameters
     parts = {
         "weights": FP32 * trained / ranks + (frozen if method.lora else 0.0),
         "gradients": FP32 * trained / ranks,
         "Adam's moments": 2 * FP32 * trained / ranks,
-        # Two layers in bfloat16 (the one at work and the next), and one unit's gradients before they are scattered.
-        "gathered layers": 2 * BF16 * unit + (0 if method.lora else FP32 * unit),
+        # Of policy, critic and reference what is outside of the layers, and two layers: the one at work and the next.
+        "gathered weights": BF16 * ((2 + critics) * outside + 2 * layer),
+        # What is outside of the layers has its gradients until the end of the backward pass; a layer's are there as they
+        # are made and as they are summed.
+        "gathered gradients": 0 if method.lora else (1 + critics) * BF16 * outside + (BF16 + FP32) * layer,
         "activations": tokens * activations,
         "logits": 3 * FP32 * assumed.head_tokens * shape.vocabulary,
-        "reference": 0.0 if method.lora else frozen,
+        # As the policy was handed over: in float32, or an adapter on shards of its own of the base.
+        "reference": FP32 * trained / ranks + (frozen if method.lora else 0.0),
         "critic": 4 * FP32 * trained / ranks + (frozen if method.lora else 0.0) if method.critic else 0.0,
-        "reward model": frozen if method.reward_model else 0.0,
+        "reward model": BF16 * size if method.reward_model else 0.0,
         "process": assumed.runtime,
     }
     return Memory({name: value for name, value in parts.items() if value})
@@ -177,11 +182,16 @@ def learner_cost(shape: Shape, work: Work, method: Method, ranks: int, assumed: 
     trainings = [forward] + [body] * method.critic
     useful = sum(passes) + work.passes * sum(trainings) * (1 + backward)
     everything = useful + work.passes * sum(trainings) * again
-    whole = shape.parameters * (ranks - 1) / ranks
-    trained = (shape.adapter_parameters(method.lora) if method.lora else shape.parameters) * (ranks - 1) / ranks
-    gathers = len(passes) + work.passes * len(trainings) * 2
-    gathered = micro_batches * gathers * BF16 * whole
-    scattered = micro_batches * work.passes * len(trainings) * FP32 * trained
+    others = (ranks - 1) / ranks
+    trained = shape.adapter_parameters(method.lora) if method.lora else shape.parameters
+    # A training pass gathers layers twice and what is outside of them once; a pass without gradients leaves that gathered.
+    # The reward model is whole.
+    training = 2 * shape.parameters - shape.outside
+    forward_gathers = len(passes) - (1 if method.reward_model else 0)
+    once = forward_gathers * shape.outside
+    each = forward_gathers * (shape.parameters - shape.outside) + work.passes * len(trainings) * training
+    gathered = BF16 * (once + micro_batches * each) * others
+    scattered = micro_batches * work.passes * len(trainings) * FP32 * trained * others
     computing = everything / (assumed.peak * assumed.training_share)
     communicating = (gathered + scattered) / collective_rate(ranks, assumed)
     return LearnerCost(
@@ -241,7 +251,7 @@ def rollout_cost(shape: Shape, work: Work, gpus: int, assumed: Assumptions, *, t
     servers = gpus // width
     weights = shape.parameters * BF16
     room = width * (assumed.usable * assumed.memory - assumed.runtime - taken) - weights
-    # The prompt's cache is shared by its K responses; on average a response is half grown.
+    # The prompt's cache is shared by its K responses. Those that begin together end together: there is room for whole ones.
     each = shape.cache_bytes * (work.prompt_tokens / work.responses + work.response_tokens)
     rows = math.ceil(work.prompts * work.responses / servers)
     at_once = min(rows, int(room // each))
@@ -261,7 +271,7 @@ def decode_step(shape: Shape, work: Work, rows: int | float, assumed: Assumption
     """Seconds in which one server writes one token of so many responses: reading weights and caches, or arithmetic."""
     width = server_gpus(shape, assumed)
     context = work.prompt_tokens + work.response_tokens / 2
-    read = shape.parameters * BF16 + rows * context * shape.cache_bytes
+    read = shape.read_per_token * BF16 + rows * context * shape.cache_bytes
     reading = read / (width * assumed.bandwidth * assumed.bandwidth_share)
     operations = shape.forward_operations(rows, rows, rows * context)
     computing = operations / (width * assumed.peak * assumed.prefill_share)
@@ -270,10 +280,27 @@ def decode_step(shape: Shape, work: Work, rows: int | float, assumed: Assumption
 
 def push_seconds(shape: Shape, learners: int, rollouts: int, assumed: Assumptions) -> int | float:
     """Seconds of a broadcast of the bfloat16 weights to all servers, as fast as one card sends; NVLink inside one node."""
-    rate = assumed.node_link if learners + rollouts <= assumed.per_node else assumed.network
-    return shape.parameters * BF16 / (rate * assumed.link_share)
+    return shape.parameters * BF16 / _sending_rate(learners + rollouts, assumed)
+
+
+def push_seconds_today(shape: Shape, method: Method, learners: int, rollouts: int, assumed: Assumptions) -> int | float:
+    """Seconds of a push as ``p3o.rollouts.publishing`` makes it: each tensor to one server after another, as the weights rest.
+
+    That is in float32 where all weights train, in bfloat16 for the base of an adapter, which is added in.
+    """
+    servers, number = rollouts // server_gpus(shape, assumed), BF16 if method.lora else FP32
+    return servers * shape.parameters * number / _sending_rate(learners + rollouts, assumed)
+
+
+def _sending_rate(gpus: int, assumed: Assumptions) -> int | float:
+    return (assumed.node_link if gpus <= assumed.per_node else assumed.network) * assumed.link_share
 
 
 def push_bytes(shape: Shape, rollouts: int, assumed: Assumptions) -> int | float:
     """Bytes that arrive at all servers together: each gets the weights once."""
     return float(shape.parameters * BF16 * (rollouts // server_gpus(shape, assumed)))
+
+
+def evaluation_bytes(shape: Shape, memory: Memory) -> int | float:
+    """Bytes of a rank while the learner evaluates: policy and reference whole in bfloat16, beside what lasts."""
+    return memory.lasting + 2 * BF16 * shape.parameters

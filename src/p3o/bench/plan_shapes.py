@@ -57,6 +57,16 @@ class Shape:
         return self.layers * self.layer_parameters + self.hidden + tables * self.embedding
 
     @property
+    def outside(self) -> int:
+        """Parameters outside of the layers: embedding, head, last norm. FSDP's root: whole from its forward to its backward."""
+        return self.parameters - self.layers * self.layer_parameters
+
+    @property
+    def read_per_token(self) -> int:
+        """Parameters that a decoding step reads: all but an embedding that is no head, of which it looks up rows."""
+        return self.parameters - (0 if self.tied else self.embedding)
+
+    @property
     def cache_bytes(self) -> int:
         """Of keys and values, for one token in bfloat16."""
         return 2 * self.layers * self.key_value_width * BF16

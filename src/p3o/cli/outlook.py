@@ -11,6 +11,11 @@ from p3o.stages.dry_run import DryRun, Example, StageOutlook
 from p3o.stages.estimates import GIB, StepEstimate
 
 _PASSES = {"training": "activations and logits", "sampling": "keys and values", "evaluating": "keys and values"}
+_GATHERED = {
+    "training": "weights gathered from the others and gradients not yet divided",
+    "sampling": "weights gathered from the others",
+    "evaluating": "weights gathered from the others",
+}
 _PROMPT, _RESPONSE = "prompt   │ ", "response ┃ "
 
 
@@ -90,14 +95,13 @@ def _divided(stage: StageOutlook) -> str:
     parts = [f"{_memory(estimate.shared_bytes)} of shards (1/{count} of weights, gradients and moments)"]
     if estimate.unshared_bytes:
         parts.append(f"{_memory(estimate.unshared_bytes)} of reward models that score, not sharded")
-    parts.append(f"at most, while {estimate.height}, {_memory(estimate.gathered_bytes)} gathered from the others")
+    parts.append(
+        f"at most, while {estimate.height}, {_memory(estimate.gathered_bytes)} of {_GATHERED[estimate.height]}"
+    )
     parts.append(f"{_memory(estimate.pass_bytes)} of {_PASSES[estimate.height]}")
-    text = (
-        f"{stage.stage}: each of {count} processes holds {', '.join(parts)}; on one host that is {count} times as much"
-    )
-    return (
-        f"{text}. To save and to send the policy, the first one also gathers {_memory(estimate.first_bytes)} on its CPU"
-    )
+    host = f"on one host that is {count} times as much"
+    first = f"the first one besides {_memory(estimate.first_bytes)} of whole weights on its CPU, to save or send them"
+    return f"{stage.stage}: each of {count} processes holds {', '.join(parts)}; {host}; {first}"
 
 
 def _memory(count: int) -> str:

@@ -144,7 +144,7 @@ class _Outlook:
         sizes = self.run.config.embedded
         if sizes is None:
             return StageOutlook("sample", "skipped: preferences come from data.preferences or are not needed")
-        return StageOutlook("sample", f"{sizes.pairs} labelled pairs{self._needs('sft', 'p3o sft')}")
+        return StageOutlook("sample", f"{sizes.pairs} labelled pairs{self._alone()}{self._needs('sft', 'p3o sft')}")
 
     def _reward(self) -> StageOutlook:
         reward = self.run.config.reward
@@ -211,7 +211,8 @@ class _Outlook:
         )
         # Shards of the past are kept for its log-probs alone.
         past = 0 if processes.sharded and training.stale_ratio != "sampler" else training.max_staleness
-        held = memory.online(training.optimiser, has_critic=has_critic, copies=past)
+        sent = 1 + training.max_staleness if served and self.run.config.rl.rollout.weights in ("gloo", "nccl") else 1
+        held = memory.online(training.optimiser, has_critic=has_critic, copies=past, sent=sent)
         return online_step(
             self.shape, held.rest, memory.arithmetic, work, has_critic=has_critic, gathered=held.gathered
         )
@@ -219,10 +220,15 @@ class _Outlook:
     def _evaluate(self) -> StageOutlook:
         needs = "".join(self._needs(f"rl/{name}", "p3o rl") for name in self.run.config.rl.runs)
         prompts = len(self.run.inputs.heldout_prompts)
-        return StageOutlook("evaluate", f"{len(self.run.config.rl.runs)} policies on {prompts} held-out prompts{needs}")
+        policies = len(self.run.config.rl.runs)
+        return StageOutlook("evaluate", f"{policies} policies on {prompts} held-out prompts{self._alone()}{needs}")
 
     def _report(self) -> StageOutlook:
         return StageOutlook("report", "report.html")
+
+    def _alone(self) -> str:
+        """Of what the first of several processes does while the others wait."""
+        return "; by the first process, with whole models" if processes_of(self.run.config, "sft").count > 1 else ""
 
     def _needs(self, name: str, command: str) -> str:
         """What a stage by itself would find missing."""

@@ -71,13 +71,14 @@ class Memory:
         alone = self._gathering(kind)
         return Held(rest, Gathered(passes=_at_work(alone), first=self._saved(kind)))
 
-    def online(self, optimiser: str, *, has_critic: bool, copies: int = 0) -> Held:
+    def online(self, optimiser: str, *, has_critic: bool, copies: int = 0, sent: int = 1) -> Held:
         """Of policy and reference, and, where they are, of the critic, the reward models and the past policies.
 
         Args:
             optimiser: of policy and critic.
             has_critic: whether there is one.
             copies: places for the policy as it was, for what is sampled ahead.
+            sent: versions of a sharded policy that the first process has whole at a time, for servers or to save it.
         """
         policy, sharded = self.trained("language", optimiser), self.processes.sharded
         # Sharded, a reference shares no base with the policy: each has shards of its own.
@@ -97,7 +98,7 @@ class Memory:
             sampling=language.whole + language.kept,
             evaluating=2 * language.whole,
             unshared=scorers.frozen,
-            first=self._saved("language"),
+            first=sent * self._saved("language"),
         )
         return Held(rest + scorers, gathered)
 
