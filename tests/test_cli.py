@@ -73,6 +73,14 @@ def test_run_makes_the_folder_and_calls_the_pipeline(
     assert again[1].path == Path("elsewhere/a")
 
 
+def test_the_last_line_says_what_to_look_at(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rl", "--config", "config.yaml", "--name", "a"]) == 0
+    assert capsys.readouterr().out == "written to runs/a; p3o report runs/a draws it\n"
+    Path("runs/a/report.html").write_text("")
+    assert cli.main(["report", "--name", "a"]) == 0
+    assert capsys.readouterr().out == "written to runs/a; open runs/a/report.html\n"
+
+
 def test_a_run_is_overwritten_only_on_request(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", "--config", "config.yaml", "--name", "a"]
     assert cli.main(arguments) == 0
@@ -115,12 +123,19 @@ def test_single_stages_go_on_in_the_folder(pipeline: StubPipeline, capsys: pytes
     assert cli.main(["rl", "--name", "a", "--overwrite"]) == 0
 
 
+def test_a_report_needs_a_run(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report"]) == 2
+    assert (
+        capsys.readouterr().err == "error: name a run: p3o report runs/NAME; several make one page that compares them\n"
+    )
+
+
 def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rl"]) == 2
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: give --name of a run that is there, or --config FILE or --model MODEL for a new one",
-        "error: runs/none: no run there (no run.json); check --name and --output",
+        "error: runs/none: no run there (no run.json); check --name and --output, or begin one with --model or --config",
     ]
 
 

@@ -134,7 +134,7 @@ def test_a_stage_asks_only_for_its_own_inputs(runs: list[Any], command: str) -> 
         ("rl --model m --algorithm p4o", "error: --algorithm p4o: 'rl.runs': unknown algorithm 'p4o'; known: p3o_v1"),
         (
             "rl --model m --algorithm ppg --epsilon 1",
-            "error: --epsilon 1.0: unknown key 'rl.runs.ppg.settings.epsilon'",
+            "error: --epsilon 1.0: 'rl.runs.ppg.settings.epsilon': ppg has no such setting; known: beta",
         ),
         ("rl --model m --steps 0", "error: --steps 0: 'rl.training.steps' should be greater than 0; given 0"),
         ("rl --model m --steps few", "error: Invalid value for '--steps'"),
@@ -168,6 +168,19 @@ def test_an_algorithm_of_the_file_keeps_its_settings_and_gets_those_that_are_giv
         main(["rl", "--config", "c.yaml", "--beta", "0.5", "--set", "rl.runs.c.settings.beta=0.25", "--name", "y"]) == 0
     )
     assert [run.settings["beta"] for run in runs[1].rl.runs.values()] == [0.5, 0.5, 0.25], "--set has the last word"
+
+
+def test_an_option_holds_for_runs_that_say_otherwise_in_the_file(runs: list[Any]) -> None:
+    Path("c.yaml").write_text(
+        "{model: m, data: {prompts: p}, reward: {model: r}, rl: {training: {learning_rate: 1.0e-3}, runs: {"
+        "a: {algorithm: ppo, training: {learning_rate: 2.0e-3, steps: 7}}, b: {algorithm: p3o_v1}}}}"
+    )
+    assert main(["rl", "--config", "c.yaml", "--learning-rate", "4e-3", "--name", "x"]) == 0
+    found = [(runs[0].rl.training_of(name).learning_rate, runs[0].rl.training_of(name).steps) for name in ("a", "b")]
+    assert found == [(4e-3, 7), (4e-3, 100)]
+    pinned = ["--set", "rl.runs.a.training.learning_rate=3e-3"]
+    assert main(["rl", "--config", "c.yaml", "--learning-rate", "4e-3", *pinned, "--name", "y"]) == 0
+    assert runs[1].rl.training_of("a").learning_rate == 3e-3, "--set has the last word"
 
 
 def test_a_later_stage_goes_on_with_the_folder_s_settings(runs: list[Any]) -> None:

@@ -1,11 +1,13 @@
 """The configurations that come with the package are valid, and hold the settings that were published."""
 
+import re
 from importlib.resources import files
 
 import pytest
 
 from p3o.config import RunConfig
 from p3o.config_loading import dump_config, load_config, load_packaged_config
+from p3o.errors import P3OError
 
 NAMES = sorted(path.name.removesuffix(".yaml") for path in (files("p3o") / "configs").iterdir())
 READY = [name for name in NAMES if not name.startswith("demo")]
@@ -55,6 +57,15 @@ def test_tldr_holds_the_settings_of_the_n_plus_paper(name: str) -> None:
     assert (ppo["beta"], ppo["lam"]) == (0.05, 0.95)
     assert config.rl.training_of("online_dpo").learning_rate == 5e-7
     assert config.rl.runs["online_dpo"].settings["beta"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("betta", "p3o_v2 has no such setting; did you mean 'beta'?"), ("kl_coef", "p3o_v2 has no such setting; known: ")],
+)
+def test_an_unknown_setting_of_an_algorithm_is_told_with_what_there_is(setting: str, told: str) -> None:
+    with pytest.raises(P3OError, match=re.escape(f"'rl.runs.p3o_v2.settings.{setting}': {told}")):
+        load_packaged_config("demo", [f"rl.runs.p3o_v2.settings.{setting}=1"], RunConfig)
 
 
 @pytest.mark.parametrize("name", ["hh_pythia_1b", "hh_pythia_6.9b"])

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 from p3o.config import RunConfig
 from p3o.errors import P3OError
 from p3o.feedback.reward_model import RewardModel
-from p3o.inputs import Inputs, read_inputs
+from p3o.inputs import Inputs, limits_of, read_inputs
 from p3o.models.tokens import encode_prompts, encode_responses
 from p3o.training.progress import Progress
 
@@ -159,6 +159,19 @@ def test_a_data_set_smaller_than_a_batch_is_told_at_start(run: Run, sources: dic
     assert told in str(caught.value)
 
 
+def test_a_single_held_out_prompt_is_told_at_start(run: Run) -> None:
+    with pytest.raises(P3OError, match=r"data\.heldout_prompts .*: one distinct prompt"):
+        run.read(heldout_prompts=[{"prompt": "Another?"}] * 5)
+
+
+def test_repeated_prompts_that_are_taken_once_are_counted(run: Run) -> None:
+    inputs = run.read(prompts=[*PROMPTS, *PROMPTS[:7]])
+    assert len(inputs.prompts) + len(inputs.heldout_prompts) == len(PROMPTS)
+    assert "data.prompts: 7 rows repeat the prompt of another" in run.told.text
+    inputs = run.read(prompts=[*PROMPTS, *PROMPTS[:7]], heldout_prompts=[{"prompt": "A?"}, {"prompt": "B?"}])
+    assert len(inputs.prompts) == 47, "nothing is left out where nothing is split off"
+
+
 def test_held_out_prompts_that_are_trained_on_are_told(run: Run) -> None:
     inputs = run.read(heldout_prompts=[*PROMPTS[:2], {"prompt": "Another?"}, {"prompt": "Another?"}])
     assert sorted(inputs.heldout_prompts) == ["Another?", "What is 0?", "What is 1?"]
@@ -212,3 +225,15 @@ def test_demonstrations_of_one_prompt_are_all_trained_on_and_that_is_told(run: R
     inputs = run.read(demonstrations=[{"prompt": "q", "completion": f" {i}"} for i in range(60)])
     assert (len(inputs.demonstrations), inputs.heldout_demonstrations) == (60, [])
     assert "data.demonstrations: none is held out for the loss" in run.told.text
+
+
+def test_a_model_whose_configuration_is_code_is_read_where_code_is_trusted(run: Run) -> None:
+    code = "class Own(PretrainedConfig):\n    model_type = 'own'\n    max_position_embeddings = 30\n"
+    (run.model / "configuration_own.py").write_text(f"from transformers import PretrainedConfig\n\n\n{code}")
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.Own"}}
+    (run.model / "config.json").write_text(json.dumps(own))
+    settings = {"model": str(run.model), "rl": {"training": {"max_new_tokens": 20}}}
+    with pytest.raises(P3OError, match="contains custom code"):
+        limits_of(RunConfig.model_validate(settings), run.tokenizer)
+    trusting = RunConfig.model_validate(settings | {"trust_remote_code": True})
+    assert limits_of(trusting, run.tokenizer).context == 30

@@ -4,19 +4,21 @@ Each stage's settings stand beside the stage; this module puts them together.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from p3o.algorithms import ALGORITHMS
 from p3o.data.rows import Policy
 from p3o.data.sources import SourceConfig
 from p3o.distributed.settings import ParallelConfig
-from p3o.errors import P3OError, shorten
+from p3o.errors import P3OError, did_you_mean, shorten
 from p3o.evaluation.policy import EvaluationConfig
 from p3o.feedback.judge import JudgeConfig
 from p3o.feedback.remote import RewardServiceConfig
+from p3o.feedback.reward_model import Form
 from p3o.models.adapters import LoraSettings
 from p3o.models.precision import DtypeName
 from p3o.rollouts.config import RolloutConfig
@@ -83,10 +85,19 @@ class EmbeddedTaskConfig(Section):
     prompts: int = Field(4000, gt=0, description="Training prompts of RL.")
 
 
+def _check_form(form: Form, model: str | None) -> None:
+    if form != "text" and model is None:
+        raise ValueError(f"form: {form} says how a given reward model reads; name it as model, or leave form out")
+
+
 class RewardPart(Section):
     """One reward of a weighted sum; without a model, a function and a service it is the one that this run trains."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
+    form: Form = Field(
+        "text",
+        description="How a given model reads plain prompts: text, or pair (encoders: two segments with separators).",
+    )
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
     service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
     weight: int | float = Field(1.0, description="Weight in the sum; negative for a cost.")
@@ -97,6 +108,7 @@ class RewardPart(Section):
         given = [name for name in GIVEN_REWARDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give either {given[0]} or {given[1]}, not both")
+        _check_form(self.form, self.model)
         return self
 
     @property
@@ -109,6 +121,10 @@ class RewardConfig(Section):
     """Where the feedback comes from: a given reward, a sum of several, comparisons alone, or a reward model trained here."""
 
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
+    form: Form = Field(
+        "text",
+        description="How a given model reads plain prompts: text, or pair (encoders: two segments with separators).",
+    )
     function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
     service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
     parts: dict[str, RewardPart] = Field(
@@ -132,6 +148,7 @@ class RewardConfig(Section):
         given = [name for name in (*GIVEN_REWARDS, "parts", "comparison", "judge") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give either {given[0]} or {given[1]}, not both")
+        _check_form(self.form, self.model)
         return self
 
     @property
@@ -212,12 +229,27 @@ class RunOverrides(Section):
         default_factory=dict, description="Training settings that differ from rl.training."
     )
 
+    def _unknown_setting(self, name: str, known: Collection[str]) -> InitErrorDetails:
+        """Pydantic's own word for it does not say which settings there are."""
+        advice = did_you_mean(name, known) or f"known: {', '.join(known)}"
+        told = PydanticCustomError(
+            "unknown_setting",
+            "{algorithm} has no such setting; {advice}",
+            {"algorithm": self.algorithm, "advice": advice},
+        )
+        return InitErrorDetails(type=told, loc=("settings", name), input=self.settings[name])
+
     @model_validator(mode="after")
     def known(self) -> "RunOverrides":
         """The algorithm exists and takes these settings."""
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; known: {', '.join(ALGORITHMS)}")
-        ALGORITHMS[self.algorithm].config(**self.settings)
+        config = ALGORITHMS[self.algorithm].config
+        if strange := [name for name in self.settings if name not in config.model_fields]:
+            raise ValidationError.from_exception_data(
+                self.algorithm, [self._unknown_setting(name, config.model_fields) for name in strange]
+            )
+        config(**self.settings)
         unknown = set(self.training) - set(OnlineConfig.model_fields)
         if unknown:
             raise ValueError(

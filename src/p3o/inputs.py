@@ -109,6 +109,10 @@ def _assemble(
             # At random: a data set of several parts holds them one after another.
             heldout = Random(f"held-out prompts {config.seed}").sample(heldout, config.evaluation.prompts)
     else:
+        if repeated := len(prompts) - len(set(prompts)):
+            progress.print(
+                f"data.prompts: {repeated} rows repeat the prompt of another; where some are held out, each is taken once"
+            )
         prompts, heldout = _split(prompts, config) if prompts else ([], [])
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
     preferences = [(row.prompt, *row.answers) for row in rows.get("preferences", [])]
@@ -183,16 +187,18 @@ def limits_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Limits:
     return Limits(
         config.data.max_prompt_tokens,
         config.data.max_completion_tokens,
-        context_length(config.model, tokenizer),
+        context_length(config.model, tokenizer, trust_remote_code=config.trust_remote_code),
         config.rl.training.max_new_tokens if config.rl.runs else 0,
     )
 
 
-def context_length(model: str | None, tokenizer: PreTrainedTokenizerBase) -> int:
+def context_length(model: str | None, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> int:
     """How many tokens the model can read: the smaller of what its tokenizer and its configuration say."""
     limit = int(tokenizer.model_max_length)
     if model is not None:
-        positions = getattr(load_model_config(model), "max_position_embeddings", None)
+        positions = getattr(
+            load_model_config(model, trust_remote_code=trust_remote_code), "max_position_embeddings", None
+        )
         limit = min(limit, positions or limit)
     return limit
 
@@ -208,6 +214,10 @@ def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
         size = config.reward.train.batch_size
         wanted.append(("preferences", len(inputs.preferences), size, "reward.train.batch_size", "pairs"))
     sources = config.data.sources()
+    if "heldout_prompts" in sources and len(inputs.heldout_prompts) < 2:
+        raise P3OError(
+            f"data.heldout_prompts ({sources['heldout_prompts']}): one distinct prompt; the error of a mean needs two"
+        )
     for name, found, size, key, what in wanted:
         if name in sources and found < size:
             raise P3OError(

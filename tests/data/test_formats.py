@@ -63,7 +63,10 @@ GOOD = '{"prompt": "p", "completion": "c"}'
         ("3", "is a number"),
         ("{}", "no column 'prompt': it is empty; add 'prompt'"),
         ('{"promt": "p", "completion": "c"}', "no column 'prompt', only 'promt', 'completion'; did you mean 'promt'?"),
-        ('{"prompt": "p", "answer": "c"}', "no column 'completion', only 'prompt', 'answer'; add 'completion'"),
+        (
+            '{"prompt": "p", "answer": "c"}',
+            "add 'completion', or name the column that stands for it: columns: {completion: …}",
+        ),
         ('{"prompt": null, "completion": "c"}', "'prompt' is null; it must be a text or a list of messages"),
         ('{"prompt": 3, "completion": "c"}', "'prompt' is a number"),
         ('{"prompt": {"role": "user"}, "completion": "c"}', "'prompt' is an object"),
@@ -285,3 +288,32 @@ def test_answers_without_a_shared_prompt_are_told(write: Write, row: dict[str, A
     with pytest.raises(P3OError, match=r"rows\.jsonl:1: ") as caught:
         read(write(row), "preferences")
     assert told in str(caught.value)
+
+
+ULTRAFEEDBACK = {
+    "prompt": "Hi",
+    "prompt_id": "f0e3",
+    "chosen": conversation("Hi", "Hello."),
+    "rejected": conversation("Hi", "Go away."),
+    "messages": conversation("Hi", "Hello."),
+    "score_chosen": 8.0,
+    "score_rejected": 2.0,
+}
+"""The columns of HuggingFaceH4/ultrafeedback_binarized."""
+
+
+def test_whole_conversations_beside_their_prompt_as_a_text_are_read_if_that_is_left_unread(write: Write) -> None:
+    path = write(ULTRAFEEDBACK)
+    with pytest.raises(P3OError, match=r"whole conversation, leave 'prompt' unread \(columns: \{prompt: null\}\)"):
+        read(path, "preferences")
+    source = SourceConfig(path=str(path), columns={"prompt": None})
+    (placed,), _ = read_examples(source, "preferences")
+    assert placed.example == Example((Message("user", "Hi"),), ("Hello.", "Go away."))
+
+
+def test_a_prompt_that_is_said_not_to_be_there_is_no_slip_of_the_name(write: Write) -> None:
+    row = {"prompt_id": "f0e3", "chosen": "Say: yes", "rejected": "Say: no"}
+    with pytest.raises(P3OError, match="did you mean 'prompt_id'"):
+        read(write(row), "preferences")
+    (placed,), _ = read_examples(SourceConfig(path=str(write(row)), columns={"prompt": None}), "preferences")
+    assert placed.example == Example("Say:", (" yes", " no"))

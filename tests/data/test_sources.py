@@ -68,6 +68,15 @@ def test_a_bad_csv_is_told(tmp_path: Path, text: str, told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_csv_may_hold_long_texts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt\n{'word ' * 60_000}\nshort\n")
+    assert [len(str(example.prompt)) for example in examples_of(SourceConfig(path=str(path)), "prompts")] == [
+        300_000,
+        5,
+    ]
+
+
 def test_a_csv_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b"prompt\ncaf\xe9\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tests.distributed.ranks import free_port
 from tests.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,12 @@ evaluation: {{prompts: 6, every: 2, followed_prompts: 2}}
 checkpoints: {{every: 1}}
 parallel: {{mode: {mode}, timeout_minutes: 2}}
 """
+SETTINGS = {
+    "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
 PROMPTS = ["a", "b c d e f g h", "i j", "k l m n o", "p", "a b c", "d e f g", "h i"]
 
 
@@ -48,14 +55,19 @@ _calls = 0
 
 def run(folder: Path, mode: str, ranks: int, **environment: str) -> list[dict[str, Any]]:
     """`p3o rl` on so many ranks; its rows of metrics."""
-    folder.mkdir()
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
-    model = FAMILIES["llama"].write(folder)
-    (folder / "config.yaml").write_text(CONFIG.format(model=model, prompts=folder / "prompts.jsonl", mode=mode))
+    write(folder, mode)
     done = p3o(folder, "rl", ranks, **environment)
     assert done.returncode == 0, done.stderr
     assert ("exitcode: -9" in done.stderr) == ("KILL_AT" in environment), "a rank was killed where it was to be"
     return rows_of(folder)
+
+
+def write(folder: Path, mode: str) -> None:
+    """The folder with a configuration and what it names."""
+    folder.mkdir()
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    model = FAMILIES["llama"].write(folder)
+    (folder / "config.yaml").write_text(CONFIG.format(model=model, prompts=folder / "prompts.jsonl", mode=mode))
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -68,14 +80,8 @@ def p3o(folder: Path, command: str, ranks: int, *more: str, **environment: str) 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "1"]
     arguments = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "p3o", command, *more]
     arguments += ["--config", str(folder / "config.yaml"), "--output", str(folder)]
-    settings = {
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
     return subprocess.run(
-        arguments, cwd=ROOT, env={**os.environ, **settings, **environment}, capture_output=True, text=True, timeout=500
+        arguments, cwd=ROOT, env={**os.environ, **SETTINGS, **environment}, capture_output=True, text=True, timeout=500
     )
 
 
@@ -102,3 +108,32 @@ def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path: Path, mode: str)
         assert got.keys() == right.keys()
         assert all(got[key].equal(right[key]) for key in got)
     assert json.loads((tmp_path / "killed/run/run.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.slow
+def test_two_hosts_go_on_when_one_loses_a_rank(tmp_path: Path) -> None:
+    """Each host has a torchrun of its own, which counts for itself how often it has started its ranks again."""
+    one = run(tmp_path / "one", "data", 1)
+    folder = tmp_path / "two"
+    write(folder, "data")
+    port = str(free_port())
+    hosts = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(host)),
+                *("--nproc-per-node", "1", "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-id", "two"),
+                *("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", f"is_host={host == 0}"),
+                *("--local-addr", "127.0.0.1", "-m", "p3o", "rl"),
+                *("--config", str(folder / "config.yaml"), "--output", str(folder)),
+            ],
+            cwd=ROOT,
+            env={**os.environ, **SETTINGS, "KILL_AT": "5"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    told = [host.communicate(timeout=500)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], told
+    assert any("exitcode: -9" in text for text in told), "a rank was killed where it was to be"
+    assert_alike(rows_of(folder), one, 1e-3)

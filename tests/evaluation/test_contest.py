@@ -99,3 +99,10 @@ def test_responses_to_repeated_prompts_are_no_news_at_equal_length_either(tmp_pa
         results = [judged.result, judged.length_controlled, *(b.result for b in judged.by_length)]
         told.append([limit for result in results for limit in (result.low, result.high)])
     assert told[1] == pytest.approx(told[0], abs=0.03)
+
+
+def test_of_the_first_prompts_only_those_that_one_has_not_answered_are_counted(tmp_path: Path) -> None:
+    both = rows([3] * 40, tokens_a_word=None)
+    contest = read_file_contest(write(tmp_path / "a.jsonl", both[:10]), write(tmp_path / "b.jsonl", both[1:]))
+    assert contest.alone("a", "b") == 31
+    assert contest.first(5).alone("a", "b") == 1

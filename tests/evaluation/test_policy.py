@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import LlamaForCausalLM
 
 from p3o.data.embedded import task
@@ -122,3 +123,9 @@ def test_an_evaluation_takes_500_prompts_or_more_where_the_data_allow() -> None:
     assert n >= 500
     low, high = wilson_interval(n // 2, n)
     assert high - low < 0.09
+
+
+@pytest.mark.parametrize("best_of", [(0,), (4, -1)])
+def test_the_best_of_none_is_refused(best_of: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="greater than 0"):
+        EvaluationConfig(best_of=best_of)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.models.families import FAMILIES, Family
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -12,14 +13,19 @@ from transformers import (
     BertForSequenceClassification,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from p3o.algorithms import make_algorithm
+from p3o.config import RunConfig
 from p3o.data.chat import ChatFormat
 from p3o.data.formats import Example, Message
 from p3o.errors import P3OError
 from p3o.feedback.reward_model import RewardModel, load_reward_model
 from p3o.models.language import frozen_copy, load_language_model, load_tokenizer
+from p3o.stages.feedback import Feedback
+from p3o.stages.models import Models
 from p3o.training.loop import fit
 from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.reward_model import RewardTrainer, RewardTrainingConfig
@@ -185,3 +191,38 @@ def test_a_row_that_it_cannot_read_is_told(tokenizer: PreTrainedTokenizerFast) -
     assert len(reward(["a " * 40], ["b"])) == 1
     with pytest.raises(P3OError, match=r"takes 63 of its tokens and it reads 48 at most"):
         reward(["a " * 60], ["b"])
+
+
+def test_a_model_that_numbers_positions_from_behind_its_padding_reads_fewer(
+    policy_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """RoBERTa's 514 positions are 512 tokens; one more is told and no index out of range."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(
+        vocab_size=len(policy_tokenizer), max_position_embeddings=20, pad_token_id=1, num_labels=1, **sizes
+    )
+    reward = RewardModel(RobertaForSequenceClassification(config).eval(), policy_tokenizer)
+    assert reward.forward([[3] * 18]).isfinite().all()
+    with pytest.raises(P3OError, match="takes 19 of its tokens and it reads 18 at most"):
+        reward.forward([[3] * 19])
+
+
+def test_a_run_reads_an_encoder_in_pairs_if_it_says_so(
+    tmp_path: Path, policy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    separator = (str(tokenizer.eos_token), int(tokenizer.eos_token_id))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {separator[0]}", pair=f"$A {separator[0]} $B:1 {separator[0]}:1", special_tokens=[separator]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    classifier(tokenizer).save_pretrained(tmp_path)
+    config = RunConfig.model_validate({"model": "x", "reward": {"model": str(tmp_path), "form": "pair"}})
+    feedback = Feedback(
+        config.reward, Models(config, CPU, adapter_seed=0), trained=str, conversations={}, references=dict
+    )
+    reward = feedback.scorer()
+    assert isinstance(reward, RewardModel)
+    assert reward.encode(["b c"], ["d"]) == [tokenizer("b c", "d")["input_ids"]]
+    with pytest.raises(ValidationError, match="form: pair says how a given reward model reads"):
+        RunConfig.model_validate({"model": "x", "reward": {"form": "pair"}})

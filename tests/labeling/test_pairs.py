@@ -36,7 +36,10 @@ def test_optional_columns_and_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"prompt": "p", "response_a": "x"}, "'response_b': field required"),
+        (
+            {"prompt": "p", "response_a": "x"},
+            "'response_b': not there; a pair has 'prompt', 'response_a' and 'response_b'",
+        ),
         ({**ROW, "response_a": 3}, "'response_a': input should be a valid string"),
         ({**ROW, "response_a": " \n"}, "'response_a': is empty; fill it in or remove the row"),
         ({**ROW, "prompt": ""}, "'prompt': "),

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from tests.chat_model import chat_tokenizer
 from tests.models.conftest import EOS, FAMILIES, PAD, build
 from transformers import PreTrainedModel
 
@@ -195,6 +196,19 @@ def test_a_stop_string_may_span_tokens_and_special_tokens_are_no_text() -> None:
     assert expected[-1]
     assert not expected[0]
     assert stopping.found([[hello[0], special, special, *hello[1:]]]) == [True]
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["added", "added and listed among the special ones"])
+def test_a_special_token_as_stop_string_ends_a_response_by_its_id(listed: bool) -> None:
+    tokenizer = chat_tokenizer()
+    if listed:
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    stopping = StopStrings(tokenizer, ["<|im_end|>"])
+    a = tokenizer("a", add_special_tokens=False)["input_ids"]
+    assert stopping.found([[*a, end], [*a, start], a, [end, *a]]) == [True, False, False, False]
+    ended = ResponseBatch(torch.tensor([[[*a, end]]]), torch.tensor([[[True, True]]]), torch.tensor([[True]]))
+    assert decode_responses(tokenizer, ended, stop=["<|im_end|>"]) == [["a"]]
 
 
 def test_stop_strings_that_cannot_be_used() -> None:

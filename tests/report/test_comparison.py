@@ -130,3 +130,57 @@ def test_the_command_draws_one_run_or_compares_several(
     assert len({path.stem for path in Path("charts").glob("*.svg")}) == len(Page(Path("one.html").read_text()).charts)
     assert cli.main(["report", str(finished_run), "--name", "x"]) == 2
     assert cli.main(["report", "--to", "x.html"]) == 2
+
+
+def with_reward_models(
+    folder: Path, levels: dict[int, float], *, gold_levels: dict[int, float] | None = None
+) -> list[Path]:
+    """A sweep whose runs trained their own reward models, each with its own level; gold only with `gold_levels`."""
+    runs = write_sweep(folder, betas=(0.1, 1.0), seeds=tuple(levels), prompts=24)
+    for run, seed in zip(runs, levels, strict=True):
+        for name in ("metrics.jsonl", "responses.jsonl"):
+            rows = [json.loads(line) for line in (run / name).read_text().splitlines()]
+            for row in rows:
+                row["reward"] += levels[seed]
+                if gold_levels is None:
+                    row.pop("gold", None), row.pop("gold_se", None)
+                else:
+                    row["gold"] += gold_levels[seed]
+            test = [{"stage": "reward_test", "pairs": 9}] if name == "metrics.jsonl" else []
+            (run / name).write_text("".join(json.dumps(row) + "\n" for row in [*test, *rows]))
+    return runs
+
+
+def test_the_arbitrary_levels_of_the_runs_reward_models_change_nothing(tmp_path: Path) -> None:
+    """Nothing that the labels say fixes a reward model's zero: moving one run's by 50 is the same comparison."""
+    plain = read_runs(with_reward_models(tmp_path / "plain", {0: 0.0, 1: 0.0, 2: 0.0}))
+    moved = read_runs(with_reward_models(tmp_path / "moved", {0: 0.0, 1: 50.0, 2: -7.0}))
+    assert plain.measure == "reward"
+    for before, after in zip(method_frontiers(plain, "reward"), method_frontiers(moved, "reward"), strict=True):
+        assert after.area == pytest.approx(before.area)
+        assert after.band.high - after.band.low == pytest.approx(before.band.high - before.band.low)
+        assert after.fit is not None
+        assert before.fit is not None
+        assert (after.fit.a, after.fit.b) == pytest.approx((before.fit.a, before.fit.b))
+    pairs = zip(
+        paired_comparisons(plain, resamples=50).values(), paired_comparisons(moved, resamples=50).values(), strict=True
+    )
+    for before, after in pairs:
+        assert after.area.value == pytest.approx(before.area.value)
+        assert (after.area.low, after.area.high) == pytest.approx((before.area.low, before.area.high))
+    page = Page(build_comparison([run.folder for run in moved.runs], tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert "moved so that all SFT models stand at the same level" in page.text
+
+
+def test_a_given_reward_keeps_its_level_and_each_seed_starts_at_its_own_sft_model(tmp_path: Path) -> None:
+    levels = {0: 0.0, 1: 1.0}
+    runs = with_reward_models(tmp_path, levels, gold_levels=levels)
+    found = read_runs(runs)
+    assert found.measure == "gold"
+    for method in method_frontiers(found, "gold"):
+        # The hull of seed 1 begins one higher: it gains as much as without its level, and the levels stay in the mean.
+        assert method.band.mean[0] == pytest.approx(0.5 * sum(run.sft_sample.gold for run in found.runs))
+        assert min(method.area) > -0.2
+    plain = read_runs(with_reward_models(tmp_path / "plain", {0: 0.0, 1: 0.0}, gold_levels={0: 0.0, 1: 0.0}))
+    for before, after in zip(method_frontiers(plain, "gold"), method_frontiers(found, "gold"), strict=True):
+        assert after.area == pytest.approx(before.area)

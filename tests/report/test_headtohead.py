@@ -1,6 +1,7 @@
 """Head to head and calibration in the report: what the tables say against the rows they are made of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from tests.report.synthetic_run import write_run
 
+from p3o.report.blocks import Figure, TableBlock
 from p3o.report.calibration import (
     Checked,
     agreement,
@@ -21,6 +23,7 @@ from p3o.report.headtohead import head_to_head_section, matrix_table, price_tabl
 from p3o.report.palette import page_palette
 from p3o.report.reading import read_run
 from p3o.report.rundata import Comparison, Evaluation, Judgement, Response, RunData, RunInfo
+from p3o.report.sections import reward_model_section
 
 WORDS = {
     "judge": "m (tldr)",
@@ -173,3 +176,22 @@ def test_a_judged_run_makes_a_report(tmp_path: Path) -> None:
     (run / "head_to_head.json").write_text(json.dumps(results))
     section = head_to_head_section(read_run(run), page_palette(["p3o_v2", "ppo"]))
     assert sum("m (tldr)" in block.heading for block in section.blocks) >= 4
+
+
+@pytest.mark.parametrize(
+    ("config", "calibrated"), [("reward: {function: 'a:b'}\n", False), ("reward: {model: org/rm}\n", True)]
+)
+def test_only_a_reward_that_learned_from_comparisons_is_said_to_be_so_and_so_sure(
+    finished_run: Path, tmp_path: Path, config: str, calibrated: bool
+) -> None:
+    """The difference of two lengths, say, is no log-odds, and no probability comes of it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["stage"] not in ("reward", "reward_test")]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    (run / "config.yaml").write_text(config)
+    data = read_run(run)
+    section = reward_model_section(data, page_palette(data.algorithms))
+    assert [type(block) for block in section.blocks] == [*([Figure] if calibrated else []), TableBlock]
+    assert "learned from labelled pairs" not in section.intro

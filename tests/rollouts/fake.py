@@ -205,6 +205,8 @@ class FakeVLLM:
 
     def start_weight_update(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         assert self.paused
+        if self.updating:
+            raise RefusalError(500, "start_weight_update called while a weight update is already active.")
         self.updating = True
         return {"message": "Weight update started"}
 
@@ -213,17 +215,22 @@ class FakeVLLM:
             raise RefusalError(500, "start_weight_update must be called before update_weights.")
         info = body["update_info"]
         weights = {}
-        for name, dtype_name, shape in zip(info["names"], info["dtype_names"], info["shapes"], strict=True):
-            dtype = getattr(torch, dtype_name)
-            data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-            self.group.broadcast(data)
-            weights[name] = data.view(dtype).view(shape)
-        self.load(weights)
+        try:
+            for name, dtype_name, shape in zip(info["names"], info["dtype_names"], info["shapes"], strict=True):
+                dtype = getattr(torch, dtype_name)
+                data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+                self.group.broadcast(data)
+                weights[name] = data.view(dtype).view(shape)
+            self.load(weights)
+        except BaseException:
+            self.updating = False
+            raise
         return {"message": "Weights updated"}
 
     def finish_weight_update(self, body: dict[str, Any], query: dict[str, str]) -> Any:
-        assert self.updating
-        self.updating, self.version = False, body["weight_version"]
+        if not self.updating:
+            raise RefusalError(500, "finish_weight_update called without a matching start_weight_update.")
+        self.updating, self.version = False, body.get("weight_version", self.version)
         return {"message": "Weight update finished"}
 
     def collective_rpc(self, body: dict[str, Any], query: dict[str, str]) -> Any:

@@ -117,6 +117,25 @@ def test_a_connection_that_gives_nothing_in_time_is_lost(speaking: Callable[[Spe
     assert error.value.kind == "lost"
 
 
+def test_a_head_that_comes_byte_by_byte_takes_no_longer_than_it_may(speaking: Callable[[Speak], str]) -> None:
+    sent, gone = [], threading.Event()
+
+    def dribble_the_head(line: socket.socket) -> None:
+        line.sendall(b"HTTP/1.1 200 OK\r\nX-Filling: ")
+        try:
+            for _ in range(100):
+                line.sendall(b"a")
+                sent.append(1)
+                threading.Event().wait(0.02)
+        finally:
+            gone.set()
+
+    with pytest.raises(ServerError, match=r"GET /x: no reply in 0\.2 s"):
+        call("GET", speaking(dribble_the_head) + "/x", None, timeout=0.2)
+    assert gone.wait(10)
+    assert len(sent) < 50, "the client hung up in the middle"
+
+
 def test_nobody_there_is_lost() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -19,6 +19,7 @@ from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.sampling import sample_responses
 from p3o.models.tokens import ResponseBatch, decode_responses, end_id, pad_id, pad_left
 from p3o.rollouts.sampler import VLLMSampler
+from p3o.rollouts.server import VLLMServer
 
 Servers = Callable[..., FakeVLLM]
 Samplers = Callable[..., VLLMSampler]
@@ -397,6 +398,20 @@ def test_a_push_that_breaks_off_leaves_the_server_without_work(
     assert largest_difference(policy, batch) < 1e-5
     ours.publish(policy)
     assert goes.version == ours.version
+
+
+def test_a_server_whose_last_learner_died_in_the_middle_of_a_push_gets_the_weights(
+    servers: Servers, sampler: Samplers, policy: nn.Module
+) -> None:
+    """vLLM begins no second update while one is open."""
+    fake = servers()
+    VLLMServer(fake.url, timeout=5).post("/pause", mode="wait")
+    VLLMServer(fake.url, timeout=5).post("/start_weight_update")
+    ours = sampler(fake, patience=1.0)
+    learn(policy)
+    ours.publish(policy)
+    assert fake.version == ours.version
+    assert largest_difference(policy, ours.sample(policy, SOME)) < 1e-5
 
 
 def test_a_server_that_comes_back_gets_the_version_that_the_batch_is_of(

@@ -60,9 +60,9 @@ def test_all_models_of_rl(tmp_path: Path, save: str | None, dtype: str) -> None:
         share_frozen_weights(scorer, policy)
     held = weights(policy, frozen_copy(policy), critic, scorer)
     memory = Memory(config, CPU, AutoConfig.from_pretrained(path))
-    assert counted(memory.online("adamw", has_critic=True)) == pytest.approx(held, rel=0.02)
+    assert counted(memory.online("adamw", has_critic=True).rest) == pytest.approx(held, rel=0.02)
     learning = sum(p.numel() * p.element_size() for m in (policy, critic) for p in m.parameters() if p.requires_grad)
-    assert memory.online("adamw", has_critic=True).gradients == learning
+    assert memory.online("adamw", has_critic=True).rest.gradients == learning
     whole = save is None
     assert memory.arithmetic == Arithmetic(bytes=4 if dtype == "float32" else 2, casts=whole and dtype != "float32")
 
@@ -73,8 +73,8 @@ def test_a_given_reward_model_has_its_own_size(tmp_path: Path) -> None:
     base = AutoConfig.from_pretrained(path)
     config = RunConfig.model_validate({"model": path, "reward": {"model": other}})
     alone = RunConfig.model_validate({"model": path, "reward": {"function": "a:b"}})
-    difference = counted(Memory(config, CPU, base).online("adamw", has_critic=False)) - counted(
-        Memory(alone, CPU, base).online("adamw", has_critic=False)
+    difference = counted(Memory(config, CPU, base).online("adamw", has_critic=False).rest) - counted(
+        Memory(alone, CPU, base).online("adamw", has_critic=False).rest
     )
     assert difference == weights(Models(config, CPU, adapter_seed=0).reward(other, trained=False))
 

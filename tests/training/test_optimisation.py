@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from p3o.training.optimisation import Optimisation, OptimiserConfig
+from p3o.training.optimisation import BatchOrder, Optimisation, OptimiserConfig, unseen
 
 
 def rates(schedule: Literal["constant", "linear", "cosine"], warmup_fraction: float, updates: int) -> list[float]:
@@ -46,3 +46,13 @@ def test_an_update_at_the_peak_leaves_the_schedule_where_it_is() -> None:
         moved[at_peak] = (before - model.weight).item()
         assert optimisation.optimiser.param_groups[0]["lr"] == pytest.approx(0.1 / 6)
     assert moved == pytest.approx({False: 0.1 / 6, True: 0.1}, rel=1e-4)
+
+
+def test_rows_that_make_no_whole_batch_are_told() -> None:
+    """Just as many as the order of a pass over whole batches leaves out."""
+    for rows, batch_size in ((63, 32), (64, 32), (5, 2), (3, 8)):
+        order = BatchOrder(rows, batch_size, seed=0)
+        taken = {int(i) for _ in range(max(1, rows // batch_size)) for i in order.next()}
+        told = unseen(rows, batch_size, None)
+        assert (told or "0 of").startswith(f"{rows - len(taken)} of")
+        assert unseen(rows, batch_size, 7) is None

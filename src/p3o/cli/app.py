@@ -1,10 +1,11 @@
 """The application that commands register with, and the options that several of them share."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from p3o import __version__
 from p3o.errors import P3OError
@@ -25,28 +26,19 @@ Resume = Annotated[
     typer.Option("--resume", help="Go on where an earlier attempt under this name stopped, from its last checkpoint."),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 RUNS = Path("runs")
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its name.")]
 
-_ORDER = (
-    "init",
-    "doctor",
-    "data",
-    "run",
-    "demo",
-    "sft",
-    "sample",
-    "label",
-    "reward",
-    "rl",
-    "evaluate",
-    "judge",
-    "report",
-    "samples",
-    "serve-reward",
-    "gate",
-    "bench",
-)
+PANELS = {
+    "Begin": ("init", "doctor", "data", "demo"),
+    "Train": ("run", "sft", "sample", "reward", "rl", "evaluate"),
+    "Feedback": ("label", "judge", "serve-reward"),
+    "Results": ("report", "samples"),
+    "Benchmarks": ("gate", "bench"),
+}
+"""The commands as --help groups them, in the order in which one needs them."""
 
 
 def run_folder(given: Path, runs: Path = RUNS) -> Path:
@@ -65,22 +57,62 @@ def run_folder(given: Path, runs: Path = RUNS) -> Path:
     return next((folder for folder in folders if (folder / "run.json").is_file()), folders[0])
 
 
-class _InOrder(TyperGroup):
-    """Lists the commands in the order of the method, whatever the order in which their files register them."""
+class _Flags:
+    """Shows flags without a type: they take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, --help among them."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(_Flags, TyperCommand):
+    """A command whose help shows flags without a type."""
+
+
+class Group(_Flags, TyperGroup):
+    """A group of commands whose help shows flags without a type."""
+
+
+class _Grouped(Group):
+    """Lists the commands by panel, whatever the order in which their files register them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names as --help shows them."""
         names = list(super().list_commands(ctx))
-        return [name for name in _ORDER if name in names] + [name for name in names if name not in _ORDER]
+        ordered = [name for panel in PANELS.values() for name in panel]
+        return [name for name in ordered if name in names] + [name for name in names if name not in ordered]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, in its panel."""
+        command: Any = super().get_command(ctx, cmd_name)
+        for panel, names in PANELS.items():
+            if command is not None and cmd_name in names:
+                command.rich_help_panel = panel
+        return command
 
 
-app = typer.Typer(
+class Commands(typer.Typer):
+    """A set of commands whose help shows flags without a type."""
+
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[_Function], _Function]:
+        """As in Typer; the class of the command is ours."""
+        return super().command(*arguments, **{"cls": Command, **settings})
+
+
+app = Commands(
     name="p3o",
-    cls=_InOrder,
+    cls=_Grouped,
     help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
+    epilog="Start with `p3o demo --quick`, or with `p3o init` for your own model and data. `p3o COMMAND --help` has the "
+    "options of a command.",
     add_completion=True,
 )
-bench = typer.Typer(
+bench = Commands(
+    cls=Group,
     help="Benchmarks: algorithms against known optima, stale samples, speed beside TRL, the scaling plan.",
     no_args_is_help=True,
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p3o.cli.app import ConfigFile, JsonFile, Overrides, app
+from p3o.cli.app import Commands, ConfigFile, Group, JsonFile, Overrides, app
 from p3o.errors import P3OError, did_you_mean
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p3o.data.sources import SourceConfig
     from p3o.inspection import Inspection
 
-data = typer.Typer(help="Inspect and prepare data: files, folders and hub data sets.", no_args_is_help=True)
+data = Commands(cls=Group, help="Inspect and prepare data: files, folders and hub data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 _SOURCE_HELP = "A .jsonl, .csv, .tsv or .parquet file, a folder of such, or hub:OWNER/NAME."
@@ -38,7 +38,7 @@ Columns = Annotated[
 
 @data.command()
 def inspect(
-    source: Annotated[str | None, typer.Argument(metavar="[SOURCE]", help=_SOURCE_HELP)] = None,
+    source: Annotated[str | None, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     kind: As = None,
@@ -176,15 +176,15 @@ def _of_configuration(
     config = load_config(path, overrides, RunConfig)
     if config.model is None:
         raise P3OError(f"{path}: uses the embedded task, which has no data of yours to inspect")
-    tokenizer = _tokenizer(config.model)
+    tokenizer = _tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     limits = limits_of(config, tokenizer)
     return [(source, KINDS[name], limits) for name, source in config.data.sources().items()], tokenizer
 
 
-def _tokenizer(model: str) -> "PreTrainedTokenizerBase":
+def _tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     from p3o.models.language import load_tokenizer
 
-    return load_tokenizer(model)
+    return load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
 def _lines(found: "Inspection") -> list[str]:

@@ -22,7 +22,7 @@ _FileA = Annotated[
     Path | None, typer.Option("--a", metavar="FILE", help='Responses of A: {"prompt", "response"} a line.')
 ]
 _FileB = Annotated[Path | None, typer.Option("--b", metavar="FILE", help="Responses of B to the same prompts.")]
-_Run = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder, or its name.")]
+_Run = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder, or its name.")]
 
 
 @app.command()

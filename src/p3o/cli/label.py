@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
-from typer.core import TyperGroup
 
-from p3o.cli.app import app
+from p3o.cli.app import Commands, Group, app
 from p3o.errors import P3OError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from p3o.labeling.tables import Choice
 
 
-class _ServeByDefault(TyperGroup):
+class _ServeByDefault(Group):
     """``p3o label --pairs FILE`` is ``p3o label serve --pairs FILE``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -28,7 +27,7 @@ class _ServeByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-label = typer.Typer(help="Have pairs of responses compared in a browser, or by a judge.", cls=_ServeByDefault)
+label = Commands(help="Have pairs of responses compared in a browser, or by a judge.", cls=_ServeByDefault)
 app.add_typer(label, name="label")
 
 StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file that holds pairs and labels.")]
@@ -58,10 +57,10 @@ def serve(
         int | None,
         typer.Option("--gold-every", min=1, metavar="N", help="Every Nth pair is a gold one; 10 at first."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8765,
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="Address to listen on; the default is this machine alone.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0: any free one.")] = 8765,
     new_links: Annotated[bool, typer.Option("--new-links", help="Replace the links that were printed before.")] = False,
     judge: Annotated[
         str | None,
@@ -73,7 +72,10 @@ def serve(
         str | None, typer.Option("--judge-name", metavar="NAME", help="Its name in the store.")
     ] = None,
     tie_margin: Annotated[
-        float, typer.Option("--tie-margin", min=0, max=1, help="A judge's preference of at most this size is a tie.")
+        float,
+        typer.Option(
+            "--tie-margin", metavar="X", min=0, max=1, help="A judge's preference of at most this size is a tie."
+        ),
     ] = 0.0,
 ) -> None:
     """Serve the labelling page of a store, or have a judge label it; what `p3o label` does if no command is named."""
@@ -119,11 +121,18 @@ def import_(
     store: StoreFile = STORE,
     database_url: DatabaseUrl = None,
     format: Annotated[
-        Literal["p3o", "argilla", "label-studio"] | None, typer.Option("--format", help="Found out if not given.")
+        Literal["p3o", "argilla", "label-studio"] | None,
+        typer.Option("--format", metavar="NAME", help="p3o, argilla or label-studio; otherwise found out."),
     ] = None,
-    prompt_field: Annotated[str | None, typer.Option("--prompt-field", metavar="NAME")] = None,
-    response_a_field: Annotated[str | None, typer.Option("--response-a-field", metavar="NAME")] = None,
-    response_b_field: Annotated[str | None, typer.Option("--response-b-field", metavar="NAME")] = None,
+    prompt_field: Annotated[
+        str | None, typer.Option("--prompt-field", metavar="NAME", help="Field of the prompt; otherwise guessed.")
+    ] = None,
+    response_a_field: Annotated[
+        str | None, typer.Option("--response-a-field", metavar="NAME", help="Field of response a.")
+    ] = None,
+    response_b_field: Annotated[
+        str | None, typer.Option("--response-b-field", metavar="NAME", help="Field of response b.")
+    ] = None,
     question: Annotated[
         str | None, typer.Option("--question", metavar="NAME", help="Whose answers are the labels.")
     ] = None,

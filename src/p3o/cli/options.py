@@ -95,7 +95,14 @@ def _supervised(section: str, rows: str, rate: str) -> tuple[SettingOption, ...]
             "warmup-fraction", f"{section}.warmup_fraction", float, "Share of updates with a rising rate.", "0.03", "X"
         ),
         SettingOption("weight-decay", f"{section}.weight_decay", float, "Decoupled weight decay.", "0.0", "X"),
-        SettingOption("steps", f"{section}.steps", int, "Updates; otherwise one pass over the data.", None, "N"),
+        SettingOption(
+            "steps",
+            f"{section}.steps",
+            int,
+            "Updates; otherwise as many whole batches as there are rows for.",
+            None,
+            "N",
+        ),
         SettingOption("batch-size", f"{section}.batch_size", int, f"{rows} per update.", "32", "N"),
         SettingOption("micro-batch-size", f"{section}.micro_batch_size", int, f"{rows} per forward pass.", "32", "N"),
     )

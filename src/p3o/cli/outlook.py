@@ -7,9 +7,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from p3o.stages.dry_run import DryRun, Example
-from p3o.stages.estimates import GIB
+from p3o.stages.dry_run import DryRun, Example, StageOutlook
+from p3o.stages.estimates import GIB, StepEstimate
 
+_PASSES = {"training": "activations and logits", "sampling": "keys and values", "evaluating": "keys and values"}
 _PROMPT, _RESPONSE = "prompt   │ ", "response ┃ "
 
 
@@ -32,16 +33,20 @@ def _parts(outlook: DryRun, changed: Sequence[str]) -> list[RenderableType]:
         for counts in outlook.counts:
             table.add_row(counts.what, f"{counts.rows:,}", f"{counts.mean:.1f}", f"{counts.longest:,}")
         parts += [Text(), table]
-    stages = _table("stage", "would do", "tokens a step", "sampled", "memory, about")
+    together = any(stage.processes.count > 1 for stage in outlook.outlooks)
+    heads = ("processes", "memory of each, about") if together else ("memory, about",)
+    stages = _table("stage", "would do", "tokens a step", "sampled", *heads)
     stages.columns[1].justify = "left"
     stages.columns[1].no_wrap = False
     for stage in outlook.outlooks:
         estimate = stage.estimate
-        known = (
-            (f"{estimate.tokens:,}", f"{estimate.sampled_tokens:,}", _memory(estimate.total_bytes)) if estimate else ()
-        )
+        known: tuple[str, ...] = ()
+        if estimate is not None:
+            known = (f"{estimate.tokens:,}", f"{estimate.sampled_tokens:,}")
+            known += (f"{stage.processes.count:,}",) if together else ()
+            known += (_needed(estimate, outlook.offloads and stage.processes.sharded),)
         stages.add_row(stage.stage, stage.does, *known)
-    parts += [stages]
+    parts += [stages, *(Text(_divided(stage)) for stage in outlook.outlooks if stage.processes.count > 1)]
     if outlook.example is not None:
         parts += _example(outlook.example)
     return parts
@@ -66,6 +71,33 @@ def _example(example: Example) -> list[RenderableType]:
             text = "·".join(token.replace("\n", "↵") for token in tokens)
             lines.append(Text(mark) + Text(text, style=style))
     return lines
+
+
+def _needed(estimate: StepEstimate, offloads: bool) -> str:
+    """What each process needs; with shards on the CPU, of the GPU and of the CPU."""
+    if not offloads:
+        return _memory(estimate.total_bytes)
+    return f"{_memory(estimate.total_bytes - estimate.shared_bytes)} + {_memory(estimate.shared_bytes)} on the CPU"
+
+
+def _divided(stage: StageOutlook) -> str:
+    """What of a stage's memory its processes share, and what each of them holds whole."""
+    count, estimate = stage.processes.count, stage.estimate
+    if estimate is None:
+        return f"{stage.stage}: {count} processes"
+    if not stage.processes.sharded:
+        return f"{stage.stage}: each of {count} processes holds the whole models; on one host that is {count} times as much"
+    parts = [f"{_memory(estimate.shared_bytes)} of shards (1/{count} of weights, gradients and moments)"]
+    if estimate.unshared_bytes:
+        parts.append(f"{_memory(estimate.unshared_bytes)} of reward models that score, not sharded")
+    parts.append(f"at most, while {estimate.height}, {_memory(estimate.gathered_bytes)} gathered from the others")
+    parts.append(f"{_memory(estimate.pass_bytes)} of {_PASSES[estimate.height]}")
+    text = (
+        f"{stage.stage}: each of {count} processes holds {', '.join(parts)}; on one host that is {count} times as much"
+    )
+    return (
+        f"{text}. To save and to send the policy, the first one also gathers {_memory(estimate.first_bytes)} on its CPU"
+    )
 
 
 def _memory(count: int) -> str:

@@ -10,7 +10,7 @@ from p3o.cli.settings import Asked
 from p3o.cli.stages import STAGES, DryRun, HelpAll, do
 from p3o.errors import P3OError
 
-_Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or their names.")]
+_Runs = Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Folders of runs, or their names.")]
 
 
 @app.command(short_help=STAGES["report"])

@@ -11,16 +11,16 @@ from p3o.errors import P3OError
 @app.command("serve-reward")
 def serve_reward(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A sequence classifier with one label: folder or hub name.")
+        str | None, typer.Argument(metavar="MODEL", help="A sequence classifier with one label: folder or hub name.")
     ] = None,
     function: Annotated[
         str | None,
         typer.Option("--function", metavar="MODULE:NAME", help="A function of (prompts, responses) instead."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8100,
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="Address to listen on; the default is this machine alone.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0: any free one.")] = 8100,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Rows per forward pass.")] = 64,
     threads: Annotated[int, typer.Option("--threads", min=0, metavar="N", help="Of torch; 0: its own choice.")] = 0,

@@ -1,6 +1,5 @@
 """From what was typed to the resolved settings of a command and the folder that it works in."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os.path import exists
@@ -62,12 +61,17 @@ class Work:
     is_there: bool
 
 
-def going_on(asked: Asked) -> Asked:
-    """The same; with ``resume`` where torchrun has started this process again after a failure and the run's folder is there,
-    unless what it holds is still to be replaced."""
-    from p3o.training.replacing import RESTARTS, still_to_replace
+def going_on(asked: Asked, attempt: int) -> Asked:
+    """The same; with ``resume`` where torchrun has started these processes again after a failure and the run's folder is there,
+    unless what it holds is still to be replaced.
 
-    if os.environ.get(RESTARTS, "0") == "0" or asked.resume:
+    Args:
+        asked: by the user.
+        attempt: more than 0 where they were started again, as all of them have agreed: hosts count differently.
+    """
+    from p3o.training.replacing import still_to_replace
+
+    if attempt == 0 or asked.resume:
         return asked
     name = asked.name
     if name is None and asked.config is not None:
@@ -96,6 +100,8 @@ def resolve(asked: Asked) -> Work:
                 "give --config FILE, or --model MODEL and the files of the data, or --resume with the --name of a run that "
                 "was stopped"
             )
+        if asked.name is None and asked.command == "report":
+            raise P3OError("name a run: p3o report runs/NAME; several make one page that compares them")
         if asked.name is None:
             raise P3OError("give --name of a run that is there, or --config FILE or --model MODEL for a new one")
         from p3o.training.tracking import CONFIG_FILE, RunFolder
@@ -255,7 +261,7 @@ def _wanted_sft(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
 
 
 def _algorithm(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
-    """The RL runs of this command: those of the named algorithm, or a new one; each with the settings that were given."""
+    """The RL runs of this command: those of the named algorithm, or a new one; each with what was given."""
     from p3o.config_loading import Override
 
     runs = {name: run.model_dump(mode="json") for name, run in settings.rl.runs.items()}
@@ -271,6 +277,13 @@ def _algorithm(settings: "RunConfig", asked: Asked) -> "Iterator[Override]":
                 place = f"--{option.flag} {value}"
                 yield Override(("rl", "runs", name, "algorithm"), run["algorithm"], place)
                 yield Override(("rl", "runs", name, "settings", option.flag), value, place)
+    for option in STAGE_OPTIONS[asked.command]:
+        section, _, key = option.key.rpartition(".")
+        if section == "rl.training" and option.flag in asked.given:
+            # What a run says for itself would win over what is shared, and the option would do nothing there.
+            for name in (name for name, run in runs.items() if key in run.get("training", {})):
+                value = asked.given[option.flag]
+                yield Override(("rl", "runs", name, "training", key), value, f"--{option.flag} {value}")
 
 
 def _begins_a_run(text: str) -> bool:

@@ -105,7 +105,7 @@ def demo(
         folder = open_together(lambda: create_folder(settings, called, output, overwrite=False))
         _run_stages(folder, settings, None)
         if together.first:
-            typer.echo(f"written to {folder.path}")
+            _tell_where("demo", folder.path)
 
 
 for _stage, _summary in STAGES.items():
@@ -117,12 +117,13 @@ def do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | Non
     """Resolve the settings and look ahead, or do it and record what came of it."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise P3OError(f"--json {json_file}: its folder is not there; make it first")
-    asked = going_on(asked)
     work = resolve(asked)
     if dry:
-        _write_json(json_file, _look_ahead(work, asked))
+        _look_ahead(work, asked, json_file)
         return
     with _in_its_world(work.settings) as together:
+        if (again := going_on(asked, together.attempt)) != asked:
+            asked, work = again, resolve(again)
         _train(work, asked, together, json_file=json_file, repository=repository, private=private)
 
 
@@ -150,28 +151,42 @@ def _train(
         _write_json(json_file, final_figures(folder.path))
     for made, target in targets.items():
         typer.echo(f"published {target.push(folder.path / made, message=f'{made} of {work.name}, trained with p3o')}")
-    typer.echo(f"written to {folder.path}")
+    _tell_where(asked.command, folder.path)
+
+
+def _tell_where(command: str, folder: Path) -> None:
+    """Where everything is, and what to look at."""
+    page = folder / "report.html"
+    if command in ("run", "demo", "report") and page.is_file():
+        typer.echo(f"written to {folder}; open {page}")
+    elif command in ("rl", "evaluate"):
+        typer.echo(f"written to {folder}; p3o report {folder} draws it")
+    else:
+        typer.echo(f"written to {folder}")
 
 
 def _in_its_world(settings: "RunConfig") -> "AbstractContextManager[World]":
-    from p3o.distributed import alone, started
+    from p3o.distributed import ParallelConfig, started
 
     if settings.engine.name != "local":
         require_one_process()
-        return alone()  # the engine's workers meet each other
+        return started(ParallelConfig(), use_gpu=False)  # the engine's workers meet each other
     return started(settings.parallel, use_gpu=settings.device not in ("cpu", "mps"))
 
 
-def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
+def _look_ahead(work: Work, asked: Asked, json_file: Path | None) -> None:
+    """Tell what would be done; of several processes that torchrun started, the first one tells."""
     from rich.console import Console
 
     from p3o.cli.keys import changed_settings
     from p3o.cli.outlook import print_outlook
+    from p3o.distributed.start import announced
     from p3o.stages.context import RunContext
     from p3o.stages.dry_run import dry_run
-    from p3o.training.progress import Progress
+    from p3o.training.progress import Nowhere, Progress
     from p3o.training.tracking import RunFolder
 
+    rank, _ = announced()
     path = work.output / work.name
     record = RunFolder.open(work.output, work.name).record if work.is_there else {"seconds": {}}
     if path.exists() and not work.is_there and not asked.overwrite:
@@ -180,9 +195,11 @@ def _look_ahead(work: Work, asked: Asked) -> dict[str, Any]:
         if not work.is_there:
             require_nothing_of_ours_inside(work, asked)
         record["seconds"] = {}  # what would be done again is not done
-    outlook = dry_run(RunContext(work.settings, RunFolder(path, record), Progress(), asked.stages))
-    print_outlook(outlook, Console(), changed=changed_settings(work.settings))
-    return outlook.figures()
+    progress = Progress() if rank == 0 else Progress(Nowhere())
+    outlook = dry_run(RunContext(work.settings, RunFolder(path, record), progress, asked.stages))
+    if rank == 0:
+        print_outlook(outlook, Console(), changed=changed_settings(work.settings))
+        _write_json(json_file, outlook.figures())
 
 
 def _run_stages(

@@ -11,7 +11,7 @@ from p3o.errors import P3OError
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("p3o.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path("p3o.yaml"),
     task: Annotated[
         str, typer.Option("--task", metavar="NAME", help="What to begin from: own (your model and files), demo, …")
     ] = "own",

@@ -11,7 +11,7 @@ are ignored. Nothing is repaired: a row that is not as it should be is a ``BadRo
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast, get_args
 
@@ -59,13 +59,18 @@ class Example:
     answers: tuple[str, ...] = ()
 
 
-def parse(columns: Mapping[str, Any], kind: Kind) -> Example:
+def parse(columns: Mapping[str, Any], kind: Kind, unread: Collection[str] = ()) -> Example:
     """The example that these columns hold.
+
+    Args:
+        columns: under our names.
+        kind: of the example.
+        unread: our names of which it was said that no column is to be read for them.
 
     Raises:
         BadRowError: if they hold none.
     """
-    row = _Columns(columns)
+    row = _Columns(columns, unread)
     if kind == "prompts":
         return Example(row.prompt_alone())
     if kind == "demonstrations":
@@ -110,8 +115,8 @@ def rename(columns: Mapping[str, Any], names: Mapping[str, str | None]) -> Mappi
 class _Columns:
     """The columns of one row."""
 
-    def __init__(self, columns: Mapping[str, Any]) -> None:
-        self.columns = columns
+    def __init__(self, columns: Mapping[str, Any], unread: Collection[str]) -> None:
+        self.columns, self.unread = columns, unread
 
     def prompt_alone(self) -> Prompt:
         """The prompt of a row of any kind."""
@@ -136,7 +141,12 @@ class _Columns:
         if not isinstance(value, list):
             return _text(name, value, "a text")
         if isinstance(self.columns.get("prompt"), str):
-            _fail("bad message", f"'{name}' is a list of messages but 'prompt' is a text; write both in the same form")
+            whole = "; if it is the whole conversation, leave 'prompt' unread (columns: {prompt: null})"
+            _fail(
+                "bad message",
+                f"'{name}' is a list of messages but 'prompt' is a text; write both in the same form"
+                + (whole if len(value) > 1 else ""),
+            )
         if len(value) != 1:
             _fail("bad message", f"'{name}' has {len(value)} messages; give it exactly one, of the assistant")
         return self._assistant(f"{name}[0]", _message(f"{name}[0]", value[0]))
@@ -151,9 +161,14 @@ class _Columns:
 
     def pair(self) -> Example:
         """A prompt and two answers; the prompt is the shared beginning where there is no column for it."""
-        if "prompt" in self.columns or did_you_mean("prompt", self.columns):
+        if "prompt" in self.columns:
             return Example(self.prompt(), (self.answer("chosen"), self.answer("rejected")))
         chosen, rejected = self._column("chosen"), self._column("rejected")
+        if _asks(chosen) and _asks(rejected):
+            return self._shared_messages()
+        # A name that is nearly ours is a slip, unless it was said that there is no such column (as beside a "prompt_id").
+        if "prompt" not in self.unread and did_you_mean("prompt", self.columns):
+            self._column("prompt")
         if isinstance(chosen, list) and isinstance(rejected, list):
             return self._shared_messages()
         return _shared_text(_text("chosen", chosen, "a text"), _text("rejected", rejected, "a text"))
@@ -204,8 +219,16 @@ class _Columns:
 
     def _column(self, name: str) -> Any:
         if name not in self.columns:
-            _fail_missing(f"no column '{name}'", name, self.columns)
+            otherwise = f", or name the column that stands for it: columns: {{{name}: …}}"
+            _fail_missing(f"no column '{name}'", name, self.columns, otherwise)
         return self.columns[name]
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value is a whole conversation, one that begins with a question and not with an answer."""
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") != "assistant"
+    )
 
 
 def _shared_text(chosen: str, rejected: str) -> Example:
@@ -257,9 +280,9 @@ def _fail(reason: str, problem: str) -> NoReturn:
     raise BadRowError(reason, problem)
 
 
-def _fail_missing(problem: str, wanted: str, present: Mapping[str, Any]) -> NoReturn:
+def _fail_missing(problem: str, wanted: str, present: Mapping[str, Any], otherwise: str = "") -> NoReturn:
     if not present:
         _fail("missing column", f"{problem}: it is empty; add '{wanted}'")
-    advice = did_you_mean(wanted, present) or f"add '{wanted}'"
+    advice = did_you_mean(wanted, present) or f"add '{wanted}'{otherwise}"
     names = ", ".join(shorten(name) for name in list(present)[:6])
     _fail("missing column", f"{problem}, only {names}; {advice}")

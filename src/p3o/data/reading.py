@@ -94,9 +94,10 @@ def richest_kind(source: SourceConfig) -> Kind:
 
 
 def _examples(source: SourceConfig, kind: Kind, report: RowReport) -> Iterator[PlacedExample]:
+    unread = {ours for ours, theirs in source.columns.items() if theirs is None}
     for row in _adapted(source, report):
         try:
-            yield PlacedExample(row.place, parse(row.columns, kind))
+            yield PlacedExample(row.place, parse(row.columns, kind, unread))
         except BadRowError as bad:
             report.drop(row.place, bad)
 

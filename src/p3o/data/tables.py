@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ def csv_rows(path: Path) -> Iterator[RawRow]:
     Raises:
         P3OError: if the file cannot be read, is not UTF-8, or has no sound header.
     """
+    csv.field_size_limit(sys.maxsize)  # a long text is no malformed one; Python's own limit is 128 KiB
     with open_for_reading(path) as file:
         # newline="": the csv module ends rows itself, for a quoted cell may hold line ends.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from p3o.distributed.meeting import Meeting, meet
 from p3o.distributed.settings import ParallelConfig
 from p3o.distributed.world import World, within
 from p3o.errors import P3OError
 
-SIZE, LOCAL_RANK, RESTARTS = "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
+SIZE, RANK, LOCAL_RANK, RESTARTS = "WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
 _PATIENCE = timedelta(days=30)
 
 
@@ -39,24 +40,25 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
             f"{'only this one' if size == 1 else f'a world of {size}'}; start it with torchrun, see docs/scale.md"
         )
     if size == 1:
-        with within(World()) as found:
+        with within(World(attempt=_number(RESTARTS, 0))) as found:
             yield found
         return
     limit = timedelta(minutes=settings.timeout_minutes)
     gpu = use_gpu and torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(_number(LOCAL_RANK, 0))
+    met = None
     if not known:
         try:
-            _meet("cpu:gloo,cuda:nccl" if gpu else "gloo", limit)
+            met = _meet("cpu:gloo,cuda:nccl" if gpu else "gloo", limit)
         except (RuntimeError, ValueError) as error:
             raise P3OError(
                 f"the {size} processes cannot meet ({str(error).splitlines()[0][:200]}); check MASTER_ADDR, MASTER_PORT and "
                 "the firewall between the hosts"
             ) from error
     try:
-        groups = (dist.new_group(backend="gloo", timeout=time) for time in (limit, _PATIENCE))
-        found = World(dist.get_rank(), size, *groups)
+        control, patient = (dist.new_group(backend="gloo", timeout=time) for time in (limit, _PATIENCE))
+        found = World(dist.get_rank(), size, control, patient, attempt=0 if met is None else met.attempt)
         with within(found):
             _check(found)
             yield found
@@ -65,12 +67,21 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
             dist.destroy_process_group()
 
 
-def _meet(backend: str, limit: timedelta) -> None:
-    """Make the process group. torchrun's store outlives the processes that it starts again; under a prefix for each attempt
-    nobody finds there the address of one that was killed, and waits for it."""
+def announced() -> tuple[int, int]:
+    """This process's rank and how many there are, as the environment says; nobody is met.
+
+    Raises:
+        P3OError: if it says what is no number.
+    """
+    return _number(RANK, 0), _number(SIZE, 1)
+
+
+def _meet(backend: str, limit: timedelta) -> Meeting:
+    """Make the process group, under a name that no earlier start of these processes has left anything under."""
     store, rank, size = next(rendezvous("env://", timeout=limit))
-    attempt = PrefixStore(f"attempt_{_number(RESTARTS, 0)}", store)
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=limit)
+    met = meet(store, rank, size, restarts=_number(RESTARTS, 0), limit=limit)
+    dist.init_process_group(backend, store=PrefixStore(met.name, store), rank=rank, world_size=size, timeout=limit)
+    return met
 
 
 def _check(found: World) -> None:

@@ -36,12 +36,14 @@ class World:
         size: number of processes.
         control: the group of small messages, on the CPU; None when there is one process.
         patient: the same without a time limit, for waiting until the first process has done a stage alone.
+        attempt: more than 0 where whoever started these processes has started them again after a failure; the same on all.
     """
 
     rank: int = 0
     size: int = 1
     control: Any = None
     patient: Any = None
+    attempt: int = 0
 
     @property
     def first(self) -> bool:

@@ -46,8 +46,8 @@ class Contest:
         return [number for number in self.prompts if number in self.entries[a] and number in self.entries[b]]
 
     def alone(self, a: str, b: str) -> int:
-        """How many prompts only one of the two has answered."""
-        return len(set(self.entries[a]) ^ set(self.entries[b]))
+        """How many of the prompts only one of the two has answered."""
+        return len((self.entries[a].keys() ^ self.entries[b].keys()) & self.prompts.keys())
 
     def first(self, count: int | None) -> "Contest":
         """The same with this many of its prompts, the first ones."""

@@ -127,7 +127,7 @@ def student_interval(values: Sequence[float], *, confidence: float = 0.95) -> tu
 def compare_frontiers(
     a: Sequence[PolicySample],
     b: Sequence[PolicySample],
-    start: PolicySample,
+    start: PolicySample | Mapping[int, PolicySample],
     budgets: ArrayLike,
     *,
     confidence: float = 0.95,
@@ -142,7 +142,7 @@ def compare_frontiers(
 
     Args:
         a, b: the policies of the two methods over β and seeds.
-        start: the SFT model on the same prompts; its KL is 0.
+        start: the SFT model on the same prompts, or that of each seed; its KL is 0.
         budgets: KLs, nats per response, above 0.
         confidence: of each interval by itself.
         resamples, seed: of the bootstrap.
@@ -151,12 +151,13 @@ def compare_frontiers(
         ValueError: no policies, no budgets, or policies that were not evaluated on the same number of prompts.
     """
     grid = np.sort(np.atleast_1d(np.asarray(budgets, dtype=np.float64)))
-    prompts = start.reward.size
+    starts = start if isinstance(start, Mapping) else {policy.seed: start for policy in (*a, *b)}
+    prompts = next(iter(starts.values())).reward.size if starts else 0
     if not a or not b or grid.size == 0 or not grid[0] > 0:
         raise ValueError("a comparison needs policies of both methods and budgets above 0")
-    if any(s.reward.shape != (prompts,) or s.kl.shape != (prompts,) for s in (*a, *b, start)):
+    if any(s.reward.shape != (prompts,) or s.kl.shape != (prompts,) for s in (*a, *b, *starts.values())):
         raise ValueError("all policies must have been evaluated on the same prompts")
-    left, right = _Method(a, start), _Method(b, start)
+    left, right = _Method(a, starts), _Method(b, starts)
     even = np.full(prompts, 1 / prompts)
     whole = left.curve(even, None, grid) - right.curve(even, None, grid)
     random = np.random.default_rng(seed)
@@ -173,13 +174,19 @@ def compare_frontiers(
 
 
 class _Method:
-    """The policies of one method as matrices, [policy, prompt], the SFT model the first; the rows of each seed."""
+    """The policies of one method as matrices, [policy, prompt], the seeds' SFT models the first; the rows of each seed."""
 
-    def __init__(self, policies: Sequence[PolicySample], start: PolicySample) -> None:
-        self.reward = np.stack([start.reward, *(policy.reward for policy in policies)]).astype(np.float64)
-        self.kl = np.stack([np.zeros_like(start.kl), *(policy.kl for policy in policies)]).astype(np.float64)
+    def __init__(self, policies: Sequence[PolicySample], starts: Mapping[int, PolicySample]) -> None:
         seeds = list(dict.fromkeys(policy.seed for policy in policies))
-        self.rows = [[0, *(i for i, policy in enumerate(policies, start=1) if policy.seed == seed)] for seed in seeds]
+        first = [starts[seed] for seed in seeds]
+        self.reward = np.stack([policy.reward for policy in (*first, *policies)]).astype(np.float64)
+        self.kl = np.stack([*(np.zeros_like(sft.kl) for sft in first), *(policy.kl for policy in policies)]).astype(
+            np.float64
+        )
+        self.rows = [
+            [place, *(i for i, policy in enumerate(policies, start=len(seeds)) if policy.seed == seed)]
+            for place, seed in enumerate(seeds)
+        ]
 
     def curve(self, weights: Array, random: np.random.Generator | None, grid: Array) -> Array:
         """Read off the hull of each seed under these weights of the prompts, mean over the seeds, drawn if there is a

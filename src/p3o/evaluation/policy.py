@@ -7,7 +7,7 @@ temperature of the sampling; greedy and best-of-n texts are not samples of the p
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,7 +36,9 @@ class EvaluationConfig(BaseModel):
 
     prompts: int = Field(512, gt=1, description="Held-out prompts, one sampled response each.")
     every: int = Field(10, gt=0, description="RL steps between evaluations; the first and last are always evaluated.")
-    best_of: tuple[int, ...] = Field((4, 16), description="Best-of-n yardsticks of the SFT model, by the reward.")
+    best_of: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (4, 16), description="Best-of-n yardsticks of the SFT model, by the reward."
+    )
     batch_size: int = Field(128, gt=0, description="Prompts per forward pass.")
     followed_prompts: int = Field(8, ge=0, description="Prompts whose texts are kept at every evaluation.")
 

@@ -31,7 +31,7 @@ from p3o.models.language import accepted
 from p3o.models.layouts import LAYOUTS, Layout, LayoutName, device_of
 from p3o.models.loading import adapter_task, is_adapter, load_pretrained
 from p3o.models.probe import LayoutChoice, Subject, Verdict, first_right
-from p3o.models.scores import group_scores, part_read, score_head, shared_part
+from p3o.models.scores import group_scores, numbered_positions, part_read, score_head, shared_part
 from p3o.models.selection import full_precision
 from p3o.models.tokens import GroupTokens, encode_prompts, encode_responses, end_id, pad_right
 
@@ -118,7 +118,7 @@ class RewardModel:
         # The classifier finds the last token by this id.
         config.get_text_config().pad_token_id = self.fill
         # Learned positions end; rotary ones only grow worse.
-        self.longest: int | None = getattr(config, "max_position_embeddings", None)
+        self.longest: int | None = numbered_positions(model) or getattr(config, "max_position_embeddings", None)
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
         """The ids that stand for each prompt with its finished response.

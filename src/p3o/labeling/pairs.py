@@ -149,6 +149,8 @@ def parse_pair(value: Any, place: str) -> Pair:
         first = max(error.errors(), key=lambda found: len(found["loc"]))
         name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "str")))
         problem = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"].lower()
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            problem = "not there; a pair has 'prompt', 'response_a' and 'response_b', as p3o sample writes it"
         raise P3OError(f"{place}: {f'{name!r}: ' if name else ''}{problem}") from error
 
 

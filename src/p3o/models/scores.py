@@ -25,6 +25,14 @@ def score_head(model: nn.Module) -> nn.Module | None:
     return next((getattr(inner, name) for name in HEADS if hasattr(inner, name)), None)
 
 
+def numbered_positions(model: nn.Module) -> int | None:
+    """How many tokens a model of RoBERTa's kind can read, which numbers them from behind its padding id on; None for others."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return None
+
+
 def part_read(row: Sequence[int], *, fill: int) -> Sequence[int]:
     """A row of ids up to where the classifier reads it: the last token that is not its padding id."""
     return row[: max((t for t, token in enumerate(row) if token != fill), default=0) + 1]

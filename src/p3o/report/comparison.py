@@ -18,6 +18,7 @@ from p3o.report.page import render_page
 from p3o.report.palette import Palette, page_palette
 from p3o.report.runset import (
     MethodFrontier,
+    RunPolicy,
     RunSet,
     largest_common_kl,
     method_frontiers,
@@ -139,7 +140,10 @@ def _frontiers(runs: RunSet, palette: Palette) -> Section:
         "algorithms with equally many runs."
     )
     if "reward" in measures and len(runs.runs) > 1:
-        caption += " Proxy rewards of runs that each trained a reward model of their own have no common zero or scale."
+        caption += (
+            " Proxy rewards of runs that each trained a reward model of their own have no common zero or scale: they are moved "
+            "so that all SFT models stand at the same level; their scales stay what they are."
+        )
     return Section("frontier", title, intro, [Figure(panels, runs.algorithms, caption, columns=len(panels)), *blocks])
 
 
@@ -167,6 +171,8 @@ def _dominance(runs: RunSet, palette: Palette) -> Section:
         "at the end of their training. Intervals of 95\N{NO-BREAK SPACE}%: a bootstrap that draws the same prompts for all "
         "policies, and seeds where there are several. A leads if all three differences are above 0 beyond doubt."
     )
+    if runs.measure == "reward" and len(runs.runs) > 1:
+        intro += " Proxy rewards of runs with reward models of their own count from their own SFT model, each in its own scale."
     return Section("dominance", title, intro, [TableBlock(Table(head, rows, frozenset({"A", "minus B"})))])
 
 
@@ -261,13 +267,12 @@ def _difference(interval: Interval) -> str:
     return f"{signed(interval.value)} ({signed(interval.low)} to {signed(interval.high)})"
 
 
-def _point(policy: Any, measure: Measure, palette: Palette) -> dict[str, Any]:
-    value = value_of(policy.last, measure)
+def _point(policy: RunPolicy, measure: Measure, palette: Palette) -> dict[str, Any]:
     return {
         "series": palette.label(policy.algorithm),
         "run": f"{policy.run}/{policy.name}",
         "beta": policy.beta,
         "seed": policy.seed,
         "kl": max(policy.last.kl or 0.0, 0.0),
-        "value": value[0] if value else None,
+        "value": policy.value(policy.last, measure),
     }

@@ -19,7 +19,7 @@ from p3o.evaluation.dominance import (
 from p3o.evaluation.frontier import FrontierFit, fit_frontier
 from p3o.report.frontiers import Measure, value_of
 from p3o.report.reading import read_run
-from p3o.report.rundata import Evaluation, RunData
+from p3o.report.rundata import Evaluation, Response, RunData
 
 GRID = 60
 """KLs at which a band is drawn."""
@@ -29,7 +29,8 @@ GRID = 60
 class RunPolicy:
     """One trained policy of one run, with all its evaluations and its last responses.
 
-    ``reward`` and ``kl`` are those of its sampled responses by prompt, where they were kept.
+    ``reward`` and ``kl`` are those of its sampled responses by prompt, where they were kept. ``start`` is its run's SFT model.
+    ``lift`` is added to its proxy rewards, see :func:`_lifts`.
     """
 
     run: str
@@ -40,11 +41,18 @@ class RunPolicy:
     evaluations: list[Evaluation]
     reward: Mapping[int, float]
     kl: Mapping[int, float]
+    start: Evaluation | None
+    lift: float
 
     @property
     def last(self) -> Evaluation:
         """At its last step."""
         return max(self.evaluations, key=lambda row: row.step)
+
+    def value(self, row: Evaluation, measure: Measure) -> float | None:
+        """What an evaluation of its run measured, at the level that all runs share."""
+        value = value_of(row, measure)
+        return None if value is None else value[0] + (self.lift if measure == "reward" else 0.0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,12 @@ def read_runs(folders: Sequence[Path]) -> RunSet:
         if resolved.count(path) > 1:
             raise P3OError(f"{folder}: given twice; name each run once")
     runs = [read_run(folder) for folder in folders]
-    policies = [policy for folder, run in zip(folders, runs, strict=True) for policy in _policies(folder.name, run)]
+    measure: Measure = "gold" if all(run.has_gold for run in runs) else "reward"
+    policies = [
+        policy
+        for folder, run, lift in zip(folders, runs, _lifts(runs), strict=True)
+        for policy in _policies(folder.name, run, measure, lift)
+    ]
     if not policies:
         raise P3OError(f"{folders[0]}: no run holds an evaluation of a trained policy; there is nothing to compare")
     prompts = [{row.prompt_index: row.prompt for row in run.responses if row.policy == "sft"} for run in runs]
@@ -128,14 +141,16 @@ def method_frontiers(runs: RunSet, measure: Measure) -> list[MethodFrontier]:
     for algorithm in runs.algorithms:
         policies = [policy for policy in runs.policies if policy.algorithm == algorithm]
         points = {
-            seed: _points([p for p in policies if p.seed == seed], measure, start)
+            seed: _points([p for p in policies if p.seed == seed], measure)
             for seed in dict.fromkeys(policy.seed for policy in policies)
         }
         largest = max(kl.max() for kl, _ in points.values())
         # Even steps in √KL: hulls bend most near the SFT model.
         band = hull_band(points, np.linspace(0.0, np.sqrt(largest), GRID) ** 2)
         areas = [area_under_frontier(kl, reward, budget) for kl, reward in points.values()]
-        kl, reward = (np.concatenate(values) for values in zip(*points.values(), strict=True))
+        # One curve through all seeds, each of which begins at an SFT model of its own.
+        kl = np.concatenate([kl for kl, _ in points.values()])
+        reward = np.concatenate([values - values[0] + start for _, values in points.values()])
         enough = np.unique(kl[kl > 0]).size > 2
         fit = fit_frontier(kl, reward, reward_at_sft=start) if enough else None
         found.append(MethodFrontier(algorithm, policies, band, areas, fit))
@@ -143,10 +158,8 @@ def method_frontiers(runs: RunSet, measure: Measure) -> list[MethodFrontier]:
 
 
 def sft_value(runs: RunSet, measure: Measure) -> float | None:
-    """Mean over the runs of the SFT model's value."""
-    rows = [run.sft_sample for run in runs.runs if run.sft_sample is not None]
-    values = [value[0] for row in rows if (value := value_of(row, measure)) is not None]
-    return float(np.mean(values)) if values else None
+    """Mean over the runs of the SFT model's value; None if one of them has none."""
+    return _mean_start(runs.runs, measure)
 
 
 def paired_comparisons(runs: RunSet, *, resamples: int = 500) -> dict[tuple[str, str], FrontierComparison]:
@@ -157,15 +170,24 @@ def paired_comparisons(runs: RunSet, *, resamples: int = 500) -> dict[tuple[str,
     budget = largest_common_kl(runs)
     if not runs.same_prompts or budget <= 0:
         return {}
-    start = _sft_sample(runs)
-    shared = sorted(set(start).intersection(*(p.reward.keys() & p.kl.keys() for p in runs.policies)))
+    starts = _sft_samples(runs)
+    if any(policy.seed not in starts for policy in runs.policies):
+        return {}
+    shared = sorted(
+        set.intersection(*(set(start) for start in starts.values())).intersection(
+            *(p.reward.keys() & p.kl.keys() for p in runs.policies)
+        )
+    )
     if len(shared) < 2:
         return {}
     samples: dict[str, list[PolicySample]] = {}
     for policy in runs.policies:
         reward, kl = (np.array([values[i] for i in shared]) for values in (policy.reward, policy.kl))
         samples.setdefault(policy.algorithm, []).append(PolicySample(policy.seed, reward, kl))
-    zero = PolicySample(0, np.array([start[i] for i in shared]), np.zeros(len(shared)))
+    zero = {
+        seed: PolicySample(seed, np.array([start[i] for i in shared]), np.zeros(len(shared)))
+        for seed, start in starts.items()
+    }
     names = runs.algorithms
     budgets = [budget / 4, budget / 2, budget]
     return {
@@ -175,41 +197,75 @@ def paired_comparisons(runs: RunSet, *, resamples: int = 500) -> dict[tuple[str,
     }
 
 
-def _policies(run: str, data: RunData) -> list[RunPolicy]:
-    measure = "gold" if data.has_gold else "reward"
+def _lifts(runs: Sequence[RunData]) -> list[float]:
+    """What to add to each run's proxy rewards so that they can stand beside those of the others.
+
+    The level of a reward that is learned from comparisons is arbitrary (Bradley–Terry). Where a run trained its reward model
+    itself, that level is set so that the run's SFT model stands at the mean of all SFT models; a reward that was given is the
+    same for all, and stays.
+    """
+    mean = _mean_start(runs, "reward")
+    return [
+        mean - run.sft_sample.reward if mean is not None and run.sft_sample is not None and _has_own_level(run) else 0.0
+        for run in runs
+    ]
+
+
+def _mean_start(runs: Sequence[RunData], measure: Measure) -> float | None:
+    values = [None if run.sft_sample is None else value_of(run.sft_sample, measure) for run in runs]
+    known = [value[0] for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _policies(run: str, data: RunData, measure: Measure, lift: float) -> list[RunPolicy]:
     found = []
     for name in data.trained_policies:
         rows = [row for row in data.evaluations if row.policy == name and row.decoding == "sample"]
         if not rows:
             continue
         responses = [row for row in data.responses if row.policy == name and row.decoding == "sample"]
-        reward = {r.prompt_index: float(v) for r in responses if (v := getattr(r, measure)) is not None}
+        reward = _by_prompt(responses, measure, lift)
         kl = {r.prompt_index: r.kl for r in responses if r.kl is not None}
         last = max(rows, key=lambda row: row.step)
-        found.append(RunPolicy(run, name, last.algorithm or name, last.beta, data.info.seed, rows, reward, kl))
+        found.append(
+            RunPolicy(
+                run, name, last.algorithm or name, last.beta, data.info.seed, rows, reward, kl, data.sft_sample, lift
+            )
+        )
     return found
 
 
+def _by_prompt(responses: Sequence[Response], measure: Measure, lift: float) -> dict[int, float]:
+    """The values of responses by prompt, those without one left out."""
+    moved = lift if measure == "reward" else 0.0
+    return {r.prompt_index: float(v) + moved for r in responses if (v := getattr(r, measure)) is not None}
+
+
 def _points(
-    policies: Sequence[RunPolicy], measure: Measure, start: float
+    policies: Sequence[RunPolicy], measure: Measure
 ) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
-    """(KL, value) of every evaluation, the SFT model's first."""
-    kl, values = [0.0], [start]
-    for row in (row for policy in policies for row in policy.evaluations):
-        value = value_of(row, measure)
-        if value is not None and row.kl is not None and row.kl > 0:
-            kl.append(row.kl)
-            values.append(value[0])
+    """(KL, value) of every evaluation, that of the SFT model that they started from first (the mean of several)."""
+    starts = [start for p in policies if p.start is not None and (start := p.value(p.start, measure)) is not None]
+    kl, values = [0.0], [float(np.mean(starts))]
+    for policy in policies:
+        for row in policy.evaluations:
+            value = policy.value(row, measure)
+            if value is not None and row.kl is not None and row.kl > 0:
+                kl.append(row.kl)
+                values.append(value)
     return np.array(kl), np.array(values)
 
 
-def _sft_sample(runs: RunSet) -> dict[int, float]:
-    """The SFT model's value by prompt, mean over the runs (their SFT models may differ by the seed)."""
-    values: dict[int, list[float]] = {}
-    for run in runs.runs:
-        measure = "gold" if run.has_gold else "reward"
-        for row in run.responses:
-            value = getattr(row, measure)
-            if row.policy == "sft" and row.decoding == "sample" and value is not None:
-                values.setdefault(row.prompt_index, []).append(float(value))
-    return {index: float(np.mean(found)) for index, found in values.items()}
+def _sft_samples(runs: RunSet) -> dict[int, dict[int, float]]:
+    """The SFT model's value by seed and prompt, mean over the runs of the seed (their SFT models may differ)."""
+    values: dict[int, dict[int, list[float]]] = {}
+    for run, lift in zip(runs.runs, _lifts(runs.runs), strict=True):
+        rows = [row for row in run.responses if row.policy == "sft" and row.decoding == "sample"]
+        for index, value in _by_prompt(rows, runs.measure, lift).items():
+            values.setdefault(run.info.seed, {}).setdefault(index, []).append(value)
+    return {seed: {index: float(np.mean(v)) for index, v in found.items()} for seed, found in values.items()}
+
+
+def _has_own_level(run: RunData) -> bool:
+    """Whether a run trained the reward that its policies were trained on."""
+    return bool(run.reward_training) or run.reward_test is not None

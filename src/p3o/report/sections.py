@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import yaml
+
 from p3o.report.blocks import Block, Code, Facts, Figure, FollowedBlock, Panel, Section, TableBlock, TextsBlock
 from p3o.report.calibration import (
     Checked,
@@ -224,21 +226,38 @@ def reward_model_section(data: RunData, palette: Palette) -> Section:
     truth, pairs = checked_pairs(data)
     if not facts and not panels and not pairs:
         return Section("rewardmodel", title, "Left out: this run trained no reward model of its own.")
+    learned = bool(facts or panels)
     intro = (
         "The proxy, learned from labelled pairs (Bradley–Terry) and tested on pairs that it has not seen. "
         "At 50 % it would know nothing."
+        if learned
+        else "The proxy was given and not learned here. At 50 % it would know nothing."
     )
     blocks: list[Block] = [Facts("On held-out pairs", facts)] if facts else []
     if panels:
         blocks.append(Figure(panels, [], "Training of the reward model."))
     if pairs:
-        blocks += _on_responses(truth, pairs, palette)
+        # Only of a reward that was fitted to comparisons are differences log-odds, which say how sure it is.
+        blocks += _calibration(truth, pairs, palette) if learned or _is_a_model(data) else []
+        name = _truth_name(truth)
+        blocks.append(TableBlock(agreement_table(pairs), f"Agreement with {name}, and whether length fools the proxy"))
     return Section("rewardmodel", title, intro, blocks)
 
 
-def _on_responses(truth: str, pairs: Sequence[Checked], palette: Palette) -> list[Block]:
-    """The proxy against the truth on what the policies wrote."""
-    name = "the gold reward" if truth == "gold" else truth
+def _is_a_model(data: RunData) -> bool:
+    """Whether the configuration names a reward model."""
+    settings = yaml.safe_load(data.config)
+    reward = settings.get("reward") if isinstance(settings, dict) else None
+    return isinstance(reward, dict) and bool(reward.get("model"))
+
+
+def _truth_name(truth: str) -> str:
+    return "the gold reward" if truth == "gold" else truth
+
+
+def _calibration(truth: str, pairs: Sequence[Checked], palette: Palette) -> list[Block]:
+    """How sure the proxy is of what the policies wrote, and how often it is right."""
+    name = _truth_name(truth)
     bins = calibration_bins(pairs)
     chart = calibration_chart(bins, palette).specification(palette, height=260)
     caption = (
@@ -249,10 +268,7 @@ def _on_responses(truth: str, pairs: Sequence[Checked], palette: Palette) -> lis
     panel = Panel(
         "Calibration on the policies' responses", chart, "Agreement of the proxy with the truth against its confidence"
     )
-    return [
-        Figure([panel], [], caption, columns=1),
-        TableBlock(agreement_table(pairs), f"Agreement with {name}, and whether length fools the proxy"),
-    ]
+    return [Figure([panel], [], caption, columns=1)]
 
 
 def _test_value(name: str, value: int | float | str) -> str:

@@ -72,8 +72,16 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As in the base class, without its wait for an accelerator: gloo's transfers are over when they return."""
-        self.receive_weights(self.parse_update_info(update_info))
+        """As in the base class, without its wait for an accelerator: gloo's transfers are over when they return.
+
+        After a transfer that broke off the layers are closed: vLLM leaves one that had received a part as it is, and would
+        count that part as received in the next transfer, too.
+        """
+        try:
+            self.receive_weights(self.parse_update_info(update_info))
+        except BaseException:
+            self.finish_weight_update()
+            raise
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Receive every tensor and hand it to the model.

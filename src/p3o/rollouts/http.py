@@ -4,10 +4,12 @@ By the standard library: a learner needs no client package, and a time limit tha
 minute, too.
 """
 
+import contextlib
 import http.client
 import json
 import socket
 import ssl
+import threading
 import time
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -92,11 +94,15 @@ def _exchange(
     headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    line = None
+    line = alarm = reply = None
     try:
         connection.connect()
         line = connection.sock
         lines.add(line)
+        # A limit of the socket holds for each wait by itself, and a reply's head may come a byte at a time.
+        alarm = threading.Timer(_left(deadline), _shut, [line])
+        alarm.daemon = True
+        alarm.start()
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         connection.request(method, target, None if body is None else json.dumps(body), headers)
         line.settimeout(_left(deadline))
@@ -113,10 +119,22 @@ def _exchange(
             size += len(chunk)
             if size > MOST_BYTES:
                 raise http.client.HTTPException("the reply does not end")
+    except (OSError, http.client.HTTPException):
+        _left(deadline)  # what the alarm made of a line is told as what it is
+        raise
     finally:
+        if alarm is not None:
+            alarm.cancel()
+        if reply is not None:
+            reply.close()
         if line is not None:
             lines.discard(line)
         connection.close()
+
+
+def _shut(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def _left(deadline: float) -> float:

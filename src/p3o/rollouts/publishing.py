@@ -131,7 +131,17 @@ class Broadcast:
         pause(server)
         if server.url not in self.links:
             self.links[server.url] = self.connect(server)
-        server.post("/start_weight_update")
+        try:
+            server.post("/start_weight_update")
+        except ServerError as error:
+            if error.kind != "broken":
+                raise
+            # vLLM refuses while an update is open, as one is that a learner began and did not live to end.
+            try:
+                server.post("/finish_weight_update")
+            except ServerError:
+                raise error from None
+            server.post("/start_weight_update")
 
     def _send(
         self, server: VLLMServer, received: "Future[Any]", name: str, tensor: Tensor, failed: dict[str, str]

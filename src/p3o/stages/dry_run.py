@@ -26,10 +26,12 @@ from p3o.stages.estimates import (
     supervised_step,
 )
 from p3o.stages.memory import Memory
+from p3o.stages.processes import ONE, Processes, TrainingStage, processes_of
 from p3o.training.passes import TOKENS
 from p3o.training.sft import EncodedPair
 
-DEMONSTRATIONS, PROMPTS, CHOSEN, REJECTED = "demonstrations", "prompts", "chosen responses", "rejected responses"
+DEMONSTRATIONS, CHOSEN, REJECTED = "demonstrations", "chosen responses", "rejected responses"
+PROMPTS, HELDOUT_PROMPTS = "prompts", "held-out prompts"
 _SHOWN_TOKENS = 120
 
 
@@ -56,19 +58,21 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class StageOutlook:
-    """What a stage would do. ``estimate`` is None where nothing is trained."""
+    """What a stage would do, and on how many processes. ``estimate`` is None where nothing is trained."""
 
     stage: str
     does: str
     estimate: StepEstimate | None = None
+    processes: Processes = ONE
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `--dry-run` tells."""
+    """What `--dry-run` tells. ``offloads``: whether shards, gradients and moments rest in the CPU's memory."""
 
     folder: Path
     device: str
+    offloads: bool
     model: ModelShape | None
     counts: list[TokenCounts]
     outlooks: list[StageOutlook]
@@ -87,11 +91,12 @@ def dry_run(run: RunContext) -> DryRun:
     """
     run.check(load_models=False)
     if set(run.stages) <= {"report"}:
-        return DryRun(run.folder.path, str(run.device), None, [], [StageOutlook("report", "report.html")], None)
+        return DryRun(run.folder.path, str(run.device), False, None, [], [StageOutlook("report", "report.html")], None)
     base, rows = _base(run), {what: encoded for what, encoded in _encoded(run) if encoded}
     return DryRun(
         folder=run.folder.path,
         device=str(run.device),
+        offloads=run.config.parallel.cpu_offload and run.device.type != "cpu",
         model=model_shape(base),
         counts=[_counts(what, encoded) for what, encoded in rows.items()],
         outlooks=[_Outlook(run, base, rows).of(stage) for stage in run.stages],
@@ -103,8 +108,8 @@ class _Outlook:
     """Tells of each stage what it would do: the same questions that the stage itself asks."""
 
     def __init__(self, run: RunContext, base: PretrainedConfig, rows: Mapping[str, Sequence[EncodedPair]]) -> None:
-        self.run, self.rows = run, rows
-        self.shape, self.memory = model_shape(base), Memory(run.config, run.device, base)
+        self.run, self.base, self.rows = run, base, rows
+        self.shape = model_shape(base)
 
     def of(self, stage: str) -> StageOutlook:
         if self.run.folder.done(stage):
@@ -112,21 +117,28 @@ class _Outlook:
         tell: Callable[[], StageOutlook] = getattr(self, f"_{stage}")
         return tell()
 
+    def _memory(self, stage: TrainingStage) -> Memory:
+        return Memory(self.run.config, self.run.device, self.base, processes_of(self.run.config, stage))
+
     def _sft(self) -> StageOutlook:
         config, rows = self.run.config.sft, self.rows.get(DEMONSTRATIONS, [])
         if config is None:
             return StageOutlook("sft", "skipped: no sft section, RL starts from the model as it is")
         steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
+        memory = self._memory("sft")
+        held = memory.supervised("language", config.optimiser)
         estimate = supervised_step(
             self.shape,
-            self.memory.trained("language", config.optimiser),
-            self.memory.arithmetic,
+            held.rest,
+            memory.arithmetic,
             rows=config.batch_size,
             rows_per_pass=config.micro_batch_size,
             row_tokens=_longest(rows),
             predicted_tokens=max((len(completion) for _, completion in rows), default=0),
+            gathered=held.gathered,
+            processes=memory.processes.count,
         )
-        return StageOutlook("sft", f"{steps} updates on {len(rows)} demonstrations", estimate)
+        return StageOutlook("sft", f"{steps} updates on {len(rows)} demonstrations", estimate, memory.processes)
 
     def _sample(self) -> StageOutlook:
         sizes = self.run.config.embedded
@@ -146,35 +158,41 @@ class _Outlook:
         pairs = [self.rows.get(CHOSEN), self.rows.get(REJECTED)]
         rows = [row for kind in pairs if kind for row in kind] or self.run.encode(self.run.inputs.demonstrations)
         longest = max((len(prompt) * (1 if shared else 2) + 2 * len(response) for prompt, response in rows), default=0)
+        memory = self._memory("reward")
+        held = memory.supervised("classifier", config.optimiser)
         estimate = supervised_step(
             self.shape,
-            self.memory.trained("classifier", config.optimiser),
-            self.memory.arithmetic,
+            held.rest,
+            memory.arithmetic,
             rows=config.batch_size,
             rows_per_pass=config.micro_batch_size,
             row_tokens=longest,
             predicted_tokens=0,
+            gathered=held.gathered,
+            processes=memory.processes.count,
         )
         needs = self._needs("sft", "p3o sft") if self.run.config.sft is not None else ""
         if embedded is not None:
             needs += self._needs(PREFERENCES_FILE, "p3o sample")
-        return StageOutlook("reward", f"{steps} updates on {count} pairs{needs}", estimate)
+        return StageOutlook("reward", f"{steps} updates on {count} pairs{needs}", estimate, memory.processes)
 
     def _rl(self) -> StageOutlook:
-        config = self.run.config
-        estimates = [self._rl_step(name) for name in config.rl.runs]
+        config, memory = self.run.config, self._memory("rl")
+        estimates = [self._rl_step(name, memory) for name in config.rl.runs]
         needs = self._needs("sft", "p3o sft") if config.sft is not None else ""
         if config.reward.is_trained:
             needs += self._needs("reward_model", "p3o reward")
         steps = ", ".join(f"{name} {config.rl.training_of(name).steps}" for name in config.rl.runs)
         prompts = len(self.run.inputs.prompts)
-        return StageOutlook(
-            "rl", f"steps: {steps}; on {prompts} prompts{needs}", max(estimates, key=lambda e: e.total_bytes)
-        )
+        most = max(estimates, key=lambda estimate: estimate.total_bytes)
+        return StageOutlook("rl", f"steps: {steps}; on {prompts} prompts{needs}", most, memory.processes)
 
-    def _rl_step(self, name: str) -> StepEstimate:
+    def _rl_step(self, name: str, memory: Memory) -> StepEstimate:
         entry, training = self.run.config.rl.runs[name], self.run.config.rl.training_of(name)
         has_critic = make_algorithm(entry.algorithm, **entry.settings).needs_critic
+        processes, served = memory.processes, self.run.config.rl.rollout.engine != "local"
+        heldout = self.rows.get(HELDOUT_PROMPTS, [])
+        batch = min(self.run.config.evaluation.batch_size, -(-len(heldout) // processes.count))
         work = OnlineWork(
             prompts=training.prompts_per_step,
             responses=training.responses_per_prompt,
@@ -187,9 +205,16 @@ class _Outlook:
             # Without the model there is nothing to probe: auto is taken to find one of the others, as it mostly does.
             padded=training.layout == "padded",
             ahead=training.max_staleness > 0,
+            served=served,
+            evaluated_tokens=batch * (_longest(heldout) + training.max_new_tokens),
+            processes=processes.count,
         )
-        models = self.memory.online(training.optimiser, has_critic=has_critic, copies=training.max_staleness)
-        return online_step(self.shape, models, self.memory.arithmetic, work, has_critic=has_critic)
+        # Shards of the past are kept for its log-probs alone.
+        past = 0 if processes.sharded and training.stale_ratio != "sampler" else training.max_staleness
+        held = memory.online(training.optimiser, has_critic=has_critic, copies=past)
+        return online_step(
+            self.shape, held.rest, memory.arithmetic, work, has_critic=has_critic, gathered=held.gathered
+        )
 
     def _evaluate(self) -> StageOutlook:
         needs = "".join(self._needs(f"rl/{name}", "p3o rl") for name in self.run.config.rl.runs)
@@ -224,7 +249,7 @@ def _encoded(run: RunContext) -> Iterator[tuple[str, list[EncodedPair]]]:
         yield REJECTED, run.encode([(prompt, rejected) for prompt, _, rejected in inputs.preferences])
     if not {"sample", "rl", "evaluate"}.isdisjoint(run.stages):
         yield PROMPTS, [(ids, []) for ids in encode_prompts(run.tokenizer, inputs.prompts)]
-        yield "held-out prompts", [(ids, []) for ids in encode_prompts(run.tokenizer, inputs.heldout_prompts)]
+        yield HELDOUT_PROMPTS, [(ids, []) for ids in encode_prompts(run.tokenizer, inputs.heldout_prompts)]
 
 
 def _counts(what: str, rows: Sequence[EncodedPair]) -> TokenCounts:

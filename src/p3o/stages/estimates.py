@@ -10,9 +10,13 @@ which is what transformers' Llama and Qwen2 keep for the backward pass, to a few
 little more, models whose MLP has no gate (GPT-NeoX, OPT) up to half less. Then logits in float32: one buffer for the
 predicted tokens, cut into chunks above ``LOGITS_BUDGET``. While sampling, keys and values of all tokens. An estimate of the
 order, not a promise: allocators keep more.
+
+Of several processes, bytes are those of each; rows, tokens and samples of a step are those of all.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -57,9 +61,35 @@ class Arithmetic:
     recomputes: bool = False
 
 
+Moment = Literal["training", "sampling", "evaluating"]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Bytes that each process holds whole although the models are sharded; none if they are not.
+
+    Attributes:
+        passes: at the height of a training pass: gathered weights, and gradients that are not scattered yet.
+        sampling: the whole policy, in the format of passes.
+        evaluating: the whole policy and the whole reference.
+        unshared: of the weights at rest, what is never sharded: reward models that score.
+        first: more in the first process, in the CPU's memory: the policy's weights, to save them or to send them to servers.
+    """
+
+    passes: int = 0
+    sampling: int = 0
+    evaluating: int = 0
+    unshared: int = 0
+    first: int = 0
+
+
+WHOLE = Gathered()
+"""Of models that are not sharded."""
+
+
 @dataclass(frozen=True)
 class StepEstimate:
-    """One step of a stage.
+    """One step of a stage; bytes are those of each process.
 
     Attributes:
         forward_tokens: in the largest forward pass with gradients, padding included.
@@ -68,7 +98,11 @@ class StepEstimate:
         weight_bytes: of all models.
         gradient_bytes: of what is trained.
         optimiser_bytes: AdamW's moments.
-        pass_bytes: activations and logits of the largest pass, or the sampling cache if that is larger.
+        pass_bytes: what the moment of most memory adds: activations and logits of the largest pass, or keys and values.
+        gathered_bytes: what it adds of sharded models: weights that are gathered, and their gradients.
+        height: that moment.
+        unshared_bytes: of ``weight_bytes``, those that are whole on every process though others are sharded.
+        first_bytes: that the first process of several gathers in the CPU's memory besides.
     """
 
     forward_tokens: int
@@ -78,11 +112,20 @@ class StepEstimate:
     gradient_bytes: int
     optimiser_bytes: int
     pass_bytes: int
+    gathered_bytes: int = 0
+    height: Moment = "training"
+    unshared_bytes: int = 0
+    first_bytes: int = 0
+
+    @property
+    def shared_bytes(self) -> int:
+        """At rest, but for what is never sharded: with ``parallel.cpu_offload`` these are in the CPU's memory."""
+        return self.weight_bytes - self.unshared_bytes + self.gradient_bytes + self.optimiser_bytes
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
-        return self.weight_bytes + self.gradient_bytes + self.optimiser_bytes + self.pass_bytes
+        """All of it, but for ``first_bytes``."""
+        return self.shared_bytes + self.unshared_bytes + self.pass_bytes + self.gathered_bytes
 
 
 def model_shape(config: PretrainedConfig) -> ModelShape:
@@ -113,6 +156,8 @@ def supervised_step(
     rows_per_pass: int,
     row_tokens: int,
     predicted_tokens: int,
+    gathered: Gathered = WHOLE,
+    processes: int = 1,
 ) -> StepEstimate:
     """A step of supervised fine-tuning, or of the reward model.
 
@@ -124,16 +169,19 @@ def supervised_step(
         rows_per_pass: of a pass at most.
         row_tokens: of the longest row.
         predicted_tokens: of the row that has most: the longest completion; 0 for the reward model.
+        gathered: of a sharded model.
+        processes: among which the rows are divided; ``rows_per_pass`` is of each.
     """
-    at_once = min(rows, rows_per_pass)
+    at_once = min(-(-rows // processes), rows_per_pass)
     inputs = at_once * row_tokens
+    training = activation_bytes(shape, inputs, arithmetic) + logits_bytes(shape, at_once * predicted_tokens, arithmetic)
     return _step(
         models,
+        gathered,
+        {"training": (training, gathered.passes)},
         forward_tokens=inputs,
         tokens=rows * row_tokens,
         sampled_tokens=0,
-        pass_bytes=activation_bytes(shape, inputs, arithmetic)
-        + logits_bytes(shape, at_once * predicted_tokens, arithmetic),
     )
 
 
@@ -152,6 +200,9 @@ class OnlineWork:
         pass_prompts: prompts of a pass at most; None: any number.
         padded: whether every response has a row of its own, or a prompt shares one.
         ahead: whether the next groups are sampled while these train, so that their cache stands beside the pass.
+        served: whether servers write the responses, so that their cache is not here.
+        evaluated_tokens: of a batch of the evaluation, prompts and responses; the learner itself writes these.
+        processes: among which prompts and minibatches are divided; the budgets of a pass are of each.
     """
 
     prompts: int
@@ -164,38 +215,50 @@ class OnlineWork:
     pass_prompts: int | None = None
     padded: bool = False
     ahead: bool = False
+    served: bool = False
+    evaluated_tokens: int = 0
+    processes: int = 1
 
     @property
     def largest_pass(self) -> tuple[int, int]:
-        """Its inputs and its predicted positions, as ``Passes.micro_batches`` fills it with the longest groups."""
+        """Its inputs and its predicted positions, as ``Passes.micro_batches`` fills it with the longest groups of a share."""
         others = self.response_tokens - 1
         if self.padded:
             inputs, predicted = self.responses * (self.prompt_tokens + others), self.responses * self.response_tokens
         else:
             # The first tokens of all responses are predicted from one position.
             inputs, predicted = self.prompt_tokens + self.responses * others, 1 + self.responses * others
-        most = min(self.minibatch, self.pass_prompts or self.minibatch)
+        share = -(-self.minibatch // self.processes)
+        most = min(share, self.pass_prompts or share)
         groups = max(1, min(most, self.pass_tokens // inputs))
         return groups * inputs, groups * predicted
 
 
 def online_step(
-    shape: ModelShape, models: Footprint, arithmetic: Arithmetic, work: OnlineWork, *, has_critic: bool
+    shape: ModelShape,
+    models: Footprint,
+    arithmetic: Arithmetic,
+    work: OnlineWork,
+    *,
+    has_critic: bool,
+    gathered: Gathered = WHOLE,
 ) -> StepEstimate:
     """A step of RL. With a critic of the same shape, its activations stand beside the policy's."""
     inputs, predicted = work.largest_pass
     training = (1 + has_critic) * activation_bytes(shape, inputs, arithmetic)
     training += logits_bytes(shape, predicted, arithmetic)
     sampled = work.prompts * work.responses * work.response_tokens
-    cached = work.prompts * work.responses * (work.prompt_tokens + work.response_tokens)
-    cache = cached * 2 * shape.layers * shape.key_value_width * arithmetic.bytes
-    return _step(
-        models,
-        forward_tokens=inputs,
-        tokens=work.epochs * sampled,
-        sampled_tokens=sampled,
-        pass_bytes=training + cache if work.ahead else max(training, cache),
-    )
+    token = 2 * shape.layers * shape.key_value_width * arithmetic.bytes
+    responses = -(-work.prompts // work.processes) * work.responses
+    cache = 0 if work.served else responses * (work.prompt_tokens + work.response_tokens) * token
+    beside = cache if work.ahead else 0
+    moments: dict[Moment, tuple[int, int]] = {
+        "training": (training + beside, gathered.passes),
+        "evaluating": (work.evaluated_tokens * token + beside, gathered.evaluating),
+    }
+    if not work.served and not work.ahead:
+        moments["sampling"] = (cache, gathered.sampling)
+    return _step(models, gathered, moments, forward_tokens=inputs, tokens=work.epochs * sampled, sampled_tokens=sampled)
 
 
 def activation_bytes(shape: ModelShape, inputs: int, arithmetic: Arithmetic) -> int:
@@ -215,7 +278,18 @@ def logits_bytes(shape: ModelShape, predicted: int, arithmetic: Arithmetic) -> i
     return min(predicted * shape.vocabulary * _FLOAT, LOGITS_BUDGET) * number // _FLOAT
 
 
-def _step(models: Footprint, *, forward_tokens: int, tokens: int, sampled_tokens: int, pass_bytes: int) -> StepEstimate:
+def _step(
+    models: Footprint,
+    gathered: Gathered,
+    moments: Mapping[Moment, tuple[int, int]],
+    *,
+    forward_tokens: int,
+    tokens: int,
+    sampled_tokens: int,
+) -> StepEstimate:
+    """The moment that takes most, of the bytes that each adds by itself and in gathered weights."""
+    height = max(moments, key=lambda moment: sum(moments[moment]))
+    pass_bytes, gathered_bytes = moments[height]
     return StepEstimate(
         forward_tokens=forward_tokens,
         tokens=tokens,
@@ -224,4 +298,8 @@ def _step(models: Footprint, *, forward_tokens: int, tokens: int, sampled_tokens
         gradient_bytes=models.gradients,
         optimiser_bytes=models.moments,
         pass_bytes=pass_bytes,
+        gathered_bytes=gathered_bytes,
+        height=height,
+        unshared_bytes=gathered.unshared,
+        first_bytes=gathered.first,
     )

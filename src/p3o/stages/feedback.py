@@ -91,6 +91,7 @@ class Feedback:
             self.models.reward(path, trained=False),
             load_tokenizer(path, trust_remote_code=self.models.config.trust_remote_code),
             conversations=conversations,
+            form=part.form,
             layout=self.config.train.layout,
         )
 

@@ -16,6 +16,7 @@ from p3o.files import read_jsonl
 from p3o.inputs import Pair
 from p3o.stages.context import PREFERENCES_FILE, RunContext
 from p3o.stages.preferences import sample_pairs
+from p3o.training.optimisation import unseen
 from p3o.training.reward_model import RewardTrainer, ranking_accuracy, ranking_outcomes
 
 
@@ -35,6 +36,8 @@ def reward(run: RunContext) -> None:
         run.progress.print(f"{reward_model}; {run.processes}")
         held, rows = hold_out(run, pairs)
         trainer = RewardTrainer(reward_model, rows, config, seed=run.seed("reward"))
+        if left := unseen(len(rows), config.batch_size, config.steps):
+            run.progress.print(f"reward: {left}")
         with run.progress.stage("reward", total=trainer.total) as advance:
 
             def tell(step: int, metrics: Mapping[str, int | float]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from p3o.models.tokens import pad_id
 from p3o.stages.context import RunContext
+from p3o.training.optimisation import unseen
 from p3o.training.sft import SFTTrainer, completion_loss
 
 
@@ -19,6 +20,8 @@ def sft(run: RunContext) -> None:
         rows = run.encode(run.inputs.demonstrations)
         trainer = SFTTrainer(model, rows, config, fill=fill, seed=run.seed("sft"))
         run.progress.print(f"sft: {run.processes}")
+        if left := unseen(len(rows), config.batch_size, config.steps):
+            run.progress.print(f"sft: {left}")
         heldout = run.encode(run.inputs.heldout_demonstrations)
 
         def hold_out_loss(step: int) -> None:

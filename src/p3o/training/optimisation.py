@@ -175,6 +175,17 @@ def _eight_bit(name: str) -> Callable[..., torch.optim.Optimizer]:
     return kinds[name]
 
 
+def unseen(rows: int, batch_size: int, steps: int | None) -> str | None:
+    """In words, that a training of as many whole batches as there are rows for leaves some rows out; None if it leaves none out
+    or was told how many steps to take."""
+    left = rows % batch_size
+    if steps is not None or left == 0 or rows < batch_size:
+        return None
+    return (
+        f"{left} of {rows} rows make no whole batch of {batch_size} and are not seen; give steps for more than one pass"
+    )
+
+
 class BatchOrder:
     """Row indices, endlessly: every row once before any row a second time; batches run across epochs.
 

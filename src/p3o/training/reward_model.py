@@ -26,7 +26,7 @@ class RewardTrainingConfig(OptimiserConfig):
     """Settings of reward-model training."""
 
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
-    steps: int | None = Field(None, gt=0, description="Updates; null: as many as one pass over the pairs takes.")
+    steps: int | None = Field(None, gt=0, description="Updates; null: as many whole batches as there are pairs for.")
     batch_size: int = Field(32, gt=0, description="Pairs per update, of all processes together.")
     micro_batch_size: int = Field(32, gt=0, description="Pairs per forward pass.")
     evaluate_every: int | None = Field(

@@ -144,7 +144,7 @@ class RunFolder:
         path = _checked(output, name)
         if not (path / RUN_FILE).is_file():
             known = [file.parent.name for file in output.glob(f"*/{RUN_FILE}")] if output.is_dir() else []
-            advice = did_you_mean(name, known) or "check --name and --output"
+            advice = did_you_mean(name, known) or "check --name and --output, or begin one with --model or --config"
             raise P3OError(f"{path}: no run there (no {RUN_FILE}); {advice}")
         if is_half_replaced(path):
             raise P3OError(

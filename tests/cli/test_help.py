@@ -1,0 +1,31 @@
+"""What --help shows: every command in a panel, and a type only where an option takes a value."""
+
+import re
+
+import pytest
+from tests.docs.test_cli_page import COMMANDS
+
+from p3o.cli import main
+from p3o.cli.app import PANELS
+
+
+def test_every_command_has_a_panel() -> None:
+    listed = [name for names in PANELS.values() for name in names]
+    assert sorted(listed) == sorted({name.split()[0] for name in COMMANDS})
+
+
+def test_a_newcomer_is_told_where_to_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(f" {panel} ") for panel in PANELS]
+    assert places == sorted(places)
+    assert "p3o demo --quick" in shown
+    assert "p3o init" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_flags_have_no_type(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "<bool>" not in shown
+    assert re.search(r"--help +Show", shown)
