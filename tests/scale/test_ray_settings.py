@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from p3o.cli.settings import Asked, resolve
 from p3o.config import RunConfig
 from p3o.config_loading import load_config
 from p3o.errors import P3OError
-from p3o.scale import ray_cluster
+from p3o.scale import ray_cluster, ray_engine
 from p3o.scale.ray_cluster import LOOPBACK, _environment, _reach, cluster
 from p3o.scale.ray_config import RECOUNT_SECONDS, EngineConfig
 from p3o.scale.ray_engine import LostWorkersError, _explained
@@ -144,6 +146,26 @@ def test_nobody_there_is_told_at_once() -> None:
         cluster(engine),
     ):
         pass
+
+
+def test_a_call_of_rays_that_was_left_alone_has_ended_when_the_cluster_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = threading.Event()
+
+    @contextmanager
+    def leaving(engine: EngineConfig) -> Iterator[None]:
+        yield
+        gone.set()
+
+    def call() -> None:
+        assert gone.wait(20)
+        time.sleep(0.2)  # what notices it needs a moment
+
+    monkeypatch.setattr(ray_engine, "cluster", leaving)
+    with ray_engine.connected(EngineConfig(name="ray"), Progress(Teller(None), terminal=False)):
+        fit = ray_engine._Fit(call)
+        fit.start()
+    assert not fit.is_alive()
+    assert fit.error is None
 
 
 def test_the_users_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

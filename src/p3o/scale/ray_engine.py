@@ -29,6 +29,9 @@ from p3o.training.progress import Progress
 LOOK_SECONDS = 0.25
 """Between two looks of the driver at what its workers say."""
 
+WAKE_SECONDS = 10.0
+"""A call of Ray's notices within a second or two that Ray is not there any more; longer is not waited for."""
+
 DEAF_SECONDS = 15.0
 """When no worker has asked for so long, there is none that could save anything: a stop is then at once."""
 
@@ -65,10 +68,16 @@ def connected(engine: EngineConfig, progress: Progress) -> Iterator[Any]:
     """
     progress.print(f"engine: Ray, {'on this machine' if engine.address is None else f'cluster at {engine.address}'}")
     began = time.monotonic()
-    # Ray prints what it has to say of its nodes; standard output is the command's own.
-    with redirect_stdout(sys.stderr), cluster(engine) as ray:
-        progress.print(f"engine: connected after {time.monotonic() - began:.0f} s")
-        yield ray
+    try:
+        # Ray prints what it has to say of its nodes; standard output is the command's own.
+        with redirect_stdout(sys.stderr), cluster(engine) as ray:
+            progress.print(f"engine: connected after {time.monotonic() - began:.0f} s")
+            yield ray
+    finally:
+        # A call that was left alone ends when Ray does; one that wakes while the interpreter ends takes the process down.
+        for thread in threading.enumerate():
+            if isinstance(thread, _Fit):
+                thread.join(WAKE_SECONDS)
 
 
 def run_on_ray(
