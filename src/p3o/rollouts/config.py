@@ -66,7 +66,9 @@ class RolloutConfig(BaseModel):
             if not there:
                 raise ValueError(f"urls: {url!r} is no address; write for example http://127.0.0.1:8000")
             if "@" in parts.netloc or parts.query:
-                raise ValueError("urls: one holds a password or a query; name the key's variable as api_key_env instead")
+                raise ValueError(
+                    "urls: one holds a password or a query; name the key's variable as api_key_env instead"
+                )
         if len({url.rstrip("/") for url in self.urls}) < len(self.urls):
             raise ValueError("urls: a server is named twice")
         return self
