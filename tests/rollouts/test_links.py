@@ -33,25 +33,48 @@ class Server(VLLMServer):
 class Group:
     """Stands for vLLM's communicator."""
 
+    disabled = False
+
     def __init__(self, meeting: dict[str, Any]) -> None:
         self.meeting, self.sent, self.destroyed = meeting, list[torch.Tensor](), False
 
     def broadcast(self, tensor: torch.Tensor, src: int, stream: object) -> None:
-        assert src == 0
+        assert (src, stream) == (0, Cuda.stream)
         self.sent.append(tensor)
 
     def destroy(self) -> None:
         self.destroyed = True
 
 
-def test_over_nccl_the_learner_is_rank_0_and_the_workers_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+class Cuda:
+    """Stands for torch's streams and events."""
+
+    stream = "ours"
+    arrives = True
+
+    def record(self, stream: str) -> None:
+        assert stream == Cuda.stream
+
+    def query(self) -> bool:
+        return Cuda.arrives
+
+
+@pytest.fixture
+def nccl(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """vLLM's functions, to be changed."""
     common, network = types.ModuleType("nccl_common"), types.ModuleType("network_utils")
     common.trainer_init = Group  # type: ignore[attr-defined]
     network.get_open_port = lambda: 1234  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_common", common)
     monkeypatch.setitem(sys.modules, "vllm.utils.network_utils", network)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Cuda.stream)
+    monkeypatch.setattr(torch.cuda, "Event", Cuda)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    return common
+
+
+@pytest.mark.usefixtures("nccl")
+def test_over_nccl_the_learner_is_rank_0_and_the_workers_follow() -> None:
     server = Server()
     link = NcclLink(server, "10.0.0.1", timeout=5.0)
     meeting = {"master_address": "10.0.0.1", "master_port": 1234, "world_size": 5}
@@ -66,6 +89,31 @@ def test_over_nccl_the_learner_is_rank_0_and_the_workers_follow(monkeypatch: pyt
     assert torch.equal(group.sent[0], matrix)
     link.close()
     assert group.destroyed
+
+
+@pytest.mark.usefixtures("nccl")
+def test_over_nccl_a_server_that_is_gone_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = NcclLink(Server(), "10.0.0.1", timeout=0.05)
+    monkeypatch.setattr(Cuda, "arrives", False)
+    with pytest.raises(RuntimeError, match=r"not received within 0\.05 s"):
+        link.send(torch.zeros(2))
+    assert link._group.destroyed, "what is under way would hold up all that the GPU is given afterwards"
+
+
+def test_an_nccl_that_cannot_be_loaded_is_told(nccl: types.ModuleType) -> None:
+    """vLLM's communicator then does nothing at all, and the server waits."""
+    nccl.trainer_init = type("Disabled", (Group,), {"disabled": True})  # type: ignore[attr-defined]
+    with pytest.raises(P3OError, match=r"rl\.rollout\.weights: nccl cannot be loaded"):
+        NcclLink(Server(), "10.0.0.1", timeout=1.0)
+
+
+def test_an_address_of_another_machine_is_told_for_nccl(nccl: types.ModuleType) -> None:
+    def refuse(meeting: dict[str, Any]) -> None:
+        raise OSError(99, "Cannot assign requested address")
+
+    nccl.trainer_init = refuse  # type: ignore[attr-defined]
+    with pytest.raises(P3OError, match=r"rl\.rollout\.address: this machine has no address '203\.0\.113\.7'"):
+        NcclLink(Server(), "203.0.113.7", timeout=1.0)
 
 
 def test_nccl_without_vllm_is_told() -> None:

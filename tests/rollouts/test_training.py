@@ -243,6 +243,8 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
         ({"engine": "vllm"}, "engine vllm needs urls"),
         ({"urls": ["http://127.0.0.1:1"]}, "urls are for engine: vllm"),
         ({"engine": "vllm", "urls": ["127.0.0.1:8000"]}, "must begin with http"),
+        ({"engine": "vllm", "urls": ["http://127.0.0.1:80000"]}, "is no address; write for example"),
+        ({"engine": "vllm", "urls": ["http://ada:secret@a:1"]}, "urls: one holds a password or a query"),
         ({"engine": "vllm", "urls": ["http://a:1", "http://a:1/"]}, "a server is named twice"),
         ({"engine": "vllm", "urls": ["http://a:1"], "weights": "lora"}, "add a section 'lora: {}'"),
         ({"engine": "vllm", "urls": ["http://127.0.0.1:9"], "patience": 0}, "http://127.0.0.1:9: GET /health"),

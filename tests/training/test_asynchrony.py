@@ -500,3 +500,17 @@ def test_late_experiences_are_plain_experiences() -> None:
     algorithm = make_algorithm("p3o_v2")
     loss = algorithm.loss(late.behaviour_logprobs, algorithm.prepare(late))
     assert loss.metrics["ratio_max"] == 1.0
+
+
+def test_the_thread_is_on_the_gpu_of_who_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch puts a new thread on GPU 0; of several processes only the first has that one."""
+    chosen: list[tuple[int, str]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((device, threading.current_thread().name))
+    )
+    run = trainer(max_staleness=1, steps=2)
+    run.step()
+    run.state_dict()
+    assert set(chosen) == {(3, "rollouts of version 0")}

@@ -46,7 +46,7 @@ def started(settings: ParallelConfig, *, use_gpu: bool = True) -> Iterator[World
     limit = timedelta(minutes=settings.timeout_minutes)
     gpu = use_gpu and torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(_number(LOCAL_RANK, 0))
+        torch.cuda.set_device(_own_gpu())
     met = None
     if not known:
         try:
@@ -82,6 +82,21 @@ def _meet(backend: str, limit: timedelta) -> Meeting:
     met = meet(store, rank, size, restarts=_number(RESTARTS, 0), limit=limit)
     dist.init_process_group(backend, store=PrefixStore(met.name, store), rank=rank, world_size=size, timeout=limit)
     return met
+
+
+def _own_gpu() -> int:
+    """The GPU of this process's local rank; the only one, where it was started with one in sight.
+
+    Raises:
+        P3OError: if the host has fewer GPUs than processes.
+    """
+    rank, there = _number(LOCAL_RANK, 0), torch.cuda.device_count()
+    if there > 1 and rank >= there:
+        raise P3OError(
+            f"this is process {rank + 1} on a host with {there} GPUs, and each process takes one; start fewer on each host "
+            "(torchrun --nproc-per-node), or choose device: cpu"
+        )
+    return rank if there > 1 else 0
 
 
 def _check(found: World) -> None:

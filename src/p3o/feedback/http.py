@@ -56,9 +56,10 @@ def check_address(address: str, *, key: str, example: str) -> None:
     """
     try:
         parts = urlsplit(address)
+        there = parts.hostname is not None and parts.port != 0  # a port that is no number is a ValueError
     except ValueError as error:
         raise P3OError(f"{key}: not an address; write for example {example}") from error
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if parts.scheme not in ("http", "https") or not there:
         raise P3OError(f"{key}: {shorten(address)} is no address; write for example {example}")
     if "@" in parts.netloc or parts.query:
         raise P3OError(

@@ -147,11 +147,13 @@ def copy_shards(target: nn.Module, source: nn.Module) -> None:
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:
-    """Memory for this rank's shards, of undefined content; buffers are kept."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    """Memory for this rank's shards, of undefined content. Buffers stay what and where they are: shards may rest on the CPU,
+    but the model computes on the GPU, where sharding has put them."""
+    places = {module: dict(module.named_buffers(recurse=False, remove_duplicate=False)) for module in model.modules()}
     model.to_empty(device=device)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    for module, buffers in places.items():
+        for name, buffer in buffers.items():
+            setattr(module, name, buffer)
 
 
 def weight_files(path: str, what: str) -> dict[str, Path]:

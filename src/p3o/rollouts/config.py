@@ -1,6 +1,7 @@
 """Settings of the rollouts: who writes the responses, and what is done when a server is lost or differs from the learner."""
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -57,6 +58,17 @@ class RolloutConfig(BaseModel):
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"urls: {url!r} must begin with http:// or https://")
+            try:
+                parts = urlsplit(url)
+                there = bool(parts.hostname) and parts.port != 0
+            except ValueError:  # a port that is no number
+                there = False
+            if not there:
+                raise ValueError(f"urls: {url!r} is no address; write for example http://127.0.0.1:8000")
+            if "@" in parts.netloc or parts.query:
+                raise ValueError(
+                    "urls: one holds a password or a query; name the key's variable as api_key_env instead"
+                )
         if len({url.rstrip("/") for url in self.urls}) < len(self.urls):
             raise ValueError("urls: a server is named twice")
         return self

@@ -3,6 +3,7 @@
 Each server has a group of its own with the learner, so that one that dies takes no other with it.
 """
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from p3o.errors import P3OError
 from p3o.rollouts.group import GlooGroup, listening_store
 from p3o.rollouts.server import VLLMServer
+
+_LOOK = 0.0002
+"""Seconds between two looks whether a tensor has been sent."""
 
 
 @runtime_checkable
@@ -48,9 +52,7 @@ class GlooLink:
         try:
             store = listening_store(address, timeout=timeout)
         except OSError as error:
-            raise P3OError(
-                f"rl.rollout.address: this machine has no address {address!r} to be reached at ({error})"
-            ) from error
+            raise _no_such_address(address, error) from error
         # The server blocks in its half of the rendezvous until we are in ours.
         with ThreadPoolExecutor(1) as executor:
             joined = executor.submit(
@@ -77,14 +79,15 @@ class NcclLink:
     Args:
         server: started with the backend ``nccl``.
         address: of this machine, as the server reaches it.
-        timeout: seconds for the rendezvous; nccl itself has no limit.
+        timeout: seconds for every transfer; the rendezvous has vLLM's own limit.
 
     Raises:
         ServerError: if the server refuses.
-        P3OError: if vLLM cannot be imported here.
+        RuntimeError: if it does not come in time.
+        P3OError: if vLLM or nccl cannot be used here, or this machine has no such address.
     """
 
-    def __init__(self, server: VLLMServer, address: str, *, timeout: float) -> None:  # noqa: ARG002 - as GlooLink
+    def __init__(self, server: VLLMServer, address: str, *, timeout: float) -> None:
         try:
             from vllm.distributed.weight_transfer.nccl_common import trainer_init
             from vllm.utils.network_utils import get_open_port
@@ -92,6 +95,7 @@ class NcclLink:
             raise P3OError(
                 "rl.rollout.weights: nccl needs vllm in the learner's environment, too; install it there, or use disk"
             ) from error
+        self._timeout = timeout
         size, port = 1 + server.world_size(), get_open_port()
         meeting = {"master_address": address, "master_port": port, "world_size": size}
         with ThreadPoolExecutor(1) as executor:
@@ -100,18 +104,34 @@ class NcclLink:
                 "/init_weight_transfer_engine",
                 {"init_info": meeting | {"rank_offset": 1, "packed": False}},
             )
-            self._group: Any = _meet(joined, lambda: trainer_init(meeting))
+            try:
+                self._group: Any = _meet(joined, lambda: trainer_init(meeting))
+            except OSError as error:
+                server.cut()  # it waits for us in vain
+                raise _no_such_address(address, error) from error
+        if self._group.disabled:  # vLLM goes on without a word, and sends nothing
+            raise P3OError("rl.rollout.weights: nccl cannot be loaded in the learner's environment; use disk")
 
     def send(self, tensor: Tensor) -> None:
-        """Broadcast a whole tensor from this GPU."""
+        """Broadcast a whole tensor from this GPU. Nccl itself would wait for ever for a server that is gone."""
         on_gpu = tensor.detach().cuda().contiguous()
-        self._group.broadcast(on_gpu, src=0, stream=torch.cuda.current_stream())
-        # The copy must live until it is sent.
-        torch.cuda.current_stream().synchronize()
+        stream, sent = torch.cuda.current_stream(), torch.cuda.Event()
+        self._group.broadcast(on_gpu, src=0, stream=stream)
+        sent.record(stream)
+        deadline = time.monotonic() + self._timeout
+        while not sent.query():  # the copy must live until it is sent
+            if time.monotonic() > deadline:
+                self.close()  # which ends what is under way
+                raise RuntimeError(f"not received within {self._timeout:g} s")
+            time.sleep(_LOOK)
 
     def close(self) -> None:
         """Give up the group."""
         self._group.destroy()
+
+
+def _no_such_address(address: str, error: OSError) -> P3OError:
+    return P3OError(f"rl.rollout.address: this machine has no address {address!r} to be reached at ({error})")
 
 
 def _meet(joined: "Future[Any]", open_here: Any) -> Any:

@@ -32,6 +32,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -107,7 +108,8 @@ class RolloutsAhead:
             if is_sharded(rollouts.policy):
                 raise P3OError(
                     "rl.training.max_staleness: with parallel.mode: fsdp the learner cannot sample while it trains, for which "
-                    "every process would hold whole weights; set it to 0, or use mode: data, or rl.rollout.engine: vllm"
+                    "every process would have to hold the whole weights; set it to 0, or use parallel.mode: data or "
+                    "rl.rollout.engine: vllm"
                 )
             rollouts.sampler.tokenizer = copy.deepcopy(rollouts.sampler.tokenizer)
         self._ahead: deque[_Coming] = deque()
@@ -271,6 +273,8 @@ class _Production(threading.Thread):
     ) -> None:
         super().__init__(name=f"rollouts of version {version}")
         self.failure: BaseException | None = None
+        # A new thread is on the first GPU, whichever this process has: kernels that ask no tensor for its device run there.
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._work, self._overlap, self._after = work, overlap, after
         self._cancelled = threading.Event()
 
@@ -283,6 +287,8 @@ class _Production(threading.Thread):
 
     def run(self) -> None:
         """The thread."""
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)
         if self._after is not None:
             self._after.join()
             self.failure, self._after = self._after.failure, None
