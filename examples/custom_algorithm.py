@@ -66,5 +66,7 @@ def train(path: str, steps: int) -> list[dict[str, int | float]]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     for step, metrics in enumerate(train(sys.argv[1], steps=30), start=1):
         print(f"step {step}: reward {metrics['reward']:.1f}, KL {metrics['kl_k1']:.2f}")

@@ -58,5 +58,7 @@ def train(path: str, steps: int, *, learning_rate: float = 4e-4, updates: int = 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     for step, (reward, loss) in enumerate(train(sys.argv[1], steps=30), start=1):
         print(f"step {step}: reward {reward:.1f}, loss {loss:.3f}")

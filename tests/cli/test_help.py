@@ -23,6 +23,14 @@ def test_a_newcomer_is_told_where_to_start(capsys: pytest.CaptureFixture[str]) -
     assert "p3o init" in shown
 
 
+@pytest.mark.parametrize("group", ["data", "bench"])
+def test_a_group_without_a_command_shows_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([group]) == 0
+    shown = capsys.readouterr()
+    assert f"p3o {group} [OPTIONS] COMMAND" in shown.out
+    assert shown.err == ""
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_flags_have_no_type(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--help"]) == 0

@@ -127,6 +127,13 @@ def test_a_folder_that_save_to_disk_wrote(tmp_path: Path) -> None:
         read_examples(SourceConfig(path=str(folder), split="trian"), "preferences")
 
 
+def test_a_folder_of_files_that_do_not_belong_together(write: Write, tmp_path: Path) -> None:
+    write(*TEXTS, name="set/train-1.jsonl")
+    write({"epochs": 3}, name="set/train-2.jsonl")
+    with pytest.raises(P3OError, match="name one file, or a folder of data files with the same columns"):
+        read_examples(SourceConfig(path=str(tmp_path / "set")), "prompts")
+
+
 def test_a_damaged_folder_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt":')
     with pytest.raises(P3OError, match=r"cannot be read: .*JSON parse error") as caught:

@@ -106,6 +106,19 @@ def test_the_summary_says_what_the_numbers_say() -> None:
     assert summary(stopped, page_palette(data.algorithms)).startswith("This run has failed")
 
 
+@pytest.mark.parametrize(("proxy", "told"), [(3.0, "Over-optimisation shows"), (-1.0, "unstable training")])
+def test_a_fall_of_both_rewards_is_not_called_over_optimisation(proxy: float, told: str) -> None:
+    data = run_of(
+        evaluation("sft", 0, 0.0, 0.0, 0.0, gold_se=0.1),
+        evaluation("ppo", 0, 0.0, 0.0, 0.0, gold_se=0.1),
+        evaluation("ppo", 9, 4.0, proxy, -5.0, gold_se=0.1),
+    )
+    text = summary(data, page_palette(data.algorithms))
+    assert told in text
+    assert "for PPO by 5.00" in text
+    assert ("Over-optimisation" in text) == (proxy > 0)
+
+
 def test_policies_that_share_an_algorithm_are_told_apart() -> None:
     rows = [Evaluation(policy=p, algorithm="ppo", prompts=1, reward=0.0, kl=0.0) for p in ("ppo_a", "ppo_b")]
     data = run_of(*rows, evaluation("rloo", 0, 0.0, 0.0))

@@ -74,7 +74,11 @@ class Command(_Flags, TyperCommand):
 
 
 class Group(_Flags, TyperGroup):
-    """A group of commands whose help shows flags without a type."""
+    """A group of commands that shows its help, and flags in it without a type, where none of them is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As of the base class; no words are a question for help."""
+        return super().parse_args(ctx, args or ["--help"])
 
 
 class _Grouped(Group):
@@ -114,7 +118,6 @@ app = Commands(
 bench = Commands(
     cls=Group,
     help="Benchmarks: algorithms against known optima, stale samples, speed beside TRL, the scaling plan.",
-    no_args_is_help=True,
 )
 app.add_typer(bench, name="bench")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p3o.data.sources import SourceConfig
     from p3o.inspection import Inspection
 
-data = Commands(cls=Group, help="Inspect and prepare data: files, folders and hub data sets.", no_args_is_help=True)
+data = Commands(cls=Group, help="Inspect and prepare data: files, folders and hub data sets.")
 app.add_typer(data, name="data")
 
 _SOURCE_HELP = "A .jsonl, .csv, .tsv or .parquet file, a folder of such, or hub:OWNER/NAME."

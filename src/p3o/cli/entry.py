@@ -53,7 +53,7 @@ def _invoke(arguments: Sequence[str]) -> int:
     if COMPLETION in os.environ:
         command.main(prog_name="p3o")  # the shell asks what could come next; ends the process
     try:
-        with command.make_context("p3o", list(arguments) or ["--help"]) as context, sigterm_stops():
+        with command.make_context("p3o", list(arguments)) as context, sigterm_stops():
             command.invoke(context)
     except typer.Exit as stop:
         return stop.exit_code

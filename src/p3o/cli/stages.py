@@ -105,6 +105,8 @@ def demo(
         folder = open_together(lambda: create_folder(settings, called, output, overwrite=False))
         _run_stages(folder, settings, None)
         if together.first:
+            if quick:
+                typer.echo("this was the short path: its numbers mean little; p3o demo takes minutes and learns")
             _tell_where("demo", folder.path)
 
 

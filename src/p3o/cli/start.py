@@ -13,7 +13,10 @@ from p3o.errors import P3OError
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path("p3o.yaml"),
     task: Annotated[
-        str, typer.Option("--task", metavar="NAME", help="What to begin from: own (your model and files), demo, …")
+        str,
+        typer.Option(
+            "--task", metavar="NAME", help="What to begin from: own (your model and files), tldr, hh, demo, …"
+        ),
     ] = "own",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:

@@ -157,4 +157,9 @@ def _plain(error: Exception, path: str) -> str:
     if not path.startswith(HUB) and "data files" in told:
         return f"no data files in this folder ({told})"
     cause = error.__cause__
-    return f"{told} ({first_line(cause)})" if cause is not None else told
+    whole = f"{told} ({first_line(cause)})" if cause is not None else told
+    return (
+        whole
+        if path.startswith(HUB) or "split" in told
+        else f"{whole}; name one file, or a folder of data files with the same columns"
+    )

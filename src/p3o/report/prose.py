@@ -1,6 +1,17 @@
 """The paragraph at the top of the report: what the numbers say, in plain words, without taking sides."""
 
-from p3o.report.frontiers import Measure, best_of_n, frontiers, judge, matched_kl, over_optimisation, value_of
+from collections.abc import Sequence
+
+from p3o.report.frontiers import (
+    Measure,
+    OverOptimisation,
+    best_of_n,
+    frontiers,
+    judge,
+    matched_kl,
+    over_optimisation,
+    value_of,
+)
 from p3o.report.numbers import listed, number, percent, with_error
 from p3o.report.palette import Palette
 from p3o.report.rundata import Evaluation, RunData
@@ -91,11 +102,22 @@ def _wins(data: RunData, measure: Measure, palette: Palette) -> str:
 
 
 def _over_optimised(data: RunData, palette: Palette) -> str:
+    """The policies whose gold reward fell: over-optimised if the proxy did not fall as well, else badly trained."""
     fallen = [o for o in over_optimisation(data) if o.significant]
-    if not fallen:
-        return ""
-    falls = [f"{policy_name(data, o.policy, palette)} by {number(o.fall)}" for o in fallen]
-    return f"Over-optimisation shows: gold reward ended below its highest point for {listed(falls)}."
+    both = [o for o in fallen if o.end.reward < o.peak.reward]
+    exploited = [o for o in fallen if o not in both]
+
+    def falls(of: Sequence[OverOptimisation]) -> str:
+        return listed([f"{policy_name(data, o.policy, palette)} by {number(o.fall)}" for o in of])
+
+    told = []
+    if exploited:
+        told.append(f"Over-optimisation shows: gold reward ended below its highest point for {falls(exploited)}.")
+    if both:
+        told.append(
+            f"Gold reward ended below its highest point and the proxy fell with it (unstable training) for {falls(both)}."
+        )
+    return " ".join(told)
 
 
 def _mean(row: Evaluation, measure: Measure) -> float:
