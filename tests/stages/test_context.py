@@ -10,6 +10,8 @@ import pytest
 from torch import nn
 
 from p3o.config import RunConfig
+from p3o.distributed import World, within
+from p3o.errors import P3OError
 from p3o.stages.context import RunContext
 from p3o.training.checkpoint import State
 from p3o.training.progress import Nowhere, Progress
@@ -77,3 +79,11 @@ def test_a_resumed_training_keeps_the_best_so_far(tmp_path: Path) -> None:
     train(tmp_path, "reward", "reward_model", [0.5, 0.9, 0.6, 0.7], until=3)
     train(tmp_path, "reward", "reward_model", [0.5, 0.9, 0.6, 0.7], resume=True)
     assert kept(tmp_path, "reward_model") == (2, 0.9)
+
+
+def test_several_processes_cannot_share_a_gpu(tmp_path: Path) -> None:
+    """All models would be on one GPU, and nccl refuses it in words of its own."""
+    RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
+    config = RunConfig.model_validate({"device": "cuda:1"})
+    with within(World(size=2)), pytest.raises(P3OError, match="device: cuda:1 is one GPU, and 2 processes"):
+        RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()))

@@ -57,6 +57,11 @@ class RunContext:
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.stages, self.resume = tuple(stages), resume
+        if world().size > 1 and config.device.startswith("cuda:"):
+            raise P3OError(
+                f"device: {config.device} is one GPU, and {world().size} processes train together, each on one of its own; use "
+                "cuda or auto"
+            )
         self.device = choose_device(config.device)
 
     def seed(self, purpose: str) -> int:
