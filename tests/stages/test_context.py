@@ -87,3 +87,15 @@ def test_several_processes_cannot_share_a_gpu(tmp_path: Path) -> None:
     config = RunConfig.model_validate({"device": "cuda:1"})
     with within(World(size=2)), pytest.raises(P3OError, match="device: cuda:1 is one GPU, and 2 processes"):
         RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()))
+
+
+@pytest.mark.parametrize("engine", [{}, {"name": "ray", "workers": 2}], ids=["torchrun", "ray"])
+def test_what_cannot_sample_ahead_is_refused_before_the_first_stage(tmp_path: Path, engine: dict[str, Any]) -> None:
+    RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
+    settings = {"device": "cpu", "embedded": {}, "sft": {}, "parallel": {"mode": "fsdp"}, "engine": engine}
+    runs = {"rl": {"training": {"max_staleness": 1}, "runs": {"mine": {"algorithm": "p3o_v2"}}}}
+    config = RunConfig.model_validate(settings | runs)
+    with within(World(size=1 if engine else 2)):
+        run = RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()))
+        with pytest.raises(P3OError, match=r"rl\.runs\.mine: rl\.training\.max_staleness: with parallel\.mode: fsdp"):
+            run.check()
