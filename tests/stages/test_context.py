@@ -10,6 +10,8 @@ import pytest
 from torch import nn
 
 from p3o.config import RunConfig
+from p3o.distributed import World, within
+from p3o.errors import P3OError
 from p3o.stages.context import RunContext
 from p3o.training.checkpoint import State
 from p3o.training.progress import Nowhere, Progress
@@ -77,3 +79,23 @@ def test_a_resumed_training_keeps_the_best_so_far(tmp_path: Path) -> None:
     train(tmp_path, "reward", "reward_model", [0.5, 0.9, 0.6, 0.7], until=3)
     train(tmp_path, "reward", "reward_model", [0.5, 0.9, 0.6, 0.7], resume=True)
     assert kept(tmp_path, "reward_model") == (2, 0.9)
+
+
+def test_several_processes_cannot_share_a_gpu(tmp_path: Path) -> None:
+    """All models would be on one GPU, and nccl refuses it in words of its own."""
+    RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
+    config = RunConfig.model_validate({"device": "cuda:1"})
+    with within(World(size=2)), pytest.raises(P3OError, match="device: cuda:1 is one GPU, and 2 processes"):
+        RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()))
+
+
+@pytest.mark.parametrize("engine", [{}, {"name": "ray", "workers": 2}], ids=["torchrun", "ray"])
+def test_what_cannot_sample_ahead_is_refused_before_the_first_stage(tmp_path: Path, engine: dict[str, Any]) -> None:
+    RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
+    settings = {"device": "cpu", "embedded": {}, "sft": {}, "parallel": {"mode": "fsdp"}, "engine": engine}
+    runs = {"rl": {"training": {"max_staleness": 1}, "runs": {"mine": {"algorithm": "p3o_v2"}}}}
+    config = RunConfig.model_validate(settings | runs)
+    with within(World(size=1 if engine else 2)):
+        run = RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()))
+        with pytest.raises(P3OError, match=r"rl\.runs\.mine: rl\.training\.max_staleness: with parallel\.mode: fsdp"):
+            run.check()

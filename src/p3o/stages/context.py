@@ -22,6 +22,7 @@ from p3o.models.sampling import sample_responses
 from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, end_id, pad_id, pad_left
 from p3o.stages.feedback import Feedback
 from p3o.stages.models import Models
+from p3o.training.asynchrony import CANNOT_SAMPLE_AHEAD
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import NumericalError, Watch
 from p3o.training.loop import Callback, Trainer, fit, resume
@@ -57,6 +58,11 @@ class RunContext:
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.stages, self.resume = tuple(stages), resume
+        if world().size > 1 and config.device.startswith("cuda:"):
+            raise P3OError(
+                f"device: {config.device} is one GPU, and {world().size} processes train together, each on one of its own; use "
+                "cuda or auto"
+            )
         self.device = choose_device(config.device)
 
     def seed(self, purpose: str) -> int:
@@ -247,6 +253,8 @@ class RunContext:
             P3OError: for the first mistake.
         """
         self.config.require_inputs(self.stages)
+        if "rl" in self.stages:
+            self._refuse_sampling_ahead_of_shards()
         if set(self.stages) <= {"report"}:
             return
         if "rl" in self.stages and not self.inputs.prompts:
@@ -268,6 +276,15 @@ class RunContext:
                     )
             if comparator is None and not self.config.reward.is_trained and load_models:
                 self.scorer  # noqa: B018 - loading is the check
+
+    def _refuse_sampling_ahead_of_shards(self) -> None:
+        """As ``RolloutsAhead`` does when the run's turn comes; now, before the stages in front of it have taken their hours."""
+        config = self.config
+        together = max(world().size, config.engine.workers)
+        if config.parallel.mode == "fsdp" and together > 1 and config.rl.rollout.engine == "local":
+            for name in config.rl.runs:
+                if config.rl.training_of(name).max_staleness:
+                    raise P3OError(f"rl.runs.{name}: {CANNOT_SAMPLE_AHEAD}")
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Prompts and completions as ids."""

@@ -49,6 +49,11 @@ from p3o.training.rollouts import Draw, Rollout, Rollouts
 from p3o.training.samplers import LocalSampler, Part
 from p3o.types import Experience
 
+CANNOT_SAMPLE_AHEAD = (
+    "rl.training.max_staleness: with parallel.mode: fsdp the learner cannot sample while it trains, for which every process "
+    "would have to hold the whole weights; set it to 0, or use parallel.mode: data or rl.rollout.engine: vllm"
+)
+
 
 @dataclass
 class Overlap:
@@ -106,11 +111,7 @@ class RolloutsAhead:
         self._rollouts, self._limit, self._total, self._still = rollouts, limit, total, still
         if isinstance(rollouts.sampler, LocalSampler):
             if is_sharded(rollouts.policy):
-                raise P3OError(
-                    "rl.training.max_staleness: with parallel.mode: fsdp the learner cannot sample while it trains, for which "
-                    "every process would have to hold the whole weights; set it to 0, or use parallel.mode: data or "
-                    "rl.rollout.engine: vllm"
-                )
+                raise P3OError(CANNOT_SAMPLE_AHEAD)
             rollouts.sampler.tokenizer = copy.deepcopy(rollouts.sampler.tokenizer)
         self._ahead: deque[_Coming] = deque()
         self._last: _Production | None = None
