@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_TESTS := tests/feedback/remote/test_vllm.py tests/rollouts/test_vllm.py
 
-.PHONY: demo test test-slow test-engines test-ray test-ray-quick test-hosts test-vllm torture audit check format docs release-check setup gate clean
+.PHONY: demo test test-slow test-engines test-ray test-hosts test-vllm torture audit check format docs release-check setup gate clean
 
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev ## all tests but those marked slow
 test-slow: $(VENV)/.installed-dev ## tests that kill processes, drive browsers or measure coverage of intervals
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow --ignore tests/scale $(VLLM_TESTS:%=--ignore %)
 
-test-engines: test-ray ## the slow tests of engines that are packages of their own; each target installs what it needs
+test-engines: test-ray test-vllm ## the slow tests of engines that are packages of their own; each target installs what it needs
 
 RAY_TESTS := tests/scale/test_ray.py tests/scale/test_ray_elastic.py tests/scale/test_ray_settings.py tests/scale/test_ray_stages.py tests/scale/test_recipes.py
 
@@ -25,10 +25,6 @@ RAY_TESTS := tests/scale/test_ray.py tests/scale/test_ray_elastic.py tests/scale
 test-ray: $(VENV)/.installed-ray ## Ray Train: workers killed, drivers stopped, nodes lost and back
 	$(BIN)/python -c 'import ray.train.torch'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RAY_TESTS)
-
-test-ray-quick: $(VENV)/.installed-ray ## of these what no lost worker has to be waited for: two workers equal to one process
-	$(BIN)/python -c 'import ray.train.torch'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/scale/test_ray.py tests/scale/test_ray_settings.py -k "not test_ray.py or do_what_one_process_does"
 
 test-hosts: $(VENV)/.installed-ray ## Ray on two virtual hosts, one of them cut off and back; needs root
 	$(BIN)/python -c 'import ray.train.torch, sys; from tests.scale.two_hosts import refusal; sys.exit(refusal())'
