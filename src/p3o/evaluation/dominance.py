@@ -141,11 +141,13 @@ def compare_frontiers(
     narrow for what another seed would do.
 
     Args:
-        a, b: the policies of the two methods over β and seeds.
+        a: the policies of one method over β and seeds.
+        b: those of the other.
         start: the SFT model on the same prompts, or that of each seed; its KL is 0.
         budgets: KLs, nats per response, above 0.
         confidence: of each interval by itself.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: no policies, no budgets, or policies that were not evaluated on the same number of prompts.

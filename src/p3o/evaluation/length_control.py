@@ -73,7 +73,8 @@ def length_controlled_win_rate(
         prompts: what tells the prompts apart, one for each outcome; a resample draws prompts and takes all pairs of each.
             None: every pair has a prompt of its own.
         confidence: of the interval.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
         ridge: see ``RIDGE``; with 0 the fit is plain maximum likelihood, which may not exist.
 
     Raises:
@@ -105,7 +106,9 @@ def win_rate_by_length(
     """The win rate in bins of the length difference that hold about equally many pairs; equal differences share a bin.
 
     Args:
-        outcomes, length_difference, prompts: as in ``length_controlled_win_rate``.
+        outcomes: as in ``length_controlled_win_rate``, like the next two.
+        length_difference: of A minus B.
+        prompts: what tells the prompts apart.
         bins: at most so many.
 
     Raises:

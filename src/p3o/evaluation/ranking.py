@@ -66,7 +66,8 @@ def bradley_terry_ranking(
         comparisons: at least one.
         baseline: the policy whose strength is 0.
         confidence: of the intervals.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: without comparisons, for an unknown baseline, a policy compared with itself, or policies that no chain of

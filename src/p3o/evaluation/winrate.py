@@ -131,7 +131,9 @@ def head_to_head_by_prompt(
     Args:
         outcomes: above 0 where A won, below 0 where B did, 0 for a tie.
         prompts: what tells the prompts apart, one for each outcome.
-        confidence, resamples, seed: as in ``head_to_head``.
+        confidence: as in ``head_to_head``, like the next two.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: as ``head_to_head``, or if there is not one prompt for each outcome.

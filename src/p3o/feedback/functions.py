@@ -108,7 +108,10 @@ def call_function(
     """One finite number per row of these columns, the first of which holds the prompts.
 
     Args:
-        kind, name, row, value: how an error speaks of the function, of one row and of what it returns.
+        kind: how an error speaks of the function.
+        name: of the function, likewise.
+        row: how it speaks of one row.
+        value: and of what the function returns.
         finite: as of ``call_reward_function``.
 
     Raises:
