@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.labeling.conftest import assigned, pairs
-from tests.labeling.test_app import Enter, answer, enter, tags
+from tests.labeling.conftest import Enter, assigned, pairs
+from tests.labeling.test_app import answer, tags
 
 from p3o.errors import P3OError
 from p3o.labeling.answers import Answer
@@ -15,8 +15,6 @@ from p3o.labeling.instructions import LONGEST, change_instructions, newest_instr
 from p3o.labeling.pairs import Pair
 from p3o.labeling.records import holding_records
 from p3o.labeling.store import Store
-
-__all__ = ["enter"]
 
 
 def sha256(text: str) -> str:

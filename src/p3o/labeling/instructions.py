@@ -89,7 +89,8 @@ def newest_instructions(store: Store) -> Instructions | None:
 
 def all_instructions(session: Session) -> list[Instructions]:
     """Every version, oldest first, inside a transaction."""
-    return [_version(row) for row in session.exec(_rows().order_by(col(Setting.name)))]
+    rows = select(Setting).where(col(Setting.name).startswith(_NAME)).order_by(col(Setting.name))
+    return [_version(row) for row in session.exec(rows)]
 
 
 def in_force(versions: Sequence[Instructions], event: int) -> Instructions | None:
@@ -102,12 +103,9 @@ def in_force(versions: Sequence[Instructions], event: int) -> Instructions | Non
 
 
 def _newest(session: Session) -> Instructions | None:
-    row = session.exec(_rows().order_by(col(Setting.name).desc()).limit(1)).first()
+    rows = select(Setting).where(col(Setting.name).startswith(_NAME)).order_by(col(Setting.name).desc())
+    row = session.exec(rows.limit(1)).first()
     return None if row is None else _version(row)
-
-
-def _rows():  # type: ignore[no-untyped-def]  # SQLModel's select has no nameable type
-    return select(Setting).where(col(Setting.name).startswith(_NAME))
 
 
 def _version(row: Setting) -> Instructions:
