@@ -47,7 +47,9 @@ def serve(
     database_url: DatabaseUrl = None,
     instructions: Annotated[
         Path | None,
-        typer.Option("--instructions", metavar="FILE", help="What annotators are told, as text or Markdown; kept."),
+        typer.Option(
+            "--instructions", metavar="FILE", help="Text that tells annotators what to prefer; the store keeps it."
+        ),
     ] = None,
     annotators: Annotated[str, typer.Option("--annotators", metavar="A,B", help="Names of who may label.")] = "me",
     overlap: Annotated[
