@@ -112,6 +112,13 @@ def test_the_page_shows_them_open_until_a_pair_is_answered_and_again_when_they_c
     assert "what is true" not in page
 
 
+def test_who_is_known_by_imported_labels_has_not_read_them(store: Store, enter: Enter) -> None:
+    store.add_items(pairs(1))
+    change_instructions(store, "Prefer what is true.")
+    import_labels(store, [Incoming(Pair("k", "p", "x", "y"), "eve", Answer("a"), None, "file:1")])
+    assert '<details class="instructions" open>' in enter("eve").get("/").text
+
+
 def test_their_markup_is_shown_and_never_becomes_markup(store: Store, enter: Enter) -> None:
     store.add_items(pairs(1))
     ada = enter("ada")

@@ -21,6 +21,7 @@ from p3o.labeling.answers import LONGEST_COMMENT, STRENGTHS, Answer, NotYoursErr
 from p3o.labeling.assignment import Work, assign, next_work
 from p3o.labeling.database import DatabaseUnavailableError
 from p3o.labeling.instructions import Instructions, newest_instructions
+from p3o.labeling.records import IMPORTED
 from p3o.labeling.security import Guard, RateLimit
 from p3o.labeling.site import NO_SUCH_PAGE, AnnotatorSession, AnySession, OwnForm, Site, SiteHere
 from p3o.labeling.store import Store
@@ -172,7 +173,9 @@ def _shown(work: Work) -> dict[str, Any]:
 
 def _told(instructions: Instructions | None, latest: Event | None) -> dict[str, Any]:
     """The instructions, which stand open until the annotator has answered a pair under them."""
-    new = instructions is not None and (latest is None or (latest.id or 0) <= instructions.since)
+    # Who is known by imported labels has not seen the page.
+    answered = 0 if latest is None or latest.key.startswith(IMPORTED) else latest.id or 0
+    new = instructions is not None and answered <= instructions.since
     return {"instructions": instructions, "instructions_are_new": new}
 
 
