@@ -5,14 +5,20 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, make_url
+from starlette.testclient import TestClient
 
+from p3o.labeling.app import make_app
 from p3o.labeling.assignment import next_work
 from p3o.labeling.pairs import Pair, key_of
+from p3o.labeling.security import RateLimit
 from p3o.labeling.store import Store
+
+Enter = Callable[..., TestClient]
 
 POSTGRESQL = os.environ.get("P3O_TEST_POSTGRESQL")
 
@@ -65,6 +71,28 @@ def annotator(store: Store) -> Callable[[str], int]:
         return found.id
 
     return register
+
+
+def unlimited() -> RateLimit:
+    return RateLimit(per_second=1e6, burst=10**6)
+
+
+@pytest.fixture
+def enter(store: Store) -> Iterator[Enter]:
+    """A browser, logged in as a new annotator of this name; with no name, not logged in."""
+    clients: list[TestClient] = []
+    app = make_app(store, requests=unlimited())
+
+    def open_client(name: str | None = None, role: Any = "annotator") -> TestClient:
+        client = TestClient(app, raise_server_exceptions=True)
+        clients.append(client)
+        if name is not None:
+            assert client.get(f"/enter/{store.add_annotator(name, role)}").status_code == 200
+        return client
+
+    yield open_client
+    for client in clients:
+        client.close()
 
 
 def assigned(store: Store, who: int) -> int:

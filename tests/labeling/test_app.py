@@ -3,12 +3,12 @@
 import html
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.labeling.conftest import pairs
+from tests.labeling.conftest import Enter, pairs
 
 from p3o.labeling.answers import Answer
 from p3o.labeling.app import make_app
@@ -21,29 +21,6 @@ from p3o.labeling.security import HEADERS, LARGEST_FORM, RateLimit
 from p3o.labeling.store import Store
 
 KEY = "0123456789abcdef" * 2
-Enter = Callable[..., TestClient]
-
-
-def unlimited() -> RateLimit:
-    return RateLimit(per_second=1e6, burst=10**6)
-
-
-@pytest.fixture
-def enter(store: Store) -> Iterator[Enter]:
-    """A browser, logged in as a new annotator of this name; with no name, not logged in."""
-    clients: list[TestClient] = []
-    app = make_app(store, requests=unlimited())
-
-    def open_client(name: str | None = None, role: Any = "annotator") -> TestClient:
-        client = TestClient(app, raise_server_exceptions=True)
-        clients.append(client)
-        if name is not None:
-            assert client.get(f"/enter/{store.add_annotator(name, role)}").status_code == 200
-        return client
-
-    yield open_client
-    for client in clients:
-        client.close()
 
 
 def fields(page: str, action: str = "/label") -> dict[str, str]:

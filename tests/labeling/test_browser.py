@@ -13,6 +13,7 @@ from tests.labeling.conftest import pairs
 
 from p3o.labeling.app import make_app
 from p3o.labeling.exchange import export_labels
+from p3o.labeling.instructions import change_instructions
 from p3o.labeling.records import holding_records
 from p3o.labeling.security import RateLimit
 from p3o.labeling.server import listen
@@ -240,6 +241,50 @@ def test_nothing_is_wider_than_the_window(store: Store, running: Running, browse
     assert "Throughput" in admin.text()
     assert admin.run(fits)
     assert page.complaints() == admin.complaints() == []
+
+
+@pytest.mark.parametrize("width", [500, 1280])
+def test_instructions_are_read_first_and_opened_again_by_key_and_by_mouse(
+    store: Store, running: Running, browser: Browser, width: int
+) -> None:
+    text = "# Guide\n\nPrefer what is true.\n" + "a" * 300 + "<img src=x onerror=\"document.title='taken'\">"
+    change_instructions(store, text)
+    long = "word " * 2000
+    store.add_items([type(pairs(1)[0])(f"k{i}", f"p{i}", long + "1", long + "2") for i in range(2)])
+    page = enter(browser, running, store, "ada", width=width)
+    shown = "document.querySelector('.instructions .text').getBoundingClientRect()"
+    in_sight = f"{shown}.height > 0 && {shown}.top >= 0 && {shown}.top < innerHeight"
+    assert page.run(in_sight), "open before the first pair"
+    assert page.run("document.querySelector('.instructions .text').textContent") == text
+    assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    choose(page, "keyboard", "1")
+    assert not page.run("document.querySelector('.instructions').open"), "they are known now"
+    page.run("window.scrollTo(0, document.body.scrollHeight)")
+    page.press("i")
+    page.wait(in_sight)
+    page.press("i")
+    page.wait("!document.querySelector('.instructions').open")
+    page.click(".instructions summary")
+    page.wait(in_sight)
+    assert ("DisclosureTriangle", "Instructions I" if width > 600 else "Instructions") in page.roles()
+    choose(page, "keyboard", "s")
+    assert "All done" in page.text()
+    assert page.run("document.title") != "taken"
+    assert page.complaints() == []
+
+
+def test_instructions_open_with_scripts_off(store: Store, running: Running, browser: Browser) -> None:
+    change_instructions(store, "Prefer what is true.")
+    store.add_items(pairs(2))
+    page = browser.page()
+    page.switch_scripts_off()
+    page.resize(1280, 800)
+    page.open(f"{running.address}/enter/{store.add_annotator('ada')}")
+    assert "Prefer what is true." in page.text()
+    page.leaving(lambda: page.click('[data-key="1"]'))
+    assert "Prefer what is true." not in page.text()
+    page.click(".instructions summary")
+    page.wait("document.body.innerText.includes('Prefer what is true.')")
 
 
 def test_markup_does_nothing(store: Store, running: Running, browser: Browser) -> None:

@@ -1,5 +1,6 @@
 """p3o label: what it prints, what it refuses, and how its parts go together."""
 
+import hashlib
 import json
 import re
 import signal
@@ -67,6 +68,12 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
             ["--pairs", "pairs.jsonl", "--host", "no.such.host.invalid"],
             "no.such.host.invalid:8765: cannot be listened on",
         ),
+        (
+            ["--pairs", "pairs.jsonl", "--instructions", "none.md"],
+            "none.md: cannot be read: no such file or folder",
+        ),
+        (["--pairs", "pairs.jsonl", "--instructions", "."], ".: cannot be read: it is a folder"),
+        (["--judge", "right_judge:right", "--instructions", "guide.md"], "--instructions: are for people at the page"),
         (["--pairs", "pairs.jsonl", "--overlap", "0"], "should be greater than or equal to 1"),
         (["export", "out.jsonl"], "labels.db: no such store"),
         (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': write LABEL=a"),
@@ -85,6 +92,7 @@ def test_a_mistake_is_told_in_a_line(
 def test_pairs_that_cannot_be_read_leave_no_empty_store_behind(here: Path) -> None:
     """The next `p3o label` would serve it as if somebody had filled it."""
     assert cli.main(["label", "--pairs", "none.jsonl"]) == 2
+    assert cli.main(["label", "--pairs", "pairs.jsonl", "--instructions", "none.md"]) == 2
     assert not Path("labels.db").exists()
 
 
@@ -98,13 +106,29 @@ def test_the_page_is_served_with_links_that_work_once_printed(here: Path) -> Non
     assert len({*first.values(), *renewed.values()}) == 6
 
 
+def test_instructions_are_served_kept_and_exported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "guide.md").write_text("Prefer what is true.\n")
+    command = [sys.executable, "-u", "-m", "p3o", "label", "--store", "s.db", "--port", "0", "--annotators", "ada"]
+    pages: dict[str, str] = {}
+    serve([*command, "--pairs", "pairs.jsonl", "--instructions", "guide.md"], pages)
+    serve([*command, "--new-links"], pages)
+    assert "Prefer what is true." in pages["ada"], "a store that is served again still tells them"
+    assert cli.main(["label", "export", "out.jsonl", "--store", "s.db"]) == 0
+    assert "out.instructions.jsonl: what annotators were told, 1 text" in capsys.readouterr().out.splitlines()
+    [line] = (here / "out.instructions.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "instructions": hashlib.sha256((here / "guide.md").read_bytes()).hexdigest(),
+        "text": "Prefer what is true.\n",
+    }
+
+
 def interruptible() -> None:
     """In a job of a shell's background SIGINT is ignored, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def serve(command: list[str]) -> dict[str, str]:
-    """Start, look at every link, stop by Ctrl-C; the links by name."""
+def serve(command: list[str], pages: dict[str, str] | None = None) -> dict[str, str]:
+    """Start, look at every link, stop by Ctrl-C; the links by name, and into ``pages`` what stands there."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
     )
@@ -120,7 +144,10 @@ def serve(command: list[str]) -> dict[str, str]:
             request = urllib.request.Request(link)
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor())
             with opener.open(request, timeout=20) as page:
-                assert ("Throughput" if name == "admin" else "Which response is better?") in page.read().decode()
+                shown = page.read().decode()
+                assert ("Throughput" if name == "admin" else "Which response is better?") in shown
+                if pages is not None:
+                    pages[name] = shown
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (130, "error: interrupted\n")

@@ -45,6 +45,12 @@ def serve(
     ] = None,
     store: StoreFile = STORE,
     database_url: DatabaseUrl = None,
+    instructions: Annotated[
+        Path | None,
+        typer.Option(
+            "--instructions", metavar="FILE", help="Text that tells annotators what to prefer; the store keeps it."
+        ),
+    ] = None,
     annotators: Annotated[str, typer.Option("--annotators", metavar="A,B", help="Names of who may label.")] = "me",
     overlap: Annotated[
         int | None, typer.Option("--overlap", min=1, metavar="K", help="Labels wanted for each pair; 1 at first.")
@@ -79,12 +85,21 @@ def serve(
     ] = 0.0,
 ) -> None:
     """Serve the labelling page of a store, or have a judge label it; what `p3o label` does if no command is named."""
+    if instructions is not None and judge is not None:
+        raise P3OError("--instructions: are for people at the page; a judge's are in its own settings; leave out one")
+    _need_packages()
+    from p3o.labeling.instructions import change_instructions, read_instructions
     from p3o.labeling.pairs import read_pairs
 
-    read = None if pairs is None else read_pairs(pairs)  # before a store is made for them
+    # Before a store is made for them.
+    read = None if pairs is None else read_pairs(pairs)
+    told = None if instructions is None else read_instructions(instructions)
     opened = _open(store, database_url, create=pairs is not None)
     if read is not None:
         typer.echo(f"{pairs}: {_count(len(read), 'pair')}, {opened.add_items(read)} of them new")
+    if told is not None:
+        new = change_instructions(opened, told)
+        typer.echo(f"{instructions}: {'shown to annotators from now on' if new else 'shown to annotators already'}")
     wanted = {
         "overlap": overlap,
         "lease_seconds": None if lease_minutes is None else 60 * lease_minutes,
@@ -103,15 +118,20 @@ def export(
     store: StoreFile = STORE,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Write the labels: prompt/chosen/rejected to FILE, ties to a file beside it."""
+    """Write the labels: prompt/chosen/rejected to FILE, ties and instructions to files beside it."""
     opened = _open(store, database_url)
-    from p3o.labeling.exchange import export_labels, ties_path, write_rows
+    from p3o.labeling.exchange import export_labels, instructions_path, ties_path, write_rows
 
     exported = export_labels(opened)
     write_rows(output, exported.preferences)
     write_rows(ties_path(output), exported.ties)
     typer.echo(f"{output}: {_count(len(exported.preferences), 'preference')}")
     typer.echo(f"{ties_path(output)}: {_count(len(exported.ties), 'tie')} and pairs of which both are bad")
+    if exported.instructions:
+        write_rows(instructions_path(output), exported.instructions)
+        typer.echo(
+            f"{instructions_path(output)}: what annotators were told, {_count(len(exported.instructions), 'text')}"
+        )
     typer.echo(f"left out: {_count(exported.skipped, 'skip')}, {_count(exported.gold, 'label')} of gold pairs")
 
 
@@ -176,11 +196,17 @@ def status(store: StoreFile = STORE, database_url: DatabaseUrl = None) -> None:
 
 
 def _open(store: Path, database_url: str | None, *, create: bool = False) -> "Store":
+    _need_packages()
+    from p3o.labeling.store import Store
+
+    return Store.open(database_url if database_url is not None else store, create=create)
+
+
+def _need_packages() -> None:
     try:
-        from p3o.labeling.store import Store
+        import p3o.labeling.store  # noqa: F401
     except ModuleNotFoundError as error:
         raise P3OError(f"p3o label needs the package {error.name!r}; run: pip install 'p3o[label]'") from error
-    return Store.open(database_url if database_url is not None else store, create=create)
 
 
 def _judge(store: "Store", spec: str, name: str, tie_margin: float, cache: Path) -> None:

@@ -5,6 +5,7 @@
 - ``tables``     what the store holds; ``migrations`` brings an older store to it
 - ``store``      one committed transaction per label, append-only history
 - ``assignment`` who sees which pair, on which sides, and for how long it is theirs
+- ``instructions`` what annotators are told, and under which version each label was given
 - ``statistics`` agreement, side bias, throughput
 - ``exchange``   export and import: ours, Argilla's, Label Studio's
 - ``judging``    labels by a judge instead of people

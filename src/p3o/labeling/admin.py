@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from p3o.errors import P3OError
 from p3o.labeling.exchange import export_labels
+from p3o.labeling.instructions import newest_instructions
 from p3o.labeling.records import Status, status_of
 from p3o.labeling.site import NO_SUCH_PAGE, AdminSession, OwnForm, Session, Site, SiteHere
 from p3o.labeling.statistics import (
@@ -36,11 +37,10 @@ def overview(site: SiteHere, session: AdminSession) -> Response:
 
 @pages.get("/export/{name}", response_class=PlainTextResponse)
 def export(site: SiteHere, session: AdminSession, name: str) -> Response:  # noqa: ARG001
-    """The labels as JSON Lines: preferences.jsonl or ties.jsonl."""
-    if name not in ("preferences.jsonl", "ties.jsonl"):
+    """The labels as JSON Lines, preferences.jsonl or ties.jsonl, and what annotators were told, instructions.jsonl."""
+    if name not in ("preferences.jsonl", "ties.jsonl", "instructions.jsonl"):
         raise HTTPException(404, NO_SUCH_PAGE)
-    exported = export_labels(site.store)
-    rows = exported.preferences if name == "preferences.jsonl" else exported.ties
+    rows: list[dict[str, Any]] = getattr(export_labels(site.store), name.removesuffix(".jsonl"))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(lines, media_type="application/x-ndjson; charset=utf-8", headers=headers)
@@ -85,6 +85,7 @@ def _overview(
         people=_people(found),
         others=_others(found),
         hours=_hours(found),
+        instructions=newest_instructions(site.store),
     )
 
 

@@ -20,6 +20,8 @@ from p3o.labeling import admin
 from p3o.labeling.answers import LONGEST_COMMENT, STRENGTHS, Answer, NotYoursError
 from p3o.labeling.assignment import Work, assign, next_work
 from p3o.labeling.database import DatabaseUnavailableError
+from p3o.labeling.instructions import Instructions, newest_instructions
+from p3o.labeling.records import IMPORTED
 from p3o.labeling.security import Guard, RateLimit
 from p3o.labeling.site import NO_SUCH_PAGE, AnnotatorSession, AnySession, OwnForm, Site, SiteHere
 from p3o.labeling.store import Store
@@ -69,7 +71,8 @@ def start(request: Request, site: SiteHere) -> Response:
         return site.page("login.html", problem="")
     if session.annotator.role == "admin":
         return RedirectResponse("/admin", 303)
-    return site.page("label.html", session=session, **_shown(next_work(site.store, session.id)))
+    work, instructions = next_work(site.store, session.id), newest_instructions(site.store)
+    return site.page("label.html", session=session, **_shown(work), **_told(instructions, work.latest))
 
 
 @pages.get("/enter/{token}")
@@ -166,6 +169,14 @@ def _shown(work: Work) -> dict[str, Any]:
         "key": secrets.token_hex(16),
         "undo_key": secrets.token_hex(16),
     }
+
+
+def _told(instructions: Instructions | None, latest: Event | None) -> dict[str, Any]:
+    """The instructions, which stand open until the annotator has answered a pair under them."""
+    # Who is known by imported labels has not seen the page.
+    answered = 0 if latest is None or latest.key.startswith(IMPORTED) else latest.id or 0
+    new = instructions is not None and answered <= instructions.since
+    return {"instructions": instructions, "instructions_are_new": new}
 
 
 def _ago(now: datetime, then: datetime) -> str:

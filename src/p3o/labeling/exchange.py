@@ -1,6 +1,7 @@
 """Labels out of a store and into one, as files.
 
-Out: preferences as prompt/chosen/rejected, what prefers neither response in a file beside it, skips and gold pairs counted.
+Out: preferences as prompt/chosen/rejected; in files beside it what prefers neither response, and what annotators were told;
+skips and gold pairs are counted.
 In: the same files, and the exports of Argilla and Label Studio (``foreign``).
 """
 
@@ -17,6 +18,7 @@ from sqlmodel import select
 from p3o.errors import P3OError, first_line, shorten
 from p3o.files import open_for_reading, plain_os_errors, write_jsonl
 from p3o.labeling.answers import Answer
+from p3o.labeling.instructions import all_instructions
 from p3o.labeling.pairs import Messages, Pair, key_of, parse_pair
 from p3o.labeling.records import IMPORTED, holding_records
 from p3o.labeling.store import Store, add_annotator, record_label
@@ -31,12 +33,14 @@ class Exported:
         preferences: rows of prompt/chosen/rejected.
         ties: rows of the other file: ties, and pairs of which both are bad.
         skipped, gold: labels that are in neither file.
+        instructions: rows of SHA-256 and text of what annotators were told, oldest first, each text once.
     """
 
     preferences: list[dict[str, Any]]
     ties: list[dict[str, Any]]
     skipped: int
     gold: int
+    instructions: list[dict[str, Any]]
 
 
 _LARGEST_PREFERENCE = 1e6
@@ -55,12 +59,20 @@ def export_labels(store: Store) -> Exported:
             gold += 1
         else:
             (preferences if record.event.choice in ("a", "b") else ties).append(record.row())
-    return Exported(preferences, ties, skipped, gold)
+    with store.database.reading() as session:
+        texts = {version.sha256: version.text for version in all_instructions(session)}
+    told = [{"instructions": digest, "text": text} for digest, text in texts.items()]
+    return Exported(preferences, ties, skipped, gold, told)
 
 
 def ties_path(path: Path) -> Path:
     """Where the ties of an export go: ``labels.jsonl`` has them in ``labels.ties.jsonl``."""
     return path.with_suffix(f".ties{path.suffix}")
+
+
+def instructions_path(path: Path) -> Path:
+    """Where the instructions of an export go: those of ``labels.jsonl`` into ``labels.instructions.jsonl``."""
+    return path.with_suffix(f".instructions{path.suffix}")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

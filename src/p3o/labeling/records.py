@@ -1,12 +1,13 @@
 """The labels that hold, read back from the store."""
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
 from sqlmodel import col, func, select
 
+from p3o.labeling.instructions import Instructions, all_instructions, in_force
 from p3o.labeling.statistics import Label
 from p3o.labeling.store import Store, read_settings
 from p3o.labeling.tables import Annotator, Assignment, Event, Item, Role
@@ -17,11 +18,17 @@ IMPORTED = "import "
 
 @dataclass(frozen=True)
 class Record:
-    """A label that holds, with its item and who gave it."""
+    """A label that holds, with its item and who gave it.
+
+    Attributes:
+        instructions: SHA-256 of what the page told annotators at that time; None if nothing, or for labels that did not
+            come from the page.
+    """
 
     item: Item
     annotator: Annotator
     event: Event
+    instructions: str | None = None
 
     @property
     def label(self) -> Label:
@@ -65,6 +72,7 @@ class Record:
             "shown_first": "b" if event.swapped else "a",
             "id": item.key,
             "chosen_side": event.choice if event.choice in ("a", "b") else None,
+            "instructions": self.instructions,
             **policies,
         }
 
@@ -78,7 +86,16 @@ def holding_records(store: Store) -> list[Record]:
         .order_by(col(Event.id))
     )
     with store.database.reading() as session:
-        return [Record(item, annotator, event) for item, annotator, event in session.exec(query)]
+        versions = all_instructions(session)
+        records = [Record(item, annotator, event) for item, annotator, event in session.exec(query)]
+    return [replace(record, instructions=_told(versions, record)) for record in records] if versions else records
+
+
+def _told(versions: Sequence[Instructions], record: Record) -> str | None:
+    if record.label.role != "annotator":
+        return None
+    version = in_force(versions, record.event.id or 0)
+    return None if version is None else version.sha256
 
 
 def settled(store: Store, keys: Set[str]) -> int:

@@ -264,8 +264,10 @@ def hash_of(token: str) -> str:
 
 def read_settings(session: Session) -> Settings:
     """The settings, inside a transaction."""
-    values: Mapping[str, str] = {row.name: row.value for row in session.exec(select(Setting))}
-    return Settings(**{name: int(values[name]) for name in vars(Settings())})
+    names = list(vars(Settings()))
+    rows = session.exec(select(Setting).where(col(Setting.name).in_(names)))  # not instructions, which are long
+    values: Mapping[str, str] = {row.name: row.value for row in rows}
+    return Settings(**{name: int(values[name]) for name in names})
 
 
 def _write_settings(session: Session, settings: Settings) -> None:

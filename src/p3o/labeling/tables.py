@@ -48,7 +48,7 @@ class Table(SQLModel, registry=registry()):
 
 
 class Setting(Table, table=True):
-    """A named text: ``overlap``, ``lease_seconds``, ``gold_every``, ``store_id``, ``schema_version``."""
+    """A named text: ``overlap``, ``lease_seconds``, ``gold_every``, ``store_id``, ``schema_version``, ``instructions N``."""
 
     name: str = Field(primary_key=True)
     value: str

@@ -59,9 +59,10 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  const button = document.querySelector(`button[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
+  const button = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
   if (!button || sending) return;
   event.preventDefault();
+  if (button.matches("summary")) button.focus(); // what it opens is in sight
   button.click();
 });
 
