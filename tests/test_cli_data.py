@@ -87,10 +87,37 @@ def test_inspect_all_sources_of_a_configuration(
         "model: model\nreward: {function: a:b}\n"
         "data: {prompts: rows.jsonl, preferences: rows.jsonl, max_completion_tokens: 5}\n"
     )
-    assert main(["data", "inspect", "--config", "run.yaml", "--set", "rl.training.max_new_tokens=9"]) == 0
-    out = capsys.readouterr().out
+    assert main(["data", "inspect", "--config", "run.yaml", "--set", "rl.training.max_new_tokens=9"]) == 2
+    out, err = capsys.readouterr()
     assert "rows.jsonl as prompts: 1 of 1 rows" in out
     assert "rows.jsonl as preferences: 0 of 1 rows, 0 distinct prompts\ndropped: 1 too long" in out
+    assert err.startswith("error: rows.jsonl: all 1 rows were dropped (1 too long); the first: rows.jsonl:1: ")
+
+
+@pytest.mark.parametrize("asked", [None, 0, 6])
+def test_a_source_without_a_usable_row_is_an_error_after_a_short_list(
+    rows: Callable[..., None], capsys: pytest.CaptureFixture[str], asked: int | None
+) -> None:
+    rows(*[{**PAIR, "chosen": " "}] * 8)
+    more = [] if asked is None else ["--dropped", str(asked)]
+    assert main(["data", "inspect", "rows.jsonl", "--json", "found.json", *more]) == 2
+    out, err = capsys.readouterr()
+    shown = 5 if asked is None else asked
+    problem = "'chosen' is only white space; fill it in or remove the row"
+    assert out.splitlines() == [
+        "rows.jsonl as preferences: 0 of 8 rows, 0 distinct prompts",
+        "dropped: 8 empty",
+        *(f"  rows.jsonl:{line}: {problem}" for line in range(1, shown + 1)),
+        f"  and {8 - shown} more",
+        "tokens: not counted; name a tokenizer with --model",
+    ]
+    first = f"; the first: rows.jsonl:1: {problem}" if shown else ""
+    assert err == f"error: rows.jsonl: all 8 rows were dropped (8 empty){first}\n"
+    [record] = json.loads(Path("found.json").read_text())
+    assert (record["kept"], record["dropped"]) == (0, {"empty": 8})
+    rows()
+    assert main(["data", "inspect", "rows.jsonl", "--as", "prompts"]) == 2
+    assert capsys.readouterr().err == "error: rows.jsonl: holds no rows\n"
 
 
 def test_prepare_writes_files_that_are_read_back(rows: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

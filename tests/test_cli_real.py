@@ -1,6 +1,7 @@
 """Stages by themselves on a model and files of one's own, without any configuration file; nothing is stubbed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_dry_run_writes_nothing_and_shows_the_masks(place: Path, capsys: pytes
     assert main(command.split()) == 0
     shown = capsys.readouterr().out
     assert sorted(place.rglob("*")) == before
-    row = read_jsonl(Path("d.jsonl"))[1]  # the first one of twenty is held out
+    row = read_jsonl(Path("d.jsonl"))[0]  # another one is held out
     lines = shown.splitlines()
     [prompt] = [line.partition("│ ")[2] for line in lines if line.startswith("prompt   │")]
     [response] = [line.partition("┃ ")[2] for line in lines if line.startswith("response ┃")]
@@ -239,6 +240,56 @@ def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.C
     assert main(command.split()) == 0
     assert "reward_model is not there yet, run `p3o reward` first" in " ".join(capsys.readouterr().out.split())
     assert Path("runs/e/config.yaml").read_bytes() == before
+
+
+def test_a_dry_run_counts_pairs_that_are_to_be_sampled(capsys: pytest.CaptureFixture[str]) -> None:
+    """All pairs of 3 responses to 9 prompts, in batches of 5; a pair is its prompt and two responses of at most 8 tokens."""
+    labeller = {"kind": "function", "function": "rewards_of_the_doors:brief"}
+    sampling = json.dumps({"prompts": 9, "responses_per_prompt": 3, "labeller": labeller})
+    start = "--model model --prompts prompts.jsonl --dry-run --json dry.json --set rl.training.prompts_per_step=2"
+    asked = ["run", *start.split(), "--set", f"sampling={sampling}", "--set", "reward.train.batch_size=5"]
+    assert main([*asked, "--set", "rl.training.max_new_tokens=8", "--set", "evaluation.prompts=4"]) == 0
+    does = {stage["stage"]: stage for stage in json.loads(Path("dry.json").read_text())["outlooks"]}
+    assert does["sample"]["does"] == "27 pairs at most, labelled (function)"
+    assert does["reward"]["does"] == "5 updates on 27 pairs at most"
+    tokenizer = build_tokenizer()
+    longest = max(len(tokenizer(row["prompt"])["input_ids"]) for row in read_jsonl(Path("prompts.jsonl")))
+    assert does["reward"]["estimate"]["tokens"] == 5 * (longest + 16)
+    sampling = json.dumps({"prompts": 100, "responses_per_prompt": 2})
+    command = ["sample", "--model", "model", "--prompts", "prompts.jsonl", "--dry-run", "--set", f"sampling={sampling}"]
+    assert main([*command, "--set", "evaluation.prompts=4", "--json", "dry.json"]) == 0
+    [stage] = json.loads(Path("dry.json").read_text())["outlooks"]
+    assert stage["does"] == "20 pairs at most, to be labelled with p3o label"
+    command = [
+        "sample",
+        "--set",
+        "embedded={}",
+        "--set",
+        "sft={}",
+        "--set",
+        "reward.function=rewards_of_the_doors:brief",
+    ]
+    assert main([*command, "--dry-run"]) == 0
+    assert "skipped: no reward model is trained (" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dry_run_reads_a_configuration_that_is_code_where_code_is_trusted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place / "with_code"
+    shutil.copytree(place / "model", folder)
+    code = "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+    code += "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    (folder / "own.py").write_text(f"from transformers import LlamaConfig, LlamaForCausalLM\n\n\n{code}")
+    settings = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    settings |= {"model_type": "own", "architectures": ["Own"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(settings))
+    asked = [*RL.replace("--model model", "--model with_code").split(), "--dry-run"]
+    assert main([*asked, "--set", "trust_remote_code=true"]) == 0
+    assert "steps: p3o_v2 2; on 20 prompts" in " ".join(capsys.readouterr().out.split())
+    assert main(asked) == 2
+    assert "contains custom code" in capsys.readouterr().err
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

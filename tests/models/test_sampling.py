@@ -15,7 +15,7 @@ from p3o.errors import P3OError
 from p3o.models.cache import PREFILL_TOKENS, PromptCache
 from p3o.models.language import response_logprobs
 from p3o.models.sampling import choose, sample_responses
-from p3o.models.stopping import StopStrings, before_stop
+from p3o.models.stopping import StopStrings, before_stop, split_stops
 from p3o.models.tokens import PromptBatch, ResponseBatch, decode_responses, encode_prompts, pad_id, pad_left
 
 
@@ -209,6 +209,28 @@ def test_a_special_token_as_stop_string_ends_a_response_by_its_id(listed: bool) 
     assert stopping.found([[*a, end], [*a, start], a, [end, *a]]) == [True, False, False, False]
     ended = ResponseBatch(torch.tensor([[[*a, end]]]), torch.tensor([[[True, True]]]), torch.tensor([[True]]))
     assert decode_responses(tokenizer, ended, stop=["<|im_end|>"]) == [["a"]]
+
+
+def test_special_tokens_among_the_stop_strings_are_told_apart() -> None:
+    tokenizer = chat_tokenizer()
+    end, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    stop = ["<|im_end|>", "two", "<|endoftext|>", "<|im_end|>", "<|im"]
+    assert split_stops(tokenizer, stop) == ((end, eos), ("two", "<|im"))
+    assert split_stops(tokenizer, ()) == ((), ())
+    with pytest.raises(P3OError, match="an empty stop string"):
+        split_stops(tokenizer, [""])
+
+
+def test_the_characters_of_a_special_token_are_not_the_token() -> None:
+    """No server that is given its id would end a response there, and what is not ended is not cut either."""
+    tokenizer = chat_tokenizer()
+    spelled = [token for char in "a<|im_end|>b" for token in tokenizer(char, add_special_tokens=False)["input_ids"]]
+    stopping = StopStrings(tokenizer, ["<|im_end|>", "b"])
+    found = [stopping.found([spelled[: t + 1]])[0] for t in range(len(spelled))]
+    assert found == [False] * 11 + [True]
+    whole = torch.tensor([[spelled]])
+    batch = ResponseBatch(whole, torch.ones_like(whole, dtype=torch.bool), torch.tensor([[True]]))
+    assert decode_responses(tokenizer, batch, stop=["<|im_end|>", "b"]) == [["a<|im_end|>"]]
 
 
 def test_stop_strings_that_cannot_be_used() -> None:

@@ -49,7 +49,7 @@ def sampler(tmp_path: Path) -> Iterator[Callable[..., VLLMSampler]]:
 
     def make(*fakes: FakeVLLM, seed: int = 3, **settings: Any) -> VLLMSampler:
         sampling = {"responses": 2, "max_new_tokens": 8, "temperature": 1.0, "end_id": end_id(TOKENIZER)}
-        of_sampling = {name: settings.pop(name) for name in list(settings) if name in (*sampling, "stop")}
+        of_sampling = {name: settings.pop(name) for name in list(settings) if name in (*sampling, "stop", "stop_ids")}
         short = {"timeout": 5.0, "check_every": 0.05, "patience": 3.0, "weights": "gloo"}
         warnings: list[str] = []
         made.append(

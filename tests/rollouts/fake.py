@@ -327,7 +327,7 @@ class FakeVLLM:
         return {**self.choice(0, [0], [0.0], "length", None), "prompt_logprobs": [None, *rows]}
 
     def sampled(self, model: nn.Module, body: dict[str, Any]) -> list[dict[str, Any]]:
-        prompt, (end,) = body["prompt"], body["stop_token_ids"]
+        prompt, (end, *_) = body["prompt"], body["stop_token_ids"]
 
         def drifted(module: nn.Module, _: Any, output: Any) -> Any:
             output.logits[..., end] += self.drift
@@ -340,25 +340,31 @@ class FakeVLLM:
                 pad_left([prompt], end),
                 responses_per_prompt=body["n"],
                 max_new_tokens=body["max_tokens"],
-                eos_id=end,
+                eos_id=-1,
                 pad_id=end,
                 temperature=body["temperature"],
                 generator=torch.Generator().manual_seed(body["seed"]),
-                stop=body["stop"],
-                tokenizer=self.tokenizer,
             )
             choices = []
             for k in range(body["n"]):
-                tokens = batch.tokens[0, k][batch.mask[0, k]].tolist()
+                tokens, ended = self.cut(batch.tokens[0, k].tolist(), body)
                 ids = torch.tensor([prompt + tokens])
                 with torch.no_grad():
                     logits = model(input_ids=ids).logits[:, len(prompt) - 1 : -1]
                 values = token_logprobs(logits, ids[:, len(prompt) :], temperature=body["temperature"] or 1.0)[0]
-                reason = "stop" if bool(batch.ended[0, k]) else "length"
-                choices.append(self.choice(k, tokens, values.tolist(), reason, prompt))
+                choices.append(self.choice(k, tokens, values.tolist(), "stop" if ended else "length", prompt))
             return choices
         finally:
             hook.remove()
+
+    def cut(self, tokens: list[int], body: dict[str, Any]) -> tuple[list[int], bool]:
+        """What is left of tokens that were written on and on, and whether it ended. As in vLLM, ids end a response wherever
+        they come, and strings where the text has them: special tokens are in no text, so their names are never found."""
+        for t, token in enumerate(tokens):
+            text = self.tokenizer.decode(tokens[: t + 1], skip_special_tokens=True)
+            if token in body["stop_token_ids"] or any(stop in text for stop in body["stop"]):
+                return tokens[: t + 1], True
+        return tokens, False
 
     @staticmethod
     def choice(index: int, tokens: list[int], values: list[float], reason: str, prompt: Any) -> dict[str, Any]:

@@ -70,6 +70,16 @@ def test_recorded_log_probs_of_a_prompt_are_read(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+def test_a_special_token_ends_a_response_by_its_id_and_not_by_its_name(servers: Callable[..., FakeVLLM]) -> None:
+    """As vLLM, which looks for stop strings in a text without special tokens."""
+    fake, name = servers(), "<unk>"
+    unknown, dot = TOKENIZER.convert_tokens_to_ids([name, "."])
+    assert fake.cut([dot, unknown, dot], {"stop_token_ids": [1], "stop": [name]}) == ([dot, unknown, dot], False)
+    assert fake.cut([dot, unknown, dot], {"stop_token_ids": [1, unknown], "stop": []}) == ([dot, unknown], True)
+    assert fake.cut([unknown, dot, unknown], {"stop_token_ids": [1], "stop": [name, "."]}) == ([unknown, dot], True)
+    assert fake.cut([unknown, 1, dot], {"stop_token_ids": [1], "stop": ["."]}) == ([unknown, 1], True)
+
+
 @pytest.mark.parametrize(
     ("name", "path", "change", "kind"),
     [

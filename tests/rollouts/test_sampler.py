@@ -1,6 +1,7 @@
 """Rollouts by servers: the same responses as the learner's own, of the version that was pushed, and whole, whatever happens."""
 
 import copy
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from p3o.errors import P3OError
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.sampling import sample_responses
+from p3o.models.stopping import split_stops
 from p3o.models.tokens import ResponseBatch, decode_responses, end_id, pad_id, pad_left
 from p3o.rollouts.sampler import VLLMSampler
 from p3o.rollouts.server import VLLMServer
@@ -72,6 +74,32 @@ def test_greedy_responses_are_the_learners_own(
     )
     assert same(found, own)
     assert decode_responses(TOKENIZER, found, stop=stop) == decode_responses(TOKENIZER, own, stop=stop)
+
+
+def test_a_special_token_that_stops_ends_responses_of_servers_where_it_ends_our_own(
+    servers: Servers, sampler: Samplers, policy: nn.Module
+) -> None:
+    """A word that the policy writes is made a special token; then what it wrote without a stop is cut by hand."""
+    learn(policy)
+    greedy: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 12}
+    ids: dict[str, Any] = {"responses_per_prompt": 2, "eos_id": end_id(TOKENIZER), "pad_id": pad_id(TOKENIZER)}
+    free = sample_responses(policy, SOME, **greedy, **ids)
+    word = int(free.tokens[0, 0, 2])
+    text = str(TOKENIZER.decode([word]))
+    marked = copy.deepcopy(TOKENIZER)
+    marked.add_special_tokens({"extra_special_tokens": [text]})
+    assert marked.convert_tokens_to_ids(text) == word
+    fake, stops = servers(), split_stops(marked, [text])
+    fake.tokenizer = marked
+    served = sampler(fake, stop=stops.texts, stop_ids=stops.ids, **greedy).sample(policy, SOME)
+    own = sample_responses(policy, SOME, stop=[text], tokenizer=marked, **greedy, **ids)
+    assert same(served, own)
+    for found in (served, own):
+        for g, k in itertools.product(range(free.tokens.shape[0]), range(2)):
+            row = free.tokens[g, k][free.mask[g, k]].tolist()
+            ends = word in row
+            assert found.tokens[g, k][found.mask[g, k]].tolist() == (row[: row.index(word) + 1] if ends else row)
+            assert bool(found.ended[g, k]) == (ends or bool(free.ended[g, k]))
 
 
 def test_responses_depend_on_the_seed_and_not_on_the_number_of_servers(

@@ -39,6 +39,20 @@ def test_a_stop_string_ends_a_response_without_the_end_token() -> None:
     assert [completion.ended for completion in SETTINGS.read(reply, PROMPT)] == [True, True]
 
 
+def test_special_tokens_that_end_a_response_go_by_their_ids_and_belong_to_it() -> None:
+    settings = SamplingSettings(2, 4, 1.0, END, (".",), (3, END))
+    request = settings.request("policy", PROMPT, 1)
+    assert (request["stop_token_ids"], request["stop"]) == ([END, 3], ["."])
+    reply = {"choices": [choice(0, [7, 3], "stop"), choice(1, [7, 8, 9, 3], "stop")]}
+    assert settings.read(reply, PROMPT) == [
+        Completion([7, 3], [-0.5] * 2, True),
+        Completion([7, 8, 9, 3], [-0.5] * 4, True),
+    ]
+    for wrong in (choice(1, [7, 3, 9, 10], "length"), choice(1, [7, 8, 9, 3], "length"), choice(1, [3, END], "stop")):
+        with pytest.raises(ServerError, match="it goes on after its end"):
+            settings.read({"choices": [choice(0, [7, 3], "stop"), wrong]}, PROMPT)
+
+
 def changed(change: Callable[[list[dict[str, Any]]], object]) -> dict[str, Any]:
     reply = copy.deepcopy(GOOD)
     change(reply["choices"])

@@ -225,7 +225,8 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
         fake.start()
     more: dict[str, Any] = {"lora": {"rank": 2}} if weights == "lora" else {}
     rollout = {"engine": "vllm", "urls": [fake.url for fake in fakes], "weights": weights, "timeout": 10}
-    assert main(["rl", "--config", configuration(place, rollout, **more)]) == 0
+    stop = 'rl.training.stop=["<unk>", "."]'
+    assert main(["rl", "--config", configuration(place, rollout, **more), "--set", stop]) == 0
     rows = [row for row in read_jsonl(place / "runs/served/metrics.jsonl") if row["stage"] == "rl"]
     assert [(row["run"], row["step"]) for row in rows] == [("p3o_v2", 1), ("p3o_v2", 2), ("rloo", 1), ("rloo", 2)]
     for row in rows:
@@ -233,7 +234,10 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
         assert row["probe_difference"] < 1e-4
         assert math.isfinite(row["mismatch_mean"])
     # 2 runs, 2 steps of 4 prompts.
-    assert sum(len(fake.bodies) for fake in fakes) == 16
+    bodies = [body for fake in fakes for body in fake.bodies]
+    assert len(bodies) == 16
+    end, unknown = TOKENIZER.convert_tokens_to_ids(["<eos>", "<unk>"])
+    assert all(body["stop_token_ids"] == [end, unknown] and body["stop"] == ["."] for body in bodies)
     assert not (place / "runs/served/rollouts").exists()
 
 

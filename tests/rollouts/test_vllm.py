@@ -27,6 +27,7 @@ from p3o.files import read_jsonl, write_jsonl
 from p3o.functional.logprobs import token_logprobs
 from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.language import frozen_copy, load_language_model, load_tokenizer
+from p3o.models.stopping import StopStrings, split_stops
 from p3o.models.tokens import ResponseBatch, encode_prompts, end_id, pad_id, pad_left
 from p3o.rollouts.config import RolloutConfig
 from p3o.rollouts.probe import probe_text
@@ -289,8 +290,6 @@ def test_steps_by_files(trainer: Callable[..., Run], tokenizer: PreTrainedTokeni
 def test_stop_strings_end_responses_where_ours_would(
     trainer: Callable[..., Run], tokenizer: PreTrainedTokenizerBase, server: RealServer
 ) -> None:
-    from p3o.models.stopping import StopStrings
-
     stops = (" the", "a", ".")
     _, sampler = trainer(load(), "disk")
     policy = load()
@@ -307,3 +306,30 @@ def test_stop_strings_end_responses_where_ours_would(
         assert ended == (found[-1] or row[-1] == end_id(tokenizer))
         stopped += found[-1]
     assert stopped > 4
+
+
+def test_a_special_token_that_stops_ends_responses_as_the_end_of_sequence_does(
+    trainer: Callable[..., Run], tokenizer: PreTrainedTokenizerBase, server: RealServer
+) -> None:
+    """The model ends its turns with <|im_end|>; here, as with a base model, that is not the end of sequence."""
+    other, turn = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    stops = split_stops(tokenizer, ["<|im_end|>", " Rome"])
+    assert stops == ((turn,), (" Rome",))
+    _, sampler = trainer(load(), "disk")
+    questions = [[{"role": "user", "content": text}] for text in PROMPTS]
+    texts = [str(tokenizer.apply_chat_template(row, tokenize=False, add_generation_prompt=True)) for row in questions]
+    encoded = encode_prompts(tokenizer, texts)
+    sampler.settings = SamplingSettings(4, 40, TEMPERATURE, other, stops.texts, stops.ids)
+    policy = load()
+    batch = sampler.sample(policy, pad_left(encoded, pad_id(tokenizer)))
+    assert largest_difference(policy, encoded, batch) < TOLERANCE
+    turns = 0
+    for tokens, mask, ended in zip(
+        batch.tokens.flatten(0, 1), batch.mask.flatten(0, 1), batch.ended.flatten().tolist(), strict=True
+    ):
+        row = tokens[mask].tolist()
+        assert turn not in row[:-1]
+        assert ended or len(row) == 40
+        turns += ended and row[-1] == turn
+    assert turns > 4
+    print(f"{turns} of 16 responses ended by <|im_end|>")

@@ -99,3 +99,53 @@ def test_what_cannot_sample_ahead_is_refused_before_the_first_stage(tmp_path: Pa
         run = RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()))
         with pytest.raises(P3OError, match=r"rl\.runs\.mine: rl\.training\.max_staleness: with parallel\.mode: fsdp"):
             run.check()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            {"lora": {"save": "merged"}},
+            "lora.save: a sharded model cannot be saved merged; choose lora.save: adapter, or parallel.mode: data",
+        ),
+        (
+            {"sft": {"optimiser": "adamw_8bit"}},
+            "sft.optimiser: adamw_8bit cannot be sharded; use adamw, or parallel.mode: data",
+        ),
+        (
+            {"reward": {"train": {"optimiser": "adamw_8bit"}}},
+            "reward.train.optimiser: adamw_8bit cannot be sharded; use adamw, or parallel.mode: data",
+        ),
+        (
+            {"rl": {"training": {"optimiser": "paged_adamw_8bit"}}},
+            "rl.runs.p3o_v2: rl.training.optimiser: paged_adamw_8bit cannot be sharded; use adamw, or parallel.mode: data",
+        ),
+    ],
+    ids=["merged", "sft", "reward", "rl"],
+)
+def test_what_cannot_be_sharded_is_refused_before_the_first_stage(
+    tmp_path: Path, more: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
+    settings: dict[str, Any] = {"device": "cpu", "embedded": {}, "sft": {}, "parallel": {"mode": "fsdp"}} | more
+
+    def check(size: int = 1, stages: Sequence[str] = ("sft", "sample", "reward", "rl"), **changed: Any) -> None:
+        config = RunConfig.model_validate(settings | changed)
+        with within(World(size=size)):
+            RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()), stages).check()
+
+    for changed in ({"engine": {"name": "ray", "workers": 2}}, {"parallel": {"mode": "fsdp", "processes": 2}}):
+        with pytest.raises(P3OError) as error:
+            check(**changed)
+        assert str(error.value) == told
+    with pytest.raises(P3OError) as error:
+        check(2)
+    assert str(error.value) == told
+    check()
+    check(2, parallel={"mode": "data"})
+    check(2, stages=["sample", "evaluate"])
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun has it when --dry-run asks
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(P3OError) as error:
+        check()
+    assert str(error.value) == told

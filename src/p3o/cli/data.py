@@ -30,6 +30,8 @@ Configuration = Annotated[str | None, typer.Option("--name", metavar="NAME", hel
 DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder inside a data set.")]
 Split = Annotated[str | None, typer.Option("--split", metavar="SPLIT", help="Split or slice, such as train[:1000].")]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")]
+_FEW = 5
+"""So many dropped rows are shown where all were: they are mostly wrong in one way."""
 Columns = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="OURS=THEIRS", help="Read our column from theirs; OURS= leaves it out."),
@@ -53,11 +55,20 @@ def inspect(
     max_completion_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Longer answers are bad.")
     ] = None,
-    dropped: Annotated[int, typer.Option(min=0, metavar="N", help="How many dropped rows to show.")] = 20,
+    dropped: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", show_default="20, or 5 if no row is left", help="How many dropped rows to show."
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Tell what is in a source, or in all of a configuration: counts, lengths, an example, every dropped row."""
+    """Tell what is in a source, or in all of a configuration: counts, lengths, an example, every dropped row.
+
+    A source of which no row can be used is an error, told after that.
+    """
     from p3o.data.reading import Limits, richest_kind
+    from p3o.data.rows import SHOWN
     from p3o.files import write_json
     from p3o.inputs import context_length
     from p3o.inspection import inspect as look
@@ -78,13 +89,16 @@ def inspect(
         limits = Limits(max_prompt_tokens, max_completion_tokens, context)
         wanted = [(one, _kind(kind) or richest_kind(one), limits)]
     progress = Progress()
-    records = []
+    inspections = []
     for number, (one, of_kind, limits) in enumerate(wanted):
-        found = look(one, of_kind, tokenizer, limits, shown=dropped, progress=progress)
-        records.append(found.record())
-        typer.echo(("\n" if number else "") + "\n".join(_lines(found)))
+        found = look(one, of_kind, tokenizer, limits, shown=SHOWN if dropped is None else dropped, progress=progress)
+        inspections.append(found)
+        few = _FEW if dropped is None and not found.report.kept else None
+        typer.echo(("\n" if number else "") + "\n".join(_lines(found, few)))
     if json_file is not None:
-        write_json(json_file, records)
+        write_json(json_file, [found.record() for found in inspections])
+    for found in inspections:
+        found.report.refuse_if_empty()
 
 
 @data.command()
@@ -187,12 +201,12 @@ def _tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTok
     return load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
-def _lines(found: "Inspection") -> list[str]:
-    """The inspection for a reader."""
+def _lines(found: "Inspection", few: int | None) -> list[str]:
+    """The inspection for a reader, with so few of the dropped rows; None: all that are kept."""
     report = found.report
     lines = [
         f"{report.source} as {report.kind}: {report.kept} of {report.read} rows, {found.distinct_prompts} distinct prompts",
-        *_dropped(report.record()),
+        *_dropped(report.record(), few),
     ]
     if found.note is not None:
         lines.append(found.note)
@@ -212,9 +226,9 @@ def _lines(found: "Inspection") -> list[str]:
     return lines
 
 
-def _dropped(record: Mapping[str, Any]) -> list[str]:
+def _dropped(record: Mapping[str, Any], few: int | None = None) -> list[str]:
     """The counts by reason, then the first dropped rows."""
-    counts, first = record["dropped"], record["first_dropped"]
+    counts, first = record["dropped"], record["first_dropped"][:few]
     if not counts:
         return []
     more = sum(counts.values()) - len(first)

@@ -1,6 +1,5 @@
 """The command that has responses compared by a judge: a served model, a local one, a reward, a function."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,11 +114,15 @@ def _contest(run: Path | None, a: Path | None, b: Path | None, output: Path | No
 
 def _open(config: Path | None, overrides: Sequence[str], options: dict[str, Any], folder: Path) -> Any:
     """The judge; options of the command line win over --set, and that over the file."""
-    from p3o.config_loading import load_config
+    from p3o.config_loading import Override, load_config
     from p3o.feedback.judge import JudgeConfig, open_judge
 
-    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
-    if config is None and not any(text.startswith("kind=") for text in [*overrides, *given]):
+    given = [
+        Override((key,), value, f"--{'judge' if key == 'kind' else key.replace('_', '-')} {value}")
+        for key, value in options.items()
+        if value is not None
+    ]
+    if config is None and options["kind"] is None and not any(text.startswith("kind=") for text in overrides):
         raise P3OError("name a judge: --judge openai --model NAME, or --config FILE with its settings")
     settings = load_config(config, [*overrides, *given], JudgeConfig)
     return open_judge(settings, cache=folder / "judge_answers.sqlite")

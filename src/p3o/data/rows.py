@@ -99,9 +99,8 @@ class RowReport:
         if self.kept == 0:
             if self.read == 0:
                 raise P3OError(f"{self.source}: holds no rows")
-            raise P3OError(
-                f"{self.source}: all {self.read} rows were dropped ({self.reasons()}); the first: {self.first[0]}"
-            )
+            first = f"; the first: {self.first[0]}" if self.first else ""
+            raise P3OError(f"{self.source}: all {self.read} rows were dropped ({self.reasons()}){first}")
 
     def reasons(self) -> str:
         """The counts by reason, the most frequent first: "3 too long, 1 empty"."""

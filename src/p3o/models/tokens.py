@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from p3o.errors import P3OError
-from p3o.models.stopping import before_stop
+from p3o.models.stopping import before_stop, split_stops
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def decode_responses(
         for tokens, mask in zip(responses.tokens.flatten(0, 1), responses.mask.flatten(0, 1), strict=True)
     ]
     decoded: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    texts = [before_stop(text, stop) for text in decoded]
+    stops = split_stops(tokenizer, stop).texts
+    texts = [before_stop(text, stops) for text in decoded]
     return [texts[g * response : (g + 1) * response] for g in range(group)]
 
 

@@ -34,7 +34,9 @@ class SamplingSettings:
         max_new_tokens: the length limit, end of sequence included.
         temperature: divides the logits.
         end_id: the id that ends a response and belongs to it.
-        stop: strings that end a response, too.
+        stop: strings that end a response, too, where they are in its text, which holds no special tokens.
+        stop_ids: of the special tokens that end a response, too, and belong to it; ``p3o.models.stopping.split_stops`` tells
+            them from the strings.
     """
 
     responses: int
@@ -42,10 +44,16 @@ class SamplingSettings:
     temperature: float
     end_id: int
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> list[int]:
+        """Every id that ends a response."""
+        return list(dict.fromkeys((self.end_id, *self.stop_ids)))
 
     def request(self, model: str, prompt: Sequence[int], seed: int) -> dict[str, Any]:
         """The body of the request. Nothing is left to the server's defaults, which a model's generation_config.json may
-        have changed: plain sampling from the whole vocabulary, and one token that ends a response."""
+        have changed: plain sampling from the whole vocabulary, and no token but ours that ends a response."""
         return {
             "model": model,
             "prompt": list(prompt),
@@ -60,7 +68,7 @@ class SamplingSettings:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "ignore_eos": True,
-            "stop_token_ids": [self.end_id],
+            "stop_token_ids": self.ends,
             "stop": list(self.stop),
             "logprobs": 0,
             "return_token_ids": True,
@@ -94,7 +102,7 @@ class SamplingSettings:
             wrong = f"{len(tokens)} tokens, ended by {reason!r}"
         elif len(logprobs) != len(tokens):
             wrong = f"{len(logprobs)} log-probs for {len(tokens)} tokens"
-        elif self.end_id in tokens[:-1] or (tokens[-1] == self.end_id) > ended:
+        elif not set(self.ends).isdisjoint(tokens[:-1]) or (tokens[-1] in self.ends) > ended:
             wrong = "it goes on after its end"
         if wrong is not None:
             raise ServerError("broken", f"a response is not whole: {wrong}")

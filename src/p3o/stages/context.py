@@ -22,7 +22,7 @@ from p3o.models.sampling import sample_responses
 from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, end_id, pad_id, pad_left
 from p3o.stages.feedback import Feedback
 from p3o.stages.models import Models
-from p3o.training.asynchrony import CANNOT_SAMPLE_AHEAD
+from p3o.stages.shardable import refuse_unshardable
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import NumericalError, Watch
 from p3o.training.loop import Callback, Trainer, fit, resume
@@ -253,8 +253,7 @@ class RunContext:
             P3OError: for the first mistake.
         """
         self.config.require_inputs(self.stages)
-        if "rl" in self.stages:
-            self._refuse_sampling_ahead_of_shards()
+        refuse_unshardable(self.config, self.stages)
         if set(self.stages) <= {"report"}:
             return
         if "rl" in self.stages and not self.inputs.prompts:
@@ -276,15 +275,6 @@ class RunContext:
                     )
             if comparator is None and not self.config.reward.is_trained and load_models:
                 self.scorer  # noqa: B018 - loading is the check
-
-    def _refuse_sampling_ahead_of_shards(self) -> None:
-        """As ``RolloutsAhead`` does when the run's turn comes; now, before the stages in front of it have taken their hours."""
-        config = self.config
-        together = max(world().size, config.engine.workers)
-        if config.parallel.mode == "fsdp" and together > 1 and config.rl.rollout.engine == "local":
-            for name in config.rl.runs:
-                if config.rl.training_of(name).max_staleness:
-                    raise P3OError(f"rl.runs.{name}: {CANNOT_SAMPLE_AHEAD}")
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Prompts and completions as ids."""

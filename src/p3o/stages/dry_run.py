@@ -7,12 +7,14 @@ nothing is written.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from p3o.algorithms import make_algorithm
+from p3o.config import SamplingConfig
 from p3o.inputs import starting_model
 from p3o.models.language import load_model_config
 from p3o.models.tokens import encode_prompts
@@ -97,7 +99,7 @@ def dry_run(run: RunContext) -> DryRun:
         folder=run.folder.path,
         device=str(run.device),
         offloads=run.config.parallel.cpu_offload and run.device.type != "cpu",
-        model=model_shape(base),
+        model=model_shape(base, trust_remote_code=run.config.trust_remote_code),
         counts=[_counts(what, encoded) for what, encoded in rows.items()],
         outlooks=[_Outlook(run, base, rows).of(stage) for stage in run.stages],
         example=_example(run, rows),
@@ -109,7 +111,7 @@ class _Outlook:
 
     def __init__(self, run: RunContext, base: PretrainedConfig, rows: Mapping[str, Sequence[EncodedPair]]) -> None:
         self.run, self.base, self.rows = run, base, rows
-        self.shape = model_shape(base)
+        self.shape = model_shape(base, trust_remote_code=run.config.trust_remote_code)
 
     def of(self, stage: str) -> StageOutlook:
         if self.run.folder.done(stage):
@@ -141,22 +143,44 @@ class _Outlook:
         return StageOutlook("sft", f"{steps} updates on {len(rows)} demonstrations", estimate, memory.processes)
 
     def _sample(self) -> StageOutlook:
-        sizes = self.run.config.embedded
-        if sizes is None:
+        config = self.run.config
+        if config.embedded is not None:
+            if not config.reward.is_trained:
+                return StageOutlook("sample", f"skipped: no reward model is trained ({config.reward.source})")
+            does = f"{config.embedded.pairs} labelled pairs"
+        elif config.sampling is not None:
+            labeller = config.sampling.labeller
+            does = f"{self._sampled_pairs(config.sampling)} pairs at most, " + (
+                "to be labelled with p3o label" if labeller is None else f"labelled ({labeller.kind})"
+            )
+        else:
             return StageOutlook("sample", "skipped: preferences come from data.preferences or are not needed")
-        return StageOutlook("sample", f"{sizes.pairs} labelled pairs{self._alone()}{self._needs('sft', 'p3o sft')}")
+        needs = self._needs("sft", "p3o sft") if config.sft is not None else ""
+        return StageOutlook("sample", f"{does}{self._alone()}{needs}")
+
+    def _sampled_pairs(self, sampling: SamplingConfig) -> int:
+        """Of own prompts, at most: responses may be equal or tied, and prompts that have not been read may be fewer."""
+        prompts = min(sampling.prompts, len(self.run.inputs.prompts) or sampling.prompts)
+        return prompts * comb(sampling.responses_per_prompt, 2)
 
     def _reward(self) -> StageOutlook:
         reward = self.run.config.reward
         if not reward.is_trained:
             return StageOutlook("reward", f"skipped: given ({reward.source})")
-        config, embedded = reward.train, self.run.config.embedded
-        count = embedded.pairs if embedded is not None else len(self.rows[CHOSEN])
-        steps = config.steps if config.steps is not None else max(1, count // config.batch_size)
-        # The pairs of the embedded task are not there yet; they are as long as its demonstrations.
+        config, embedded, sampling = reward.train, self.run.config.embedded, self.run.config.sampling
+        samples = sampling is not None and sampling.labeller is not None
+        count = embedded.pairs if embedded is not None else len(self.rows.get(CHOSEN, []))
         shared = config.layout != "padded"
-        pairs = [self.rows.get(CHOSEN), self.rows.get(REJECTED)]
-        rows = [row for kind in pairs if kind for row in kind] or self.run.encode(self.run.inputs.demonstrations)
+        rows = [row for kind in (CHOSEN, REJECTED) for row in self.rows.get(kind, [])]
+        # Pairs that are to be sampled are not there yet: of the embedded task they are as long as its demonstrations, of own
+        # prompts at most as long as responses may be.
+        if embedded is not None:
+            rows = self.run.encode(self.run.inputs.demonstrations)
+        elif sampling is not None and samples:
+            count += self._sampled_pairs(sampling)
+            response = [0] * self.run.config.rl.training.max_new_tokens
+            rows += [(prompt, response) for prompt, _ in self.rows.get(PROMPTS, [([], [])])]
+        steps = config.steps if config.steps is not None else max(1, count // config.batch_size)
         longest = max((len(prompt) * (1 if shared else 2) + 2 * len(response) for prompt, response in rows), default=0)
         memory = self._memory("reward")
         held = memory.supervised("classifier", config.optimiser)
@@ -172,9 +196,10 @@ class _Outlook:
             processes=memory.processes.count,
         )
         needs = self._needs("sft", "p3o sft") if self.run.config.sft is not None else ""
-        if embedded is not None:
+        if embedded is not None or (samples and self.run.config.data.preferences is None):
             needs += self._needs(PREFERENCES_FILE, "p3o sample")
-        return StageOutlook("reward", f"{steps} updates on {count} pairs{needs}", estimate, memory.processes)
+        most = " at most" if embedded is None and samples else ""
+        return StageOutlook("reward", f"{steps} updates on {count} pairs{most}{needs}", estimate, memory.processes)
 
     def _rl(self) -> StageOutlook:
         config, memory = self.run.config, self._memory("rl")
@@ -240,8 +265,9 @@ class _Outlook:
 
 def _base(run: RunContext) -> PretrainedConfig:
     start = starting_model(run.config, seed=0)
-    config: PretrainedConfig = start[0].config if start is not None else load_model_config(str(run.config.model))
-    return config
+    if start is not None:
+        return start[0].config
+    return load_model_config(str(run.config.model), trust_remote_code=run.config.trust_remote_code)
 
 
 def _encoded(run: RunContext) -> Iterator[tuple[str, list[EncodedPair]]]:

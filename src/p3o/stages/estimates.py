@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from p3o.models.selection import LOGITS_BUDGET
-from p3o.stages.footprints import Footprint
+from p3o.stages.footprints import Footprint, unbuilt
 
 GIB = 2**30
 _FLOAT = 4
@@ -128,10 +128,13 @@ class StepEstimate:
         return self.shared_bytes + self.unshared_bytes + self.pass_bytes + self.gathered_bytes
 
 
-def model_shape(config: PretrainedConfig) -> ModelShape:
-    """The shape of a causal language model of this configuration; its parameters are counted without allocating any."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+def model_shape(config: PretrainedConfig, *, trust_remote_code: bool = False) -> ModelShape:
+    """The shape of a causal language model of this configuration; its parameters are counted without allocating any.
+
+    Raises:
+        P3OError: if transformers has no such model, nor its repository one whose code may run.
+    """
+    model = unbuilt(config, "language", dtype=torch.float32, trust_remote_code=trust_remote_code)
     heads = int(config.num_attention_heads)
     key_value_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)

@@ -121,7 +121,14 @@ def adapted_bytes(model: nn.Module) -> int:
     return sum(_bytes(parameter) for name, parameter in model.named_parameters() if ".base_layer." in name)
 
 
-def unbuilt(config: PretrainedConfig, kind: Kind, *, dtype: torch.dtype, lora: LoraSettings | None = None) -> nn.Module:
+def unbuilt(
+    config: PretrainedConfig,
+    kind: Kind,
+    *,
+    dtype: torch.dtype,
+    lora: LoraSettings | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
     """A model of this configuration whose weights take no memory; of the critic, the head stays in float32.
 
     Args:
@@ -129,6 +136,7 @@ def unbuilt(config: PretrainedConfig, kind: Kind, *, dtype: torch.dtype, lora: L
         kind: what is built on it.
         dtype: of its weights.
         lora: the adapter to put on it.
+        trust_remote_code: whether code in the model's repository may run.
 
     Raises:
         P3OError: if transformers has no such model.
@@ -139,7 +147,7 @@ def unbuilt(config: PretrainedConfig, kind: Kind, *, dtype: torch.dtype, lora: L
         config.num_labels = 1
     with torch.device("meta"):
         try:
-            model: nn.Module = builder.from_config(config, dtype=dtype)
+            model: nn.Module = builder.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         except ValueError as error:
             raise P3OError(
                 f"transformers has no {_NAMES[kind]} for {config.model_type} models; start from another model"

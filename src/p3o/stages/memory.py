@@ -137,12 +137,14 @@ class Memory:
         return counted.frozen + counted.trained
 
     def _unbuilt(self, kind: Kind) -> nn.Module:
-        return unbuilt(self.base, kind, dtype=self.models.precision(trained=True).weights, lora=self.lora)
+        dtype, trusts = self.models.precision(trained=True).weights, self.config.trust_remote_code
+        return unbuilt(self.base, kind, dtype=dtype, lora=self.lora, trust_remote_code=trusts)
 
     def _fixed(self, config: PretrainedConfig) -> int:
         """Bytes of a reward model that only scores."""
         dtype = self.models.precision(trained=False).weights
-        return footprint(unbuilt(config, "classifier", dtype=dtype).requires_grad_(False), "adamw").frozen
+        scorer = unbuilt(config, "classifier", dtype=dtype, trust_remote_code=self.config.trust_remote_code)
+        return footprint(scorer.requires_grad_(False), "adamw").frozen
 
 
 def _at_work(*models: Gathering) -> int:

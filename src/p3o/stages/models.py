@@ -20,6 +20,10 @@ from p3o.models.precision import Precision, choose_precision, compute_in
 from p3o.models.recomputation import blocks, enable_gradient_checkpointing
 from p3o.models.sharded_loading import copy_shards, empty_model, fill, materialise, start_values
 
+CANNOT_SAVE_MERGED = (
+    "lora.save: a sharded model cannot be saved merged; choose lora.save: adapter, or parallel.mode: data"
+)
+
 
 class Models:
     """Loads and saves models for the stages.
@@ -132,9 +136,7 @@ class Models:
             P3OError: if it could not be saved as the configuration wants it.
         """
         if self.config.lora is not None and self.config.lora.save == "merged":
-            raise P3OError(
-                "lora.save: a sharded model cannot be saved merged; choose lora.save: adapter, or parallel.mode: data"
-            )
+            raise P3OError(CANNOT_SAVE_MERGED)
         compute = self.precision(trained=True).compute
         shard(model, blocks(model), self.config.parallel, compute=compute, device=self.device)
 

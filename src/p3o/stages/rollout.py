@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from p3o.distributed import world
 from p3o.files import remove
+from p3o.models.stopping import split_stops
 from p3o.models.tokens import encode_prompts, end_id, pad_id
 from p3o.stages.context import RunContext
 from p3o.training.samplers import Sampler
@@ -29,6 +30,7 @@ def sampler_of(run: RunContext, name: str) -> Iterator[Sampler | None]:
     def make() -> VLLMSampler:
         if world().first:
             remove(folder)  # what a killed run left
+        stops = split_stops(run.tokenizer, training.stop)
         return VLLMSampler(
             config,
             SamplingSettings(
@@ -36,7 +38,8 @@ def sampler_of(run: RunContext, name: str) -> Iterator[Sampler | None]:
                 training.max_new_tokens,
                 training.temperature,
                 end_id(run.tokenizer),
-                training.stop,
+                stops.texts,
+                stops.ids,
             ),
             fill=pad_id(run.tokenizer),
             probe=probe_text(encode_prompts(run.tokenizer, run.inputs.prompts[:8])),

@@ -76,12 +76,12 @@ class OnlineTrainer:
     ) -> None:
         if len(prompts) < config.prompts_per_step:
             raise P3OError(
-                f"rl.prompts_per_step: {config.prompts_per_step} prompts a step, but there are only {len(prompts)} training "
-                "prompts; give more prompts or lower it"
+                f"rl.training.prompts_per_step: {config.prompts_per_step} prompts a step, but there are only {len(prompts)} "
+                "training prompts; give more prompts or lower it"
             )
         if config.minibatches > config.prompts_per_step:
             raise P3OError(
-                f"rl.minibatches: a step of {config.prompts_per_step} prompts cannot be cut into {config.minibatches}"
+                f"rl.training.minibatches: a step of {config.prompts_per_step} prompts cannot be cut into {config.minibatches}"
             )
         if algorithm.needs_critic and critic is None:
             raise P3OError("this algorithm needs a critic")

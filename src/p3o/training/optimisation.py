@@ -41,6 +41,9 @@ class OptimiserConfig(BaseModel):
     )
 
 
+CANNOT_SHARD = "cannot be sharded; use adamw, or parallel.mode: data"
+
+
 class Optimisation:
     """AdamW (fused, or in 8 bits), its schedule and the clipping of gradients for the modules that are trained together.
 
@@ -74,7 +77,7 @@ class Optimisation:
         ]
         self._parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
         if config.optimiser != "adamw" and any(map(is_sharded, modules.values())):
-            raise P3OError(f"optimiser: {config.optimiser} cannot be sharded; use adamw, or parallel.mode: data")
+            raise P3OError(f"optimiser: {config.optimiser} {CANNOT_SHARD}")
         self.optimiser = _make_optimiser(groups, config)
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         warmup = round(config.warmup_fraction * updates)
