@@ -46,13 +46,10 @@ PROMPTS = [
 ]
 TEMPERATURE, NEW_TOKENS = 0.8, 16
 
-pytestmark = [
-    pytest.mark.slow,
-    needs_vllm,
-    pytest.mark.skipif(
-        not (MODEL / "model.safetensors").exists(), reason="no models/smollm2; examples/smollm2/get_model.py makes it"
-    ),
-]
+needs_model = pytest.mark.skipif(
+    not (MODEL / "model.safetensors").exists(), reason="no models/smollm2; examples/smollm2/get_model.py makes it"
+)
+pytestmark = [pytest.mark.slow, needs_vllm, needs_model]
 
 
 @pytest.fixture(scope="module")

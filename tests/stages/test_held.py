@@ -148,20 +148,19 @@ def test_a_step_counts_what_each_process_has() -> None:
     assert shares == [20, 20, 15, 5]
 
 
-def test_who_does_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of(stage: str, **sections: dict[str, object]) -> Processes:
-        return processes_of(RunConfig.model_validate(sections), stage)  # type: ignore[arg-type]
+def test_who_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(**sections: dict[str, object]) -> Processes:
+        return processes_of(RunConfig.model_validate(sections))
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     fsdp, ray = {"mode": "fsdp"}, {"name": "ray", "workers": 3}
-    assert of("rl") == of("rl", parallel=fsdp) == ONE, "one process has nobody to share with"
-    assert of("sft", parallel=fsdp | {"processes": 8}) == Processes(8, sharded=True)
-    assert of("reward", parallel={"processes": 8}) == Processes(8, sharded=False)
-    assert of("rl", parallel=fsdp, engine=ray) == Processes(3, sharded=True)
-    assert of("sft", parallel=fsdp, engine=ray) == ONE, "Ray's workers do RL alone"
+    assert of() == of(parallel=fsdp) == ONE, "one process has nobody to share with"
+    assert of(parallel=fsdp | {"processes": 8}) == Processes(8, sharded=True)
+    assert of(parallel={"processes": 8}) == Processes(8, sharded=False)
+    assert of(parallel=fsdp, engine=ray) == Processes(3, sharded=True)
     with pytest.raises(P3OError, match=r"parallel\.processes: 8 .* engine\.workers is 3"):
-        of("rl", parallel={"processes": 8}, engine=ray)
+        of(parallel={"processes": 8}, engine=ray)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert of("rl", parallel=fsdp) == Processes(4, sharded=True)
+    assert of(parallel=fsdp) == Processes(4, sharded=True)
     with pytest.raises(P3OError, match=r"parallel\.processes: 8 .* WORLD_SIZE is 4"):
-        of("rl", parallel={"processes": 8})
+        of(parallel={"processes": 8})

@@ -28,7 +28,7 @@ from p3o.stages.estimates import (
     supervised_step,
 )
 from p3o.stages.memory import Memory
-from p3o.stages.processes import ONE, Processes, TrainingStage, processes_of
+from p3o.stages.processes import ONE, Processes, processes_of
 from p3o.training.passes import TOKENS
 from p3o.training.sft import EncodedPair
 
@@ -119,15 +119,15 @@ class _Outlook:
         tell: Callable[[], StageOutlook] = getattr(self, f"_{stage}")
         return tell()
 
-    def _memory(self, stage: TrainingStage) -> Memory:
-        return Memory(self.run.config, self.run.device, self.base, processes_of(self.run.config, stage))
+    def _memory(self) -> Memory:
+        return Memory(self.run.config, self.run.device, self.base, processes_of(self.run.config))
 
     def _sft(self) -> StageOutlook:
         config, rows = self.run.config.sft, self.rows.get(DEMONSTRATIONS, [])
         if config is None:
             return StageOutlook("sft", "skipped: no sft section, RL starts from the model as it is")
         steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
-        memory = self._memory("sft")
+        memory = self._memory()
         held = memory.supervised("language", config.optimiser)
         estimate = supervised_step(
             self.shape,
@@ -182,7 +182,7 @@ class _Outlook:
             rows += [(prompt, response) for prompt, _ in self.rows.get(PROMPTS, [([], [])])]
         steps = config.steps if config.steps is not None else max(1, count // config.batch_size)
         longest = max((len(prompt) * (1 if shared else 2) + 2 * len(response) for prompt, response in rows), default=0)
-        memory = self._memory("reward")
+        memory = self._memory()
         held = memory.supervised("classifier", config.optimiser)
         estimate = supervised_step(
             self.shape,
@@ -202,7 +202,7 @@ class _Outlook:
         return StageOutlook("reward", f"{steps} updates on {count} pairs{most}{needs}", estimate, memory.processes)
 
     def _rl(self) -> StageOutlook:
-        config, memory = self.run.config, self._memory("rl")
+        config, memory = self.run.config, self._memory()
         estimates = [self._rl_step(name, memory) for name in config.rl.runs]
         needs = self._needs("sft", "p3o sft") if config.sft is not None else ""
         if config.reward.is_trained:
@@ -252,8 +252,8 @@ class _Outlook:
         return StageOutlook("report", "report.html")
 
     def _alone(self) -> str:
-        """Of what the first of several processes does while the others wait."""
-        return "; by the first process, with whole models" if processes_of(self.run.config, "sft").count > 1 else ""
+        """Of what one process does where several train: the first, while the others wait, or the one that called Ray."""
+        return "; by one process, with whole models" if processes_of(self.run.config).count > 1 else ""
 
     def _needs(self, name: str, command: str) -> str:
         """What a stage by itself would find missing."""

@@ -1,18 +1,15 @@
-"""How many processes do a stage together, as the configuration and the environment say before any of them has started."""
+"""How many processes train together, as the configuration and the environment say before any of them has started."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from p3o.config import RunConfig
 from p3o.distributed.start import announced
 from p3o.errors import P3OError
 
-TrainingStage = Literal["sft", "reward", "rl"]
-
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that do a stage.
+    """Those that train together.
 
     Attributes:
         count: how many.
@@ -31,16 +28,14 @@ class Processes:
 ONE = Processes()
 
 
-def processes_of(config: RunConfig, stage: TrainingStage) -> Processes:
-    """Who does a stage that trains: the workers of Ray, as many as ``parallel.processes`` asks for, or those of torchrun.
+def processes_of(config: RunConfig) -> Processes:
+    """Who does the stages that train: the workers of Ray, as many as ``parallel.processes`` asks for, or those of torchrun.
 
     Raises:
         P3OError: if the processes that there are, or will be, are not as many as there must be.
     """
     wanted, mode = config.parallel.processes, config.parallel.mode
     if config.engine.name != "local":
-        if stage != "rl":
-            return ONE
         count, given = config.engine.workers, "engine.workers"
     else:
         _, there = announced()

@@ -205,7 +205,7 @@ def _size(text: Any) -> float:
 @pytest.mark.parametrize(("name", "behave"), [("classify", classify), ("pooling", pooling), ("pooling", token_pooling)])
 def test_the_interfaces_of_vllm_read_prompt_and_response_as_one_text(name: str, behave: Any) -> None:
     with service(behave) as (url, log):
-        rewards = rewards_of(url, interface=name, model="rm", end="</s>", extra_body={"priority": 1})
+        rewards = rewards_of(url, interface=name, model="rm", end="</s>", extra_body={"priority": 1}, concurrency=1)
     assert rewards == [len(p + r + "</s>") for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     assert log.bodies[0] == {
         "input": [p + r + "</s>" for p, r in zip(PROMPTS[:3], RESPONSES[:3], strict=True)],
