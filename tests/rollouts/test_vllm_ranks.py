@@ -18,7 +18,7 @@ model: {model}
 data: {{prompts: {prompts}, heldout_prompts: {prompts}}}
 reward: {{function: tests.distributed.test_torchrun:reward}}
 rl:
-  training: {{steps: 2, prompts_per_step: 3, responses_per_prompt: 2, max_new_tokens: 8, learning_rate: 1.0e-5, max_staleness: 1}}
+  training: {{steps: 2, max_staleness: 1, prompts_per_step: 3, max_new_tokens: 8, learning_rate: 1.0e-5}}
   runs: {{p3o_v2: {{algorithm: p3o_v2}}}}
   rollout: {{engine: vllm, urls: ["{url}"]}}
 evaluation: {{prompts: 2, every: 2, followed_prompts: 1}}

@@ -41,7 +41,7 @@ def test_rewards_come_in_order_whatever_the_batches() -> None:
         assert rewards_of(url) == WANTED
     assert sorted(len(body["responses"]) for body in log.bodies) == [1, 3, 3, 3]
     assert set(log.paths) == {"/rewards"}
-    assert log.bodies[0] == {"version": 1, "prompts": PROMPTS[:3], "responses": RESPONSES[:3]}
+    assert {"version": 1, "prompts": PROMPTS[:3], "responses": RESPONSES[:3]} in log.bodies
     assert log.most_at_once <= 2
 
 
