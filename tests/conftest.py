@@ -1,6 +1,8 @@
 """Every shape and dtype in the signatures of p3o is checked while the tests run; one thread, so that numbers repeat; no hub."""
 
 import os
+import signal
+from collections.abc import Iterator
 
 from jaxtyping import install_import_hook
 
@@ -18,3 +20,11 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal, here and in what a test starts; a job in a shell's background is born with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -146,6 +146,7 @@ def test_when_no_failure_is_allowed_the_run_says_how_to_go_on(base: Path, cluste
     assert last.endswith("go on from the last checkpoint with --resume")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_on_two_workers_then_resume_on_one_process(base: Path, long: Path, mark: str) -> None:
     """On a cluster that p3o starts by itself; Ctrl-C reaches all processes of the terminal."""
     folder = copy(base, "stopped")

@@ -419,14 +419,7 @@ def test_log_probs_of_damaged_weights_are_told_by_the_step_that_would_learn_from
         run.step()
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_does_not_wait_for_the_groups() -> None:
     gate = threading.Event()
     run = trainer(before=lambda call: None if call < 2 else gate.wait(30) and None, max_staleness=1)
@@ -444,6 +437,7 @@ def test_an_interrupt_does_not_wait_for_the_groups() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_told_to_stop_ends_and_begins_no_further_draw(number: int, tmp_path: Path) -> None:
     """Without checkpoints, in the middle of a draw: the process ends when that one does, the two after it are not begun."""
@@ -451,9 +445,8 @@ def test_a_process_that_is_told_to_stop_ends_and_begins_no_further_draw(number: 
     script.write_text(
         textwrap.dedent(
             f"""
-            import signal, sys, time
+            import sys, time
             sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             from p3o.stopping import sigterm_stops
             from tests.training.test_asynchrony import trainer
 

@@ -3,7 +3,7 @@
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -178,15 +178,8 @@ def test_a_callback_that_stops_loses_nothing(tmp_path: Path) -> None:
     stop_if_asked("the block that noted it is over")
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT as in a terminal; a job in a shell's background is born with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_an_ignored_interrupt_stays_ignored(interruptible: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("interruptible")
+def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trainer = Counter()
     fit(trainer, lambda step, metrics: os.kill(os.getpid(), signal.SIGINT), checkpoints=Checkpoints(tmp_path))
