@@ -17,9 +17,10 @@ from p3o.errors import P3OError
 from p3o.feedback.combined import CombinedReward
 from p3o.files import remove, write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
+from p3o.models.ends import end_ids
 from p3o.models.language import load_tokenizer
 from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, end_id, pad_id, pad_left
+from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, pad_id, pad_left
 from p3o.stages.feedback import Feedback
 from p3o.stages.models import Models
 from p3o.stages.shardable import refuse_unshardable
@@ -297,7 +298,7 @@ def sample_texts(
                 pad_left(encoded, pad_id(run.tokenizer)).to(run.device),
                 responses_per_prompt=responses,
                 max_new_tokens=training.max_new_tokens,
-                eos_id=end_id(run.tokenizer),
+                eos_id=end_ids(policy, run.tokenizer),
                 pad_id=pad_id(run.tokenizer),
                 temperature=training.temperature,
                 generator=generator,
