@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from p3o.config import LabellerConfig
+from p3o.config_feedback import LabellerConfig
 from p3o.errors import P3OError
 from p3o.feedback.comparison import FunctionComparator, load_comparison_function
 from p3o.feedback.conversations import Conversations

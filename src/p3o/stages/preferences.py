@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from p3o.config import EmbeddedTaskConfig, SamplingConfig
+from p3o.config import EmbeddedTaskConfig
+from p3o.config_feedback import SamplingConfig
 from p3o.data.embedded import task
 from p3o.feedback.simulated import SimulatedLabeller
 from p3o.files import write_jsonl
