@@ -15,6 +15,7 @@ from p3o.config import RunConfig
 from p3o.distributed import world
 from p3o.errors import P3OError
 from p3o.feedback.combined import CombinedReward
+from p3o.feedback.judge import ANSWERS_FILE
 from p3o.files import remove, write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
 from p3o.models.ends import end_ids
@@ -35,7 +36,6 @@ SFT_POLICY = "sft"
 STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 PAIRS_FILE, ROWS_FILE = "pairs.jsonl", "data.json"
-ANSWERS_FILE = "judge_answers.sqlite"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
 

@@ -10,7 +10,7 @@ from p3o.config_feedback import LabellerConfig
 from p3o.errors import P3OError
 from p3o.feedback.comparison import FunctionComparator, load_comparison_function
 from p3o.feedback.conversations import Conversations
-from p3o.feedback.judge import open_judge
+from p3o.feedback.judge import ANSWERS_FILE, open_judge
 from p3o.feedback.simulated import SimulatedLabeller
 from p3o.inputs import Pair, Scorer
 from p3o.stopping import stop_if_asked
@@ -19,7 +19,6 @@ from p3o.training.progress import Progress
 if TYPE_CHECKING:
     from p3o.labeling.store import Store
 
-JUDGE_CACHE = "judge_answers.db"
 _LOOK_AGAIN = 2.0
 """Seconds between two looks at a store that people are working on."""
 
@@ -82,7 +81,7 @@ def label(
         preferences = list(FunctionComparator(load_comparison_function(spec), spec)(*columns))
     else:
         assert config.judge is not None
-        judge = open_judge(config.judge, cache=folder / JUDGE_CACHE, conversations=conversations)
+        judge = open_judge(config.judge, cache=folder / ANSWERS_FILE, conversations=conversations)
         preferences = [verdict.preference for verdict in judge.compare(*columns)]
     chosen = [
         (prompt, a, b) if preference > 0 else (prompt, b, a)
