@@ -95,7 +95,7 @@ class RunContext:
     @cached_property
     def models(self) -> Models:
         """Loads and saves models as the configuration wants them."""
-        models = Models(self.config, self.device, adapter_seed=self.seed("adapter"))
+        models = Models(self.config, self.device, adapter_seed=self.seed("adapter"), warn=self.warn)
         self.progress.print(f"models: {models.precision(trained=True)} on {self.device}")
         return models
 
