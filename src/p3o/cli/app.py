@@ -71,7 +71,7 @@ class _Plain:
         return parameters
 
 
-def _no_type(ctx: Any) -> None:  # noqa: ARG001 (Typer asks with it)
+def _no_type(ctx: Any) -> None:
     """No word of Python's in the help."""
 
 
