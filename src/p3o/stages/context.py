@@ -216,18 +216,33 @@ class RunContext:
         self.progress.print(f"warning: {text}")
         self.folder.warn(text)
 
-    def keep_best(self, name: str, step: int, value: float, model: nn.Module) -> None:
-        """Save the model as best/NAME if this value is above that of the one there; only if the configuration asks for it."""
+    def keep_best(
+        self,
+        name: str,
+        step: int,
+        measured: Mapping[str, int | float],
+        worth: Callable[[Mapping[str, Any]], int | float],
+        model: nn.Module,
+    ) -> None:
+        """Save the model as best/NAME if it is worth more than the one there; only if the configuration asks for it.
+
+        Args:
+            name: under best/.
+            step: of the training.
+            measured: what the worth is a function of, at this step; kept beside the model.
+            worth: as things stand now. What was kept is valued anew by it.
+            model: to be saved.
+        """
         if not self.config.checkpoints.best:
             return
-        record = self.folder.path / BEST / name / BEST_FILE
-        better = step == 0 or not record.exists() or json.loads(record.read_bytes())["value"] < value
+        record, value = self.folder.path / BEST / name / BEST_FILE, worth(measured)
+        better = step == 0 or not record.exists() or worth(json.loads(record.read_bytes())) < value
         if not world().from_first(better):
             return
         with self.folder.directory(f"{BEST}/{name}") as target:
             self.models.save(model, self.tokenizer, target)
             if world().first:
-                write_json(target / BEST_FILE, {"step": step, "value": value})
+                write_json(target / BEST_FILE, {"step": step, "value": value, **measured})
 
     def forget(self, name: str) -> None:
         """Remove the checkpoints of a training whose result is saved."""

@@ -46,7 +46,7 @@ def reward(run: RunContext) -> None:
                 if held and (step == trainer.total or (config.evaluate_every and step % config.evaluate_every == 0)):
                     accuracy = ranking_accuracy(reward_model, held)
                     run.folder.metrics({"stage": "reward", "step": step, "heldout_accuracy": accuracy})
-                    run.keep_best("reward_model", step, accuracy, model)
+                    run.keep_best("reward_model", step, {"accuracy": accuracy}, lambda seen: seen["accuracy"], model)
 
             run.fit(
                 "reward", trainer, tell, advance=advance, rolls_back=config.on_fault == "rollback", owns=is_reward_row

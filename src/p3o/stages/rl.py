@@ -90,8 +90,10 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
 
         def evaluated(step: int) -> None:
             summary = evaluate_step(run, name, identity, step, judge, policy)
-            # What the training maximises, measured on held-out prompts.
-            run.keep_best(f"rl/{name}", step, summary["reward"] - algorithm.config.beta * summary["kl"], policy)
+            measured, beta = {key: summary[key] for key in ("reward", "kl")}, trainer.algorithm.config.beta
+            # What the training maximises, measured on held-out prompts. Where a KL target moves β, values of different β are
+            # not to be compared: what was kept is judged by the β of now as well.
+            run.keep_best(f"rl/{name}", step, measured, lambda seen: seen["reward"] - beta * seen["kl"], policy)
 
         def tell(done: int, metrics: Mapping[str, int | float]) -> None:
             step = done - trainer.warmup_steps
