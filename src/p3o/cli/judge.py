@@ -167,7 +167,8 @@ def _ranking(ranked: "Sequence[Ranked]") -> "Table":
     for head, justify in (("rank", "right"), ("policy", "left"), ("log-odds (95 %)", "right"), ("ranks", "right")):
         table.add_column(head, justify="right" if justify == "right" else "left")
     for row in ranked:
-        strength = f"{row.strength:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        interval = f"{row.low:+.2f} to {row.high:+.2f}" if row.low < row.high else "by definition"
+        strength = f"{row.strength:+.2f} ({interval})"
         ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}–{row.rank_high}"
         table.add_row(str(row.rank), row.name, strength, ranks)
     return table
