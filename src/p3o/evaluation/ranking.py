@@ -135,7 +135,8 @@ def _resampled(
 ) -> Float[np.ndarray, "policy policy"]:
     """Wins with random weights of prompts and of the half wins that are added."""
     drawn: Float[np.ndarray, "policy policy"] = np.einsum("p,pij->ij", rng.standard_exponential(len(wins)), wins)
-    return drawn + compared * np.maximum(rng.standard_gamma(ADDED, compared.shape), LEAST)
+    drawn += compared * np.maximum(rng.standard_gamma(ADDED, compared.shape), LEAST)
+    return drawn
 
 
 def _connected(compared: np.ndarray) -> bool:
