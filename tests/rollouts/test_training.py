@@ -223,6 +223,8 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
         fake.original.load_state_dict(build_model(TOKENIZER, seed=0).state_dict())
         fake.kill()
         fake.start()
+    end, unknown, padding = TOKENIZER.convert_tokens_to_ids(["<eos>", "<unk>", "<pad>"])
+    (place / "model/generation_config.json").write_text(f'{{"eos_token_id": [{padding}, {end}]}}')
     more: dict[str, Any] = {"lora": {"rank": 2}} if weights == "lora" else {}
     rollout = {"engine": "vllm", "urls": [fake.url for fake in fakes], "weights": weights, "timeout": 10}
     stop = 'rl.training.stop=["<unk>", "."]'
@@ -236,8 +238,7 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
     # 2 runs, 2 steps of 4 prompts.
     bodies = [body for fake in fakes for body in fake.bodies]
     assert len(bodies) == 16
-    end, unknown = TOKENIZER.convert_tokens_to_ids(["<eos>", "<unk>"])
-    assert all(body["stop_token_ids"] == [end, unknown] and body["stop"] == ["."] for body in bodies)
+    assert all(body["stop_token_ids"] == [end, padding, unknown] and body["stop"] == ["."] for body in bodies)
     assert not (place / "runs/served/rollouts").exists()
 
 

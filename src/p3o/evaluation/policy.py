@@ -19,9 +19,10 @@ from p3o.distributed.world import world
 from p3o.errors import P3OError, shorten
 from p3o.evaluation.divergence import divergences
 from p3o.feedback.missing import rewards_may_be_missing
+from p3o.models.ends import end_ids
 from p3o.models.layouts import device_of
 from p3o.models.sampling import draw_uniforms, sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left, split_groups
+from p3o.models.tokens import decode_responses, encode_prompts, pad_id, pad_left, split_groups
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -207,7 +208,7 @@ class Evaluator:
             batch,
             responses_per_prompt=best_of,
             max_new_tokens=self.max_new_tokens,
-            eos_id=end_id(self.tokenizer),
+            eos_id=end_ids(policy, self.tokenizer),
             pad_id=pad_id(self.tokenizer),
             temperature=temperature,
             uniforms=uniforms,
