@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.distributed.sharding import gathered
@@ -57,7 +57,7 @@ class OwnWriter:
         uniforms = draw_uniforms(len(prompts) * responses, self.max_new_tokens, generator)
         rows = uniforms.view(len(prompts), responses, -1)
 
-        def write(part: slice) -> dict[str, Tensor | None]:
+        def write(part: slice) -> dict[str, Any]:
             written = sample_responses(
                 policy,
                 pad_left(prompts[part], fill).to(device),

@@ -66,6 +66,19 @@ class Sampler(Protocol):
         """Go back to where ``state_dict`` was taken."""
 
 
+@runtime_checkable
+class Engine(Sampler, Protocol):
+    """A sampler elsewhere, which can be asked for responses that are not learned from, too: those of an evaluation."""
+
+    def write(
+        self, policy: nn.Module, prompts: Sequence[Sequence[int]], *, responses: int, temperature: float, seed: int
+    ) -> ResponseBatch:
+        """So many responses to each prompt, given by its ids, by the policy as it is; published now if it is not yet."""
+
+    def forget(self) -> None:
+        """Let go of the version that was published last: the policy is about to change without being published."""
+
+
 class LocalSampler:
     """The learner's own processes write the responses, each those of its share of the prompts.
 
