@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_TESTS := tests/feedback/remote/test_vllm.py tests/rollouts/test_vllm.py tests/rollouts/test_vllm_ranks.py
 
-.PHONY: demo test test-slow test-engines test-ray test-ray-quick test-hosts test-vllm torture audit check format docs release-check setup gate clean
+.PHONY: demo test test-slow test-engines test-ray test-hosts test-vllm torture audit check format docs release-check setup gate clean
 
 demo: $(VENV)/.installed ## the whole method on the embedded task; writes runs/demo/report.html
 	$(BIN)/p3o demo
@@ -25,10 +25,6 @@ RAY_TESTS := tests/scale/test_ray.py tests/scale/test_ray_elastic.py tests/scale
 test-ray: $(VENV)/.installed-ray ## Ray Train: workers killed, drivers stopped, nodes lost and back
 	$(BIN)/python -c 'import ray.train.torch'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RAY_TESTS)
-
-test-ray-quick: $(VENV)/.installed-ray ## of these what no lost worker has to be waited for: two workers equal to one process
-	$(BIN)/python -c 'import ray.train.torch'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RAY_TESTS) -k "not test_ray_elastic and (not test_ray.py or do_what_one_process_does)"
 
 test-hosts: $(VENV)/.installed-ray ## Ray on two virtual hosts, one of them cut off and back; needs root
 	$(BIN)/python -c 'import ray.train.torch, sys; from tests.scale.two_hosts import refusal; sys.exit(refusal())'

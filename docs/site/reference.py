@@ -46,7 +46,7 @@ PAGES = {
             "scale.verl",
         ],
     ),
-    "doors": ("Words and doors", ["types", "errors", "config", "config_loading", "pipeline"]),
+    "doors": ("Types, errors, configuration, pipeline", ["types", "errors", "config", "config_loading", "pipeline"]),
 }
 """Title and modules of each page."""
 
@@ -55,7 +55,7 @@ PAGES = {
 def api_pages(source: Path) -> dict[str, tuple[str, list[str]]]:
     """By place on the site, the Markdown of each page and the dotted names that it documents."""
     pages: dict[str, tuple[str, list[str]]] = {}
-    listing = ["# API", "", "From the docstrings. Names that begin with an underscore are private.", ""]
+    listing = ["# API", "", "Generated from the docstrings. Names that begin with an underscore are private and not listed.", ""]
     for name, (title, modules) in PAGES.items():
         body = [f"# {title}", ""]
         names: list[str] = []

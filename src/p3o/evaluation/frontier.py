@@ -86,7 +86,10 @@ def concave_hull(kl: ArrayLike, reward: ArrayLike) -> tuple[Points, Points]:
     for x, y in sorted(zip(kl.tolist(), reward.tolist(), strict=True)):
         if x == hull[0][0]:
             continue
-        while len(hull) > 1 and _turns_left(hull[-2], hull[-1], (x, y)):
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (x1 - x0) * (y - y0) < (y1 - y0) * (x - x0):
+                break  # the last vertex lies above the line from the one before it to this point
             hull.pop()
         hull.append((x, y))
     vertices = np.asarray(hull)[: int(np.argmax(np.asarray(hull)[:, 1])) + 1]
@@ -114,9 +117,3 @@ def _points(kl: ArrayLike, reward: ArrayLike) -> tuple[Points, Points]:
     if not (np.isfinite(kl).all() and np.isfinite(reward).all()):
         raise ValueError("kl and reward must be finite")
     return np.maximum(kl, 0.0), reward
-
-
-def _turns_left(first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]) -> bool:
-    """Whether ``middle`` lies on or below the line from ``first`` to ``last``, so that the hull passes it by."""
-    cross = (middle[0] - first[0]) * (last[1] - first[1]) - (middle[1] - first[1]) * (last[0] - first[0])
-    return cross >= 0
