@@ -156,7 +156,7 @@ def test_memory_of_a_rank_by_hand() -> None:
     assert judged.parts["reward model"] == size * 2, "whole: it scores"
     # Embedding, head and last norm; a layer.
     outside, layer = 2 * 128256 * 4096 + 4096, 218_112_000
-    assert parts["gathered weights"] == 2 * (2 * outside + 2 * layer)
+    assert parts["gathered weights"] == 2 * (outside + 2 * layer)
     assert parts["gathered gradients"] == 2 * outside + 6 * layer
 
 
@@ -167,10 +167,10 @@ def test_what_a_rank_gathers_is_what_a_dry_run_counts(name: str) -> None:
     with torch.device("meta"):
         counted = gathering(llama(shape), 2, reshards=True)
     parts = learner_memory(shape, WORK, P3O, 64, ASSUMED).parts
-    assert parts["gathered weights"] == 2 * counted.kept + 2 * counted.layer
+    assert parts["gathered weights"] == counted.kept + 2 * counted.layer
     assert parts["gathered gradients"] == counted.gradients + 4 * shape.layer_parameters
     assert evaluation_bytes(shape, learner_memory(shape, WORK, P3O, 64, ASSUMED)) == pytest.approx(
-        20 * shape.parameters / 64 - 4 * shape.parameters / 64 + ASSUMED.runtime + 2 * counted.whole
+        20 * shape.parameters / 64 - 4 * shape.parameters / 64 + ASSUMED.runtime + 2 * (counted.kept + counted.layer)
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tests.models.families import FAMILIES
+from tests.stages.held import put_together
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -16,6 +17,8 @@ from p3o.algorithms import make_algorithm
 from p3o.distributed import ParallelConfig, world
 from p3o.distributed.sharding import is_sharded, settle, shard, whole
 from p3o.errors import P3OError
+from p3o.evaluation import writing
+from p3o.evaluation.policy import Evaluator
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy, save_model
 from p3o.models.recomputation import blocks, enable_gradient_checkpointing
@@ -131,6 +134,53 @@ def gone_on(trainer: OnlineTrainer, folder: Path, steps: int = 1) -> dict[str, A
     return taken(trainer, steps)
 
 
+def evaluated(mode: str) -> dict[str, Any]:
+    """All kinds of evaluation of a policy that has moved away, by a reward and by gold; and the bytes that are put together
+    of policy and reference while responses are written, and of both while they are rated.
+
+    Of seven prompts three at a time two ranks differ in batches and in passes.
+    """
+    policy = language_model().double()
+    reference = frozen_copy(policy)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    if mode == "fsdp":
+        for model in (policy, reference):
+            shard(model, blocks(model), ParallelConfig(mode="fsdp"), compute=torch.float64, device=CPU)
+    held: dict[str, Any] = {"writing": [0, 0], "rating": 0}
+
+    def rated(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        held["rating"] = max(held["rating"], put_together([policy, reference]))
+        return varied(prompts, responses)
+
+    def written(*arguments: Any, **settings: Any) -> Any:
+        most = held["writing"]
+        held["writing"] = [max(most[0], put_together([policy])), max(most[1], put_together([reference]))]
+        return sample_responses(*arguments, **settings)
+
+    judge = Evaluator(
+        TOKENIZER,
+        reference,
+        PROMPTS[:7],
+        rated,
+        gold=lambda prompts, responses: [float(len(response)) for response in responses],
+        max_new_tokens=8,
+        temperature=0.9,
+        missing_eos_penalty=0.5,
+        batch_size=3,
+        seed=7,
+    )
+    sample_responses, writing.sample_responses = writing.sample_responses, written
+    try:
+        found = {"sampled": judge.sampled(policy), "greedy": judge.greedy(policy), "best": judge.best_of(policy, 3)}
+    finally:
+        writing.sample_responses = sample_responses
+    held["after"] = put_together([policy, reference])
+    return {kind: vars(evaluation) | {"summary": evaluation.summary()} for kind, evaluation in found.items()} | held
+
+
 def outcome(work: Any) -> str:
     """How the work fails."""
     try:
@@ -149,6 +199,7 @@ def everything(folder: Path) -> dict[str, Any]:
         first = learner("ppo", mode, replay_batches=1)
         first.step()
         saved(first, folder / mode)
+        found[f"{mode} evaluated"] = evaluated(mode)
         found[f"{mode} saved"] = taken(first, 1)
         found[f"{mode} from one"] = gone_on(learner("ppo", mode, replay_batches=1), folder / "one")
     found["fsdp from data"] = gone_on(learner("ppo", "fsdp", replay_batches=1), folder / "data")

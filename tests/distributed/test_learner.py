@@ -103,6 +103,33 @@ def test_each_rank_holds_half(ranks: list[dict[str, Any]]) -> None:
     assert all(abs(a - b) <= 1 for a, b in zip(ranks[0]["rows"], ranks[1]["rows"], strict=True))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_evaluate_as_one_process_does(ranks: list[dict[str, Any]], mode: str) -> None:
+    expected = learner.evaluated("one")
+    assert expected["sampled"]["responses"] != expected["best"]["responses"] != expected["greedy"]["responses"]
+    assert min(expected["sampled"]["kl"]) > 1e-3
+    for rank in ranks:
+        for kind in ("sampled", "greedy", "best"):
+            found, right = rank[f"{mode} evaluated"][kind], expected[kind]
+            assert found.keys() == right.keys()
+            for name in found:
+                exact = name in ("responses", "length", "ended") or right[name] is None
+                assert found[name] == (
+                    right[name] if exact else pytest.approx(right[name], rel=TOLERANCE, abs=TOLERANCE)
+                )
+
+
+def test_of_sharded_models_the_policy_is_whole_while_it_writes_and_the_reference_never(
+    ranks: list[dict[str, Any]],
+) -> None:
+    whole = sum(parameter.nbytes for parameter in learner.language_model().double().parameters())
+    for rank in ranks:
+        found = rank["fsdp evaluated"]
+        policy, reference = found["writing"]
+        assert whole <= policy < 1.1 * whole, "rows are filled up to what two ranks can halve"
+        assert reference == found["rating"] == found["after"] == 0
+
+
 # Checkpoints
 
 

@@ -19,6 +19,7 @@ from tests.distributed.learner import (
     saved,
     taken,
     varied,
+    weights,
 )
 from torch import nn
 
@@ -27,6 +28,7 @@ from p3o.cli import main
 from p3o.distributed import ParallelConfig, world
 from p3o.distributed.sharding import shard
 from p3o.errors import P3OError
+from p3o.evaluation.policy import Evaluator
 from p3o.models.adapters import LoraSettings, add_adapter
 from p3o.models.language import frozen_copy
 from p3o.models.recomputation import blocks
@@ -36,6 +38,7 @@ from p3o.rollouts.config import RolloutConfig
 from p3o.rollouts.probe import probe_text
 from p3o.rollouts.sampler import VLLMSampler
 from p3o.rollouts.server import SamplingSettings
+from p3o.stages.rollout import writer_of
 from p3o.training.online import OnlineConfig, OnlineTrainer
 
 SETTINGS = {
@@ -105,6 +108,28 @@ def served(urls: Sequence[str], folder: Path, mode: str = "one") -> Iterator[Run
             sampler.close()
 
 
+def evaluated(run: OnlineTrainer, steps: int) -> dict[str, Any]:
+    """``taken`` with an evaluation before, between and after the steps."""
+    judge = Evaluator(
+        TOKENIZER,
+        run.rollouts.reference,
+        PROMPTS,
+        varied,
+        gold=None,
+        max_new_tokens=8,
+        temperature=0.9,
+        missing_eos_penalty=0.5,
+        batch_size=4,
+        seed=7,
+        write=writer_of(run),
+    )
+    seen, rows = [vars(judge.sampled(run.policy))], []
+    for _ in range(steps):
+        rows.append(dict(run.step()))
+        seen.append(vars(judge.sampled(run.policy)))
+    return {"rows": rows, "weights": weights(run.policy), "evaluated": seen}
+
+
 def briefly(folder: Path, steady: list[str], dead: list[str]) -> dict[str, Any]:
     """What must work every day: servers that stay, and none at all."""
     found: dict[str, Any] = {}
@@ -112,6 +137,8 @@ def briefly(folder: Path, steady: list[str], dead: list[str]) -> dict[str, Any]:
         with served(steady, folder, mode) as runs:
             found[f"{mode} gloo"] = taken(runs(), 2)
             found[f"{mode} ahead 1"] = taken(runs(max_staleness=1, steps=4), 4)
+            found[f"{mode} gloo evaluated"] = evaluated(runs(), 2)
+            found[f"{mode} ahead 1 evaluated"] = evaluated(runs(max_staleness=1, steps=4), 4)
     with served(dead, folder, "fsdp") as runs:
         found["no server"] = outcome(runs(patience=0.0).step)
         found["no server ahead"] = outcome(runs(patience=0.0, max_staleness=1).step)
@@ -151,9 +178,11 @@ def everything(
             found[f"{mode} merged"] = taken(runs(lora=True), 2)
             found[f"{mode} disk"] = taken(runs(weights="disk"), 2)
             found[f"{mode} disk ahead"] = taken(runs(weights="disk", max_staleness=1, steps=4), 4)
+            found[f"{mode} disk evaluated"] = evaluated(runs(weights="disk", max_staleness=2, steps=4), 4)
         with served(base, folder, mode) as runs:
             found[f"{mode} lora"] = taken(runs(lora=True, weights="lora"), 2)
             found[f"{mode} lora ahead"] = taken(runs(lora=True, weights="lora", max_staleness=1, steps=3), 3)
+            found[f"{mode} lora evaluated"] = evaluated(runs(lora=True, weights="lora", max_staleness=1, steps=3), 3)
         found[f"{mode} left behind"] = sorted(path.name for path in (folder / "weights").iterdir())
     with served(mortal, folder, "fsdp") as runs:
         found["killed"] = taken(runs(), 2)

@@ -109,7 +109,10 @@ def dead() -> list[str]:
 def brief_one(folder: Path, urls: list[str]) -> Found:
     """What one process finds."""
     with served.served(urls, folder) as runs:
-        return {"gloo": learner.taken(runs(), 2), "ahead 1": learner.taken(runs(max_staleness=1, steps=4), 4)}
+        found = {"gloo": learner.taken(runs(), 2), "ahead 1": learner.taken(runs(max_staleness=1, steps=4), 4)}
+        found["gloo evaluated"] = served.evaluated(runs(), 2)
+        found["ahead 1 evaluated"] = served.evaluated(runs(max_staleness=1, steps=4), 4)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,8 @@ def one(folder: Path, urls: list[str], brief_one: Found) -> Found:
         found["ahead saved"] = learner.taken(early, 2)
         found["lora"] = learner.taken(runs(lora=True), 2)
         found["lora ahead"] = learner.taken(runs(lora=True, max_staleness=1, steps=3), 3)
+        found["disk evaluated"] = served.evaluated(runs(max_staleness=2, steps=4), 4)
+        found["lora evaluated"] = served.evaluated(runs(lora=True, max_staleness=1, steps=3), 3)
     with served.served((), folder) as runs:
         found["by itself ahead"] = learner.taken(runs(max_staleness=1, steps=3), 3)
     return found
@@ -191,6 +196,29 @@ def test_sampling_ahead_gives_the_numbers_of_one_process(brief: list[Found], bri
     assert distance(brief_one["ahead 1"]["weights"], brief_one["gloo"]["weights"]) > 1e-3
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", ["gloo", "ahead 1"])
+def test_evaluations_by_servers_are_those_of_one_process_and_change_nothing(
+    brief: list[Found], brief_one: Found, mode: str, way: str
+) -> None:
+    expected = brief_one[f"{way} evaluated"]
+    seen = [evaluation["responses"] for evaluation in expected["evaluated"]]
+    assert all(a != b for a, b in itertools.pairwise(seen)), "by another policy after each step"
+    pushes = set() if way == "gloo" else {"policy_version"}
+    for found in (expected, *(rank[f"{mode} {way} evaluated"] for rank in brief)):
+        assert_same(found, brief_one[way], OF_THE_CLOCK | pushes)
+        same_evaluations(found, expected)
+
+
+def same_evaluations(found: Found, expected: Found) -> None:
+    for got, right in zip(found["evaluated"], expected["evaluated"], strict=True):
+        assert got.keys() == right.keys()
+        assert min(right["kl"]) >= 0.0
+        for name in got:
+            exact = name in ("responses", "length", "ended") or right[name] is None
+            assert got[name] == (right[name] if exact else pytest.approx(right[name], rel=TOLERANCE, abs=TOLERANCE))
+
+
 def late_by(lag: int, found: Found, expected: Found) -> None:
     assert [row.get("staleness", 0) for row in found["rows"]] == [min(lag, step) for step in range(4)]
     assert max(row["mismatch_max"] for row in found["rows"]) < 1e-6, "log π_old is of the version that sampled"
@@ -227,6 +255,16 @@ def test_an_adapter_goes_alone_or_merged(ranks: list[Found], one: Found, mode: s
 def test_two_steps_ahead_there_are_two_versions_under_way(ranks: list[Found], one: Found, mode: str) -> None:
     for rank in ranks:
         late_by(2, rank[f"{mode} ahead 2"], one["ahead 2"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_evaluations_leave_no_version_without_its_files(ranks: list[Found], one: Found, mode: str) -> None:
+    for rank in ranks:
+        for way, undisturbed in (("disk", "ahead 2"), ("lora", "lora ahead")):
+            found, expected = rank[f"{mode} {way} evaluated"], one[f"{way} evaluated"]
+            assert_same(found, one[undisturbed], {"policy_version", "servers"} | OF_THE_CLOCK)
+            same_evaluations(found, expected)
 
 
 @pytest.mark.slow
@@ -307,7 +345,7 @@ def test_the_command_does_it_on_all_ranks(ranks: list[Found], folder: Path) -> N
     assert ranks[1]["command"][1] == "", "the first one talks to the user"
     rows = [row for row in read_jsonl(folder / "command/metrics.jsonl") if row["stage"] == "rl"]
     assert [row["step"] for row in rows] == [1, 2, 3]
-    assert [row["policy_version"] for row in rows] == [1, 2, 2]
+    assert [row["policy_version"] for row in rows] == [2, 3, 3], "the first was evaluated"
     assert all(row["probe_difference"] < 1e-3 for row in rows if "probe_difference" in row)
     assert all(math.isfinite(row["mismatch_max"]) for row in rows)
     assert not (folder / "command/rollouts").exists()

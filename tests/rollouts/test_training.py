@@ -1,6 +1,7 @@
 """Training on responses of servers: the trainer, the correction of their mismatch, and the command."""
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +18,15 @@ from torch import nn
 from p3o.algorithms import make_algorithm
 from p3o.cli import main
 from p3o.data.embedded.language import build_model
+from p3o.evaluation.policy import Evaluator
+from p3o.evaluation.writing import Writer
 from p3o.files import read_jsonl, write_jsonl
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
 from p3o.models.tokens import PromptBatch
 from p3o.rollouts.fleet import Edition
 from p3o.rollouts.sampler import VLLMSampler
+from p3o.stages.rollout import writer_of
 from p3o.training.faults import NumericalError
 from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.replay import concatenate
@@ -133,6 +137,55 @@ def test_what_servers_sample_ahead_is_of_the_version_that_it_is_taken_for(
     assert slow.updates == 5 - ahead, "each of the versions 0 to 4 - ahead was pushed once"
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_servers_write_evaluations_by_the_policy_as_it_is(
+    servers: Servers, sampler: Samplers, policy: nn.Module, ahead: int
+) -> None:
+    """What is greedy depends on weights alone: the servers write what the learner would."""
+    ours = sampler(servers())
+    run = trainer(ours, policy, max_staleness=ahead, steps=3, learning_rate=2e-3)
+    served, own = (judge(run.rollouts.reference, write) for write in (writer_of(run), None))
+    seen = []
+    for step in range(4):
+        seen.append(served.greedy(policy).responses)
+        assert seen[-1] == own.greedy(policy).responses
+        assert served.sampled(policy) == served.sampled(policy), "the same random numbers every time"
+        if step < 3:
+            run.step()
+    assert all(a != b for a, b in itertools.pairwise(seen)), "a version later it is another policy"
+    versions = 4 if ahead == 0 else 3 * 4 + 3 - ahead
+    assert ours.updates == versions, "one for each policy; ahead, one for each evaluation besides"
+
+
+def judge(reference: nn.Module, write: Writer | None) -> Evaluator:
+    return Evaluator(
+        TOKENIZER,
+        reference,
+        PROMPTS,
+        varied,
+        gold=None,
+        max_new_tokens=8,
+        temperature=1.0,
+        missing_eos_penalty=0.0,
+        batch_size=4,
+        seed=7,
+        write=write,
+    )
+
+
+@pytest.mark.parametrize("lets_go", [False, True])
+def test_a_policy_that_is_published_is_evaluated_without_a_push(
+    servers: Servers, sampler: Samplers, policy: nn.Module, lets_go: bool
+) -> None:
+    ours = sampler(servers())
+    ours.publish(policy)
+    if lets_go:
+        ours.forget()
+    written = ours.write(policy, [[5, 6], [7]], responses=3, temperature=0.5, seed=1)
+    assert (written.tokens.shape[:2], written.logprobs) == ((2, 3), None)
+    assert ours.updates == 1 + lets_go
+
+
 def test_a_server_that_differs_is_measured_and_corrected(
     servers: Servers, sampler: Samplers, policy: nn.Module
 ) -> None:
@@ -237,7 +290,11 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
         assert math.isfinite(row["mismatch_mean"])
     # 2 runs, 2 steps of 4 prompts.
     bodies = [body for fake in fakes for body in fake.bodies]
-    assert len(bodies) == 16
+    assert len([body for body in bodies if body["n"] == 2]) == 16
+    # And as many evaluations, each of the same prompts with the same seeds.
+    evaluated = [(body["seed"], tuple(body["prompt"])) for body in bodies if body["n"] == 1]
+    heldout = len(set(evaluated))
+    assert len(bodies) - 16 == len(evaluated) == 4 * heldout > 4
     assert all(body["stop_token_ids"] == [end, padding, unknown] and body["stop"] == ["."] for body in bodies)
     assert not (place / "runs/served/rollouts").exists()
 

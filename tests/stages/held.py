@@ -1,6 +1,7 @@
 """What two ranks do for ``test_held.py``: load the models of RL as its stage does, take a step of PPO, and add up tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,11 +10,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from p3o.config import RunConfig
 from p3o.distributed.sharding import gathered, local, parts, settle
+from p3o.evaluation.divergence import divergences
 from p3o.models.language import frozen_copy
-from p3o.models.tokens import PromptBatch, ResponseBatch
+from p3o.models.layouts import LAYOUTS
+from p3o.models.recomputation import blocks
+from p3o.models.selection import output_embeddings
+from p3o.models.tokens import PromptBatch, ResponseBatch, split_groups
 from p3o.stages.estimates import ModelShape
 from p3o.stages.models import Models
 from p3o.training.optimisation import Optimisation, OptimiserConfig
+from p3o.training.passes import Passes
 from p3o.training.past import PastShards, past_of
 
 CPU = torch.device("cpu")
@@ -71,6 +77,25 @@ def put_together(models: list[nn.Module]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in whole)
 
 
+@contextmanager
+def most_at_layers(every: list[nn.Module], *used: nn.Module) -> Iterator[list[int]]:
+    """The most bytes of whole weights that FSDP holds when a layer of one of these models, or its head, is at work."""
+    most = [0]
+
+    def look(*_: Any) -> None:
+        most[0] = max(most[0], put_together(every))
+
+    heads = filter(None, (output_embeddings(model) for model in used))
+    modules = [*heads, *(block for model in used for block in blocks(model))]
+    # A hook on what is in a layer, for those of the layer itself may come before FSDP's.
+    handles = [next(iter(module.children()), module).register_forward_hook(look) for module in modules]
+    try:
+        yield most
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def counted(path: str, mode: str, reshards: bool) -> dict[str, int]:
     """Bytes on this rank."""
     models = Models(config(path, mode, reshards=reshards), CPU, adapter_seed=0)
@@ -85,22 +110,27 @@ def counted(path: str, mode: str, reshards: bool) -> dict[str, int]:
     training = Optimisation({"policy": policy, "critic": critic}, OptimiserConfig(learning_rate=1e-3), 1)
     found: dict[str, Any] = {"rest": resting(distinct(every))}
     found["past"] = resting(past._held if isinstance(past, PastShards) else past.source.parameters())
-    with torch.no_grad():
-        reference(input_ids=PROMPTS.tokens)
+    groups = split_groups(PROMPTS, RESPONSES)
+    passes = Passes(LAYOUTS["padded"](), temperature=1.0, fill=0, tokens=100)
+    with most_at_layers(every, reference, critic) as most:
+        passes.logprobs(reference, groups, 3)
+        passes.values(critic, groups, 3)
+    found["scoring"], found["after scoring"] = most[0], put_together(every)
+    with most_at_layers(every, policy, reference) as most:
+        divergences(policy, reference, groups, temperature=1.0, fill=0)
+    found["evaluating"], found["after evaluating"] = most[0], put_together(every)
     logits = policy(input_ids=PROMPTS.tokens).logits
     values = critic(PROMPTS, RESPONSES)
     found["passes"] = put_together(every)
     (logits.mean() + values.mean()).backward()
     settle(policy, critic)
     found["gradients"] = resting(p.grad for p in distinct(every) if p.grad is not None)
-    found["reference kept"] = put_together(every)
+    found["after settling"] = put_together(every)
     training.update()
     moments = (tensor for state in training.optimiser.state.values() for tensor in state.values())
     found["moments"] = sum(local(tensor).nbytes for tensor in moments)
     with gathered(policy):
         found["sampling"] = put_together(every)
-    with gathered(policy, reference):
-        found["evaluating"] = put_together(every)
     return found
 
 

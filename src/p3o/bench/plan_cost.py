@@ -112,8 +112,9 @@ def learner_memory(shape: Shape, work: Work, method: Method, ranks: int, assumed
         "weights": FP32 * trained / ranks + (frozen if method.lora else 0.0),
         "gradients": FP32 * trained / ranks,
         "Adam's moments": 2 * FP32 * trained / ranks,
-        # Of policy, critic and reference what is outside of the layers, and two layers: the one at work and the next.
-        "gathered weights": BF16 * ((2 + critics) * outside + 2 * layer),
+        # Of policy and critic what is outside of the layers, and two layers: the one at work and the next. The reference has
+        # given back what its passes gathered.
+        "gathered weights": BF16 * ((1 + critics) * outside + 2 * layer),
         # What is outside of the layers has its gradients until the end of the backward pass; a layer's are there as they
         # are made and as they are summed.
         "gathered gradients": 0 if method.lora else (1 + critics) * BF16 * outside + (BF16 + FP32) * layer,
@@ -302,5 +303,6 @@ def push_bytes(shape: Shape, rollouts: int, assumed: Assumptions) -> int | float
 
 
 def evaluation_bytes(shape: Shape, memory: Memory) -> int | float:
-    """Bytes of a rank while the learner evaluates: policy and reference whole in bfloat16, beside what lasts."""
-    return memory.lasting + 2 * BF16 * shape.parameters
+    """Bytes of a rank while it measures the KL of an evaluation, whose responses servers wrote: of policy and reference what is
+    outside of the layers, and two layers, beside what lasts."""
+    return memory.lasting + 2 * BF16 * (shape.outside + shape.layer_parameters)

@@ -10,7 +10,7 @@ from rich.text import Text
 from p3o.stages.dry_run import DryRun, Example, StageOutlook
 from p3o.stages.estimates import GIB, StepEstimate
 
-_PASSES = {"training": "activations and logits", "sampling": "keys and values", "evaluating": "keys and values"}
+_PASSES = {"training": "activations and logits", "sampling": "keys and values", "evaluating": "activations and logits"}
 _GATHERED = {
     "training": "weights gathered from the others and gradients not yet divided",
     "sampling": "weights gathered from the others",

@@ -18,6 +18,7 @@ from p3o.distributed.messages import as_tensor, pack, unpack
 from p3o.errors import P3OError
 
 Result = TypeVar("Result")
+Piece = TypeVar("Piece")
 
 BUCKET = 2**24
 """Numbers that one collective on gradients takes at a time: large enough to be fast, small enough to need no memory."""
@@ -157,6 +158,15 @@ class World:
             text = failure["text"] if kind else f"{failure['kind']}: {failure['text']}"
             raise (kind or P3OError)(f"process {rank}: {text}") from error
         return result  # type: ignore[return-value]
+
+    def in_turns(self, pieces: Sequence[Piece], work: Callable[[Piece], Result]) -> list[Result]:
+        """What ``work``, without collectives, gives for each piece, in their order: every rank does each size-th of them.
+
+        Raises:
+            P3OError: as ``together``.
+        """
+        told = self.gather(self.together(lambda: [work(piece) for piece in pieces[self.rank :: self.size]]))
+        return [told[number % self.size][number // self.size] for number in range(len(pieces))]
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """The gradients of replicated parameters, summed over the ranks. Those of sharded ones are summed already.

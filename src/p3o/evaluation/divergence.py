@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from p3o.distributed.sharding import settle
 from p3o.functional.logprobs import selected_distributions
+from p3o.models.division import share_of
 from p3o.models.layouts import Padded
 from p3o.models.packing import length_buckets
 from p3o.models.selection import LOGITS_BUDGET, full_precision, output_embeddings, selected_logits
@@ -20,24 +22,32 @@ def divergences(
     *,
     temperature: float,
     fill: int,
+    most: int | None = None,
     budget: int = LOGITS_BUDGET,
 ) -> tuple[Tensor, Tensor]:
     """The full-vocabulary KL and k1 of every response, [group, response] each, in nats (``p3o.functional.kl``).
 
+    Several processes divide the groups among them and all get the whole. Of sharded models no more is gathered than a pass of
+    each needs at a time, and nothing is left gathered.
+
     Args:
         policy: what sampled the responses.
         reference: what the KL is measured from.
-        groups: prompts with their responses.
+        groups: prompts with their responses; all of them on every process.
         temperature: τ, of both models.
         fill: the id that padding holds.
+        most: groups of a pass; None: any number.
         budget: bytes of logits that may exist at once, both models together.
     """
     layout = Padded()
     width = getattr(output_embeddings(policy), "weight", torch.empty(1, 0)).shape[0]
-    tokens = [sum(map(len, group.responses)) for group in groups]
-    order, kls, k1s = [], [], []
-    for batch in length_buckets(tokens, max(1, budget // (8 * width))):
-        chosen = [groups[i] for i in batch]
+
+    def cut(some: Sequence[GroupTokens]) -> list[list[int]]:
+        tokens = [sum(map(len, group.responses)) for group in some]
+        return length_buckets(tokens, max(1, budget // (8 * width)), most=most)
+
+    def one(chosen: Sequence[GroupTokens]) -> Tensor:
+        """KL and k1, the last axis, of [group, response]."""
         time = max(len(response) for group in chosen for response in group.responses)
         logits = []
         for model in (policy, reference):
@@ -49,8 +59,9 @@ def divergences(
         assert found.kl is not None
         assert found.reference_logprobs is not None
         # Padding is 0 in both.
-        kls.append(predictions.scattered(found.kl).sum(-1))
-        k1s.append(predictions.scattered(found.logprobs - found.reference_logprobs).sum(-1))
-        order += batch
-    back = torch.tensor(order).argsort()
-    return torch.cat(kls).cpu()[back], torch.cat(k1s).cpu()[back]
+        kl, k1 = (predictions.scattered(part).sum(-1) for part in (found.kl, found.logprobs - found.reference_logprobs))
+        return torch.stack([kl, k1], -1)
+
+    both = share_of(groups, layout.length, cut, policy, reference).compute(groups, one).cpu()
+    settle(policy, reference)
+    return both[..., 0], both[..., 1]

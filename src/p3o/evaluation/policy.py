@@ -11,18 +11,15 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from p3o.distributed.sharding import gathered
 from p3o.distributed.world import world
 from p3o.errors import P3OError, shorten
 from p3o.evaluation.divergence import divergences
+from p3o.evaluation.writing import OwnWriter, Writer, turns
 from p3o.feedback.missing import rewards_may_be_missing
-from p3o.models.ends import end_ids
-from p3o.models.layouts import device_of
-from p3o.models.sampling import draw_uniforms, sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, pad_id, pad_left, split_groups
+from p3o.models.tokens import ResponseBatch, decode_responses, encode_prompts, pad_id, pad_left, split_groups
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -114,11 +111,12 @@ class Evaluator:
         max_new_tokens: length limit, end of sequence included.
         temperature: of sampling and of the KL.
         missing_eos_penalty: subtracted from the reward and the gold reward of a cut response, as in training.
-        batch_size: prompts per forward pass.
+        batch_size: responses that are sampled, rated or passed through the models at a time.
         seed: of sampling; every evaluation starts from it anew.
         stop: texts that end a response too, as in training.
         tolerant: whether a reward that is not finite, or did not come from where it is served, leaves its response unscored
             and is no error.
+        write: who writes the responses; None: these processes.
     """
 
     def __init__(
@@ -136,14 +134,14 @@ class Evaluator:
         seed: int,
         stop: Sequence[str] = (),
         tolerant: bool = False,
+        write: Writer | None = None,
     ) -> None:
         self.stop, self.tolerant = tuple(stop), tolerant
         self.tokenizer, self.reference, self.prompts = tokenizer, reference, list(prompts)
         self.scorer, self.gold, self.missing_eos_penalty = scorer, gold, missing_eos_penalty
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.batch_size, self.seed = batch_size, seed
+        self.temperature, self.batch_size, self.seed = temperature, batch_size, seed
         self.encoded = encode_prompts(tokenizer, prompts)
-        self.device = device_of(reference)
+        self.write = write or OwnWriter(tokenizer, max_new_tokens, batch_size, self.stop)
 
     @torch.no_grad()
     def sampled(self, policy: nn.Module) -> PolicyEvaluation:
@@ -161,32 +159,15 @@ class Evaluator:
         return self._evaluate(policy, temperature=self.temperature, best_of=n, with_kl=False)
 
     def _evaluate(self, policy: nn.Module, *, temperature: float, best_of: int, with_kl: bool) -> PolicyEvaluation:
-        """Batch by batch; several processes take turns, and all know the whole."""
-        together = world()
-        size = max(1, min(self.batch_size // best_of, -(-len(self.prompts) // together.size)))
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def own() -> list[Batch]:
-            found = []
-            for number, start in enumerate(range(0, len(self.prompts), size)):
-                part = slice(start, min(start + size, len(self.prompts)))
-                uniforms = draw_uniforms((part.stop - start) * best_of, self.max_new_tokens, generator)
-                if number % together.size == together.rank:
-                    found.append(self._batch(policy, part, uniforms, temperature, best_of=best_of, with_kl=with_kl))
-            return found
-
-        with gathered(policy, self.reference):
-            told = together.gather(together.together(own))
-        # Taken in turns, so the batches come back in turns.
-        batches = [rank[turn] for turn in range(len(told[0])) for rank in told if turn < len(rank)]
-        columns = {name: [value for batch in batches for value in batch[name]] for name in batches[0]}
+        """Responses, then what they are worth, then their KL; several processes divide each, and all know the whole."""
+        responses = self.write(policy, self.encoded, responses=best_of, temperature=temperature, seed=self.seed)
+        pieces = turns(len(self.prompts), self.batch_size // best_of)
+        worth = world().in_turns(pieces, lambda part: self._worth(part, responses))
+        columns = {name: [value for piece in worth for value in piece[name]] for name in worth[0]}
         if sum(map(isfinite, columns["reward"])) < 2:
             raise P3OError("evaluation: fewer than two responses have a finite reward; mend the reward and run again")
-        if with_kl and sum(map(isfinite, columns["kl"])) < 2:
-            raise P3OError(
-                "evaluation: fewer than two responses have a finite KL: the policy gives no probabilities any more; lower the "
-                "learning rate or raise beta"
-            )
+        if with_kl:
+            columns |= self._kl(policy, responses)
         return PolicyEvaluation(
             columns["responses"],
             columns["reward"],
@@ -197,26 +178,12 @@ class Evaluator:
             columns["ended"],
         )
 
-    def _batch(
-        self, policy: nn.Module, part: slice, uniforms: Tensor, temperature: float, *, best_of: int, with_kl: bool
-    ) -> "Batch":
-        """The results of some of the prompts, by the names of ``PolicyEvaluation``."""
+    def _worth(self, part: slice, responses: ResponseBatch) -> Batch:
+        """The best response to each of some prompts and its results, by the names of ``PolicyEvaluation``, but for the KL."""
         prompts = self.prompts[part]
-        batch = pad_left(self.encoded[part], pad_id(self.tokenizer)).to(self.device)
-        responses = sample_responses(
-            policy,
-            batch,
-            responses_per_prompt=best_of,
-            max_new_tokens=self.max_new_tokens,
-            eos_id=end_ids(policy, self.tokenizer),
-            pad_id=pad_id(self.tokenizer),
-            temperature=temperature,
-            uniforms=uniforms,
-            stop=self.stop,
-            tokenizer=self.tokenizer,
-        )
-        candidates = decode_responses(self.tokenizer, responses, stop=self.stop)
-        penalty = self.missing_eos_penalty * (~responses.ended).double().cpu()
+        batch = ResponseBatch(responses.tokens[part], responses.mask[part], responses.ended[part])
+        candidates = decode_responses(self.tokenizer, batch, stop=self.stop)
+        penalty = self.missing_eos_penalty * (~batch.ended).double()
         reward = self._scores(self.scorer, prompts, candidates) - penalty
         chosen = reward.nan_to_num(nan=-inf, posinf=-inf).argmax(-1)
         pick = torch.arange(len(prompts)), chosen
@@ -226,13 +193,27 @@ class Evaluator:
         if self.gold is not None:
             gold = self._scores(self.gold, prompts, [[text] for text in best]).squeeze(-1)
             found["gold"] = (gold - penalty[pick]).tolist()
-        found["length"] = responses.mask.sum(-1).cpu()[pick].tolist()
-        found["ended"] = responses.ended.cpu()[pick].tolist()
-        if with_kl:
-            groups = split_groups(batch, responses)
-            full, k1 = divergences(policy, self.reference, groups, temperature=temperature, fill=pad_id(self.tokenizer))
-            found |= {"kl": full.flatten().tolist(), "kl_k1": k1.flatten().tolist()}
+        found["length"] = batch.mask.sum(-1)[pick].tolist()
+        found["ended"] = batch.ended[pick].tolist()
         return found
+
+    def _kl(self, policy: nn.Module, responses: ResponseBatch) -> Batch:
+        """The KL of the only response to each prompt, by both estimates.
+
+        Raises:
+            P3OError: if there are not two that are numbers.
+        """
+        fill = pad_id(self.tokenizer)
+        groups = split_groups(pad_left(self.encoded, fill), responses)
+        full, k1 = divergences(
+            policy, self.reference, groups, temperature=self.temperature, fill=fill, most=self.batch_size
+        )
+        if int(full.isfinite().sum()) < 2:
+            raise P3OError(
+                "evaluation: fewer than two responses have a finite KL: the policy gives no probabilities any more; lower the "
+                "learning rate or raise beta"
+            )
+        return {"kl": full.flatten().tolist(), "kl_k1": k1.flatten().tolist()}
 
     def _scores(self, scorer: Scorer, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> torch.Tensor:
         """Scores of [prompt][candidate], float64.

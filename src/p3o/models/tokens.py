@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.errors import P3OError
@@ -54,6 +54,20 @@ class ResponseBatch:
         """The same on another device."""
         logprobs = None if self.logprobs is None else self.logprobs.to(device)
         return type(self)(self.tokens.to(device), self.mask.to(device), self.ended.to(device), logprobs)
+
+
+def joined_responses(parts: Sequence[ResponseBatch], fill: int) -> ResponseBatch:
+    """Batches of equal K one after another, padded to the longest response; without log-probs."""
+    time = max(part.tokens.shape[-1] for part in parts)
+
+    def joined(tensors: Sequence[Tensor], value: int | bool) -> Tensor:
+        return torch.cat([nn.functional.pad(t, (0, time - t.shape[-1]), value=value) for t in tensors])
+
+    return ResponseBatch(
+        joined([part.tokens for part in parts], fill),
+        joined([part.mask for part in parts], False),
+        torch.cat([part.ended for part in parts]),
+    )
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:

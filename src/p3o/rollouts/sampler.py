@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,23 +122,56 @@ class VLLMSampler:
 
     def begin(self, taken: Edition, prompts: PromptBatch) -> Callable[[], Part]:
         """K responses for each prompt by this version; the first process gets them."""
-        seeds = torch.randint(2**62, (prompts.tokens.shape[0],), generator=self.generator).tolist()
-        fleet, settings = self.fleet, self.settings
+        rows = [tokens[mask].tolist() for tokens, mask in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
+        return self._asking(taken, rows, self.settings, self.generator)
+
+    def write(
+        self, policy: nn.Module, prompts: Sequence[Sequence[int]], *, responses: int, temperature: float, seed: int
+    ) -> ResponseBatch:
+        """Responses that are not learned from, by the policy as it is: as ``p3o.evaluation.writing.Writer``.
+
+        What is sampled for the training is the same with and without. A policy that was published need not be again.
+
+        Raises:
+            P3OError: as ``publish`` and ``Fleet.write``.
+        """
+        if self.published is not policy:
+            self.publish(policy)
+        assert self.edition is not None
+        settings = replace(self.settings, responses=responses, temperature=temperature)
+        ask = self._asking(self.edition, prompts, settings, torch.Generator().manual_seed(seed))
+        return replace(self.collect(world().together(ask, patient=True)), logprobs=None)
+
+    def forget(self) -> None:
+        """Let go of the version that was published last: the policy is about to change without being published."""
+        self.published, self.edition = None, None
+        if self.fleet is not None:
+            self.fleet.withdraw()
+
+    def _asking(
+        self,
+        taken: Edition,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        generator: torch.Generator,
+    ) -> Callable[[], Part]:
+        """The first process's work; the seeds of the prompts are drawn now, by all."""
+        seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist()
+        fleet = self.fleet
         if fleet is None:
             return lambda: None
-        rows = [tokens[mask].tolist() for tokens, mask in zip(prompts.tokens.cpu(), prompts.mask.cpu(), strict=True)]
-        return lambda: vars(self._batch(fleet.write(taken, rows, seeds, settings)))
+        return lambda: vars(self._batch(fleet.write(taken, prompts, seeds, settings), settings.responses))
 
     def collect(self, part: Part) -> ResponseBatch:
         """What the first process got."""
         return ResponseBatch(**world().from_first(part))
 
-    def _batch(self, groups: Sequence[Sequence[Completion]]) -> ResponseBatch:
+    def _batch(self, groups: Sequence[Sequence[Completion]], responses: int) -> ResponseBatch:
         flat = [completion for group in groups for completion in group]
         tokens, mask = pad_right([completion.tokens for completion in flat], self.fill)
         logprobs = torch.zeros(mask.shape)
         logprobs[mask] = torch.tensor([value for completion in flat for value in completion.logprobs])
-        shape = (len(groups), self.settings.responses)
+        shape = (len(groups), responses)
         return ResponseBatch(
             tokens.view(*shape, -1),
             mask.view(*shape, -1),

@@ -231,7 +231,8 @@ class _Outlook:
             padded=training.layout == "padded",
             ahead=training.max_staleness > 0,
             served=served,
-            evaluated_tokens=batch * (_longest(heldout) + training.max_new_tokens),
+            evaluated=batch,
+            evaluated_prompt_tokens=_longest(heldout),
             processes=processes.count,
         )
         # Shards of the past are kept for its log-probs alone.

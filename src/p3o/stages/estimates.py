@@ -15,7 +15,7 @@ Of several processes, bytes are those of each; rows, tokens and samples of a ste
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -71,7 +71,7 @@ class Gathered:
     Attributes:
         passes: at the height of a training pass: gathered weights, and gradients that are not scattered yet.
         sampling: the whole policy, in the format of passes.
-        evaluating: the whole policy and the whole reference.
+        evaluating: at the height of the passes that measure the KL, one of the policy and one of the reference.
         unshared: of the weights at rest, what is never sharded: reward models that score.
         first: more in the first process, in the CPU's memory: the policy's weights, to save them or to send them to servers.
     """
@@ -203,8 +203,9 @@ class OnlineWork:
         pass_prompts: prompts of a pass at most; None: any number.
         padded: whether every response has a row of its own, or a prompt shares one.
         ahead: whether the next groups are sampled while these train, so that their cache stands beside the pass.
-        served: whether servers write the responses, so that their cache is not here.
-        evaluated_tokens: of a batch of the evaluation, prompts and responses; the learner itself writes these.
+        served: whether servers write the responses, those of the evaluation too, so that their cache is not here.
+        evaluated: responses of a batch of the evaluation, on each process.
+        evaluated_prompt_tokens: of the longest held-out prompt.
         processes: among which prompts and minibatches are divided; the budgets of a pass are of each.
     """
 
@@ -219,7 +220,8 @@ class OnlineWork:
     padded: bool = False
     ahead: bool = False
     served: bool = False
-    evaluated_tokens: int = 0
+    evaluated: int = 0
+    evaluated_prompt_tokens: int = 0
     processes: int = 1
 
     @property
@@ -235,6 +237,11 @@ class OnlineWork:
         most = min(share, self.pass_prompts or share)
         groups = max(1, min(most, self.pass_tokens // inputs))
         return groups * inputs, groups * predicted
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Of a batch of the evaluation, prompts and responses."""
+        return self.evaluated * (self.evaluated_prompt_tokens + self.response_tokens)
 
 
 def online_step(
@@ -257,10 +264,11 @@ def online_step(
     beside = cache if work.ahead else 0
     moments: dict[Moment, tuple[int, int]] = {
         "training": (training + beside, gathered.passes),
-        "evaluating": (work.evaluated_tokens * token + beside, gathered.evaluating),
+        "evaluating": (divergence_bytes(shape, work, arithmetic) + beside, gathered.evaluating),
     }
-    if not work.served and not work.ahead:
-        moments["sampling"] = (cache, gathered.sampling)
+    if not work.served:
+        here = max(cache - beside, work.evaluated_tokens * token)
+        moments["sampling"] = (here + beside, gathered.sampling)
     return _step(models, gathered, moments, forward_tokens=inputs, tokens=work.epochs * sampled, sampled_tokens=sampled)
 
 
@@ -279,6 +287,16 @@ def logits_bytes(shape: ModelShape, predicted: int, arithmetic: Arithmetic) -> i
     # In 16 bit, the model's own logits stand beside those in float32.
     number = _FLOAT if arithmetic.bytes == _FLOAT else _FLOAT + arithmetic.bytes
     return min(predicted * shape.vocabulary * _FLOAT, LOGITS_BUDGET) * number // _FLOAT
+
+
+def divergence_bytes(shape: ModelShape, work: OnlineWork, arithmetic: Arithmetic) -> int:
+    """Of the passes of an evaluation that measure the KL: the logits of both models, and one layer at work, without a graph."""
+    most = LOGITS_BUDGET // (2 * _FLOAT * shape.vocabulary)
+    responses = min(work.evaluated, max(1, most // work.response_tokens))  # a response is never cut
+    number = _FLOAT if arithmetic.bytes == _FLOAT else _FLOAT + arithmetic.bytes
+    logits = 2 * responses * work.response_tokens * shape.vocabulary * number
+    inputs = responses * (work.evaluated_prompt_tokens + work.response_tokens)
+    return logits + activation_bytes(replace(shape, layers=1), inputs, arithmetic)
 
 
 def _step(

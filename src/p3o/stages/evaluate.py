@@ -9,6 +9,7 @@ from torch import nn
 from p3o.errors import shorten
 from p3o.evaluation.policy import Evaluator, PolicyEvaluation
 from p3o.evaluation.winrate import head_to_head
+from p3o.evaluation.writing import Writer
 from p3o.feedback.conversations import Conversations, in_plain_words
 from p3o.files import write_json, write_jsonl
 from p3o.stages.context import RESPONSES_FILE, SFT_POLICY, RunContext
@@ -58,8 +59,8 @@ def question(prompt: str, conversations: Conversations) -> dict[str, str]:
     return {"question": in_plain_words(prompt, conversations)} if prompt in conversations else {}
 
 
-def evaluator(run: RunContext, reference: nn.Module) -> Evaluator:
-    """The same held-out prompts and random numbers for every policy."""
+def evaluator(run: RunContext, reference: nn.Module, write: Writer | None = None) -> Evaluator:
+    """The same held-out prompts and random numbers for every policy; ``write``: who writes, if not these processes."""
     training = run.config.rl.training
     return Evaluator(
         run.tokenizer,
@@ -74,6 +75,7 @@ def evaluator(run: RunContext, reference: nn.Module) -> Evaluator:
         seed=run.seed("evaluation"),
         stop=training.stop,
         tolerant=run.tolerates_faults,
+        write=write,
     )
 
 

@@ -71,7 +71,7 @@ class Gathering:
             is never dropped after its forward pass, or all with ``reshard_after_forward: false``.
         layer: of the largest layer; that at work and the next one are whole, unless all are kept.
         gradients: of what is outside of the layers and of one layer, before they are summed and scattered.
-        whole: all weights, as sampling and evaluation take them.
+        whole: all weights, as sampling takes them.
     """
 
     kept: int = 0

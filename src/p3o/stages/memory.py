@@ -93,10 +93,11 @@ class Memory:
         language = self._gathering("language")
         critic = self._gathering("critic") if has_critic else Gathering()
         gathered = Gathered(
-            # Nothing tells FSDP that the reference's pass was the last: what it keeps stays until the next evaluation.
-            passes=_at_work(language, critic) + language.kept,
-            sampling=language.whole + language.kept,
-            evaluating=2 * language.whole,
+            # The reference's passes are over by then, and what they gathered has been given back.
+            passes=_at_work(language, critic),
+            sampling=language.whole,
+            # Of the same groups one after the other, so that the first is still there.
+            evaluating=2 * language.kept + 2 * language.layer,
             unshared=scorers.frozen,
             first=sent * self._saved("language"),
         )

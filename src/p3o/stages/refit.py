@@ -91,36 +91,44 @@ class Refits:
         return reward_model
 
     def _labelled_by_first(self, policy: nn.Module, number: int) -> Labelled:
+        candidates: list[Pair] = []
         stopped: list[Stopped] = []
 
         def work() -> list[Any] | None:
             try:
-                return list(self._label(policy, number))
+                return list(self._label(candidates, number))
             except Stopped as stop:  # the others wait, and are to save with the first
                 stopped.append(stop)
                 return None
 
+        # A sharded policy is whole while it samples, and not while somebody labels.
         with gathered(policy):
-            found = world().done_by_first(work)
+            world().wait_for_first(lambda: candidates.extend(self._candidates(policy, number)))
+        found = world().done_by_first(work)
         told = world().from_first([stopped[0].signal, str(stopped[0])] if stopped else None)
         if told is not None:
             raise Stopped(*told)
         return Labelled(*found)
 
-    def _label(self, policy: nn.Module, number: int) -> Labelled:
-        run, config = self.run, self.config
-        seed = run.seed(f"refit {self.name} {number}")
+    def _seed(self, number: int) -> int:
+        return self.run.seed(f"refit {self.name} {number}")
+
+    def _candidates(self, policy: nn.Module, number: int) -> list[Pair]:
+        """Prompts with two different responses of the policy each."""
+        run, seed = self.run, self._seed(number)
         order = torch.randperm(len(run.inputs.prompts), generator=torch.Generator().manual_seed(seed))
-        prompts = [run.inputs.prompts[i] for i in order[: config.pairs].tolist()]
+        prompts = [run.inputs.prompts[i] for i in order[: self.config.pairs].tolist()]
         groups = sample_texts(run, policy, prompts, responses=2, seed=seed)
-        candidates = [(prompt, a, b) for prompt, (a, b) in zip(prompts, groups, strict=True) if a != b]
-        embedded = run.config.embedded
+        return [(prompt, a, b) for prompt, (a, b) in zip(prompts, groups, strict=True) if a != b]
+
+    def _label(self, candidates: list[Pair], number: int) -> Labelled:
+        run, embedded = self.run, self.run.config.embedded
         return label(
-            config.labeller,
+            self.config.labeller,
             candidates,
             gold=run.inputs.gold,
             scale=embedded.label_scale if embedded is not None else 1.0,
-            seed=seed,
+            seed=self._seed(number),
             folder=run.folder.path,
             progress=run.progress,
             conversations=run.inputs.conversations,

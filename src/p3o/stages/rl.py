@@ -19,7 +19,7 @@ from p3o.models.sharing import share_frozen_weights
 from p3o.stages.context import SAMPLES_FILE, SFT_POLICY, RunContext
 from p3o.stages.evaluate import evaluator, warn_of_unscored
 from p3o.stages.refit import REFITS, Refits
-from p3o.stages.rollout import sampler_of
+from p3o.stages.rollout import sampler_of, writer_of
 from p3o.training.asynchrony import RolloutsAhead
 from p3o.training.online import OnlineConfig, OnlineTrainer
 from p3o.training.samplers import Sampler
@@ -71,7 +71,7 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
     if ends := describe_ends(find_ends(run.tokenizer, generation_of(policy)), run.tokenizer):
         run.progress.print(f"rl {name}: {ends}")
     warn_of_idle_clip(run, name, algorithm, training)
-    judge = evaluator(run, reference)
+    judge = evaluator(run, reference, writer_of(trainer))
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
     if entry.reward_shift:
         identity["reward_shift"] = entry.reward_shift

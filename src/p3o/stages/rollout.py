@@ -1,15 +1,19 @@
-"""Who writes the responses of an RL run, from the configuration."""
+"""Who writes the responses of an RL run and of its evaluations, from the configuration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import nn
+
 from p3o.distributed import world
+from p3o.evaluation.writing import Writer
 from p3o.files import remove
 from p3o.models.ends import find_ends, load_generation_config
 from p3o.models.stopping import split_stops
-from p3o.models.tokens import encode_prompts, pad_id
+from p3o.models.tokens import ResponseBatch, encode_prompts, pad_id
 from p3o.stages.context import RunContext
-from p3o.training.samplers import Sampler
+from p3o.training.online import OnlineTrainer
+from p3o.training.samplers import Engine, Sampler
 
 ROLLOUTS = "rollouts"
 """Folder of weights on their way to servers."""
@@ -60,3 +64,19 @@ def sampler_of(run: RunContext, name: str) -> Iterator[Sampler | None]:
         sampler.close()
         if world().first:
             remove(folder)
+
+
+def writer_of(trainer: OnlineTrainer) -> Writer | None:
+    """Who writes the responses of the evaluations in the course of a training: the engine that writes those of the training;
+    None: the learner's own processes."""
+    engine = trainer.rollouts.sampler
+    if not isinstance(engine, Engine):
+        return None
+
+    def write(
+        policy: nn.Module, prompts: Sequence[Sequence[int]], *, responses: int, temperature: float, seed: int
+    ) -> ResponseBatch:
+        with trainer.source.paused():
+            return engine.write(policy, prompts, responses=responses, temperature=temperature, seed=seed)
+
+    return write

@@ -27,8 +27,9 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,7 +47,7 @@ from p3o.training.checkpoint import State
 from p3o.training.passes import Passes
 from p3o.training.past import Past, past_of
 from p3o.training.rollouts import Draw, Rollout, Rollouts
-from p3o.training.samplers import LocalSampler, Part
+from p3o.training.samplers import Engine, LocalSampler, Part
 from p3o.types import Experience
 
 CANNOT_SAMPLE_AHEAD = (
@@ -205,6 +206,23 @@ class RolloutsAhead:
     def publish(self) -> None:
         """Nothing to do: the sampler takes every version when sampling by it begins."""
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing is being sampled for the training: all that was begun is there, on every process.
+
+        Whatever version an engine was given meanwhile is forgotten, and the next one is taken anew, whether or not the policy
+        has changed: the engine may have let go of an older one.
+        """
+        world().together(self._join, patient=True)
+        yield
+        if isinstance(self._rollouts.sampler, Engine):
+            self._rollouts.sampler.forget()
+            self._newest = None
+
+    def _join(self) -> None:
+        if self._last is not None:
+            self._last.join()
+
     def divert(self, attempt: int) -> None:
         """Sample other prompts and other responses from here on; what was sampled ahead goes, too."""
         self._drop()
@@ -226,8 +244,7 @@ class RolloutsAhead:
             Exception: what the sampler raised when it made one of them.
         """
         ahead = [_as_state(self._finished(coming)) for coming in self._ahead]
-        if self._last is not None:
-            self._last.join()
+        self._join()
         return self._rollouts.state_dict() | {"ahead": ahead}
 
     def load_state_dict(self, state: State) -> None:

@@ -1,6 +1,7 @@
 """The first half of a step: K responses for each of the next prompts, scored, with log-probs of the learner's own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -245,6 +246,11 @@ class Rollouts:
     def publish(self) -> None:
         """Sample from the policy as it is now."""
         self.sampler.publish(self.policy)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing is being sampled for the training: whoever samples may be asked for something else."""
+        yield
 
     def logprobs(
         self,

@@ -13,7 +13,7 @@ from p3o.distributed.world import world
 from p3o.functional.mismatch import Correction
 from p3o.models.ends import end_ids
 from p3o.models.sampling import draw_uniforms, sample_responses
-from p3o.models.tokens import PromptBatch, ResponseBatch, pad_id
+from p3o.models.tokens import PromptBatch, ResponseBatch, joined_responses, pad_id
 from p3o.training.checkpoint import State
 from p3o.training.online_config import OnlineConfig
 
@@ -65,6 +65,19 @@ class Sampler(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Go back to where ``state_dict`` was taken."""
+
+
+@runtime_checkable
+class Engine(Sampler, Protocol):
+    """A sampler elsewhere, which can be asked for responses that are not learned from, too: those of an evaluation."""
+
+    def write(
+        self, policy: nn.Module, prompts: Sequence[Sequence[int]], *, responses: int, temperature: float, seed: int
+    ) -> ResponseBatch:
+        """So many responses to each prompt, given by its ids, by the policy as it is; published now if it is not yet."""
+
+    def forget(self) -> None:
+        """Let go of the version that was published last: the policy is about to change without being published."""
 
 
 class LocalSampler:
@@ -149,12 +162,7 @@ class LocalSampler:
 
 def _in_place(parts: Sequence[dict[str, Any]], fill: int) -> ResponseBatch:
     """The responses of all processes, each group where its prompt is, padded to the longest."""
-    time = max(part["tokens"].shape[-1] for part in parts)
     order = torch.tensor([group for part in parts for group in part["groups"]]).argsort()
-
-    def joined(name: str, value: int | bool) -> Tensor:
-        padded = [nn.functional.pad(part[name], (0, time - part[name].shape[-1]), value=value) for part in parts]
-        return torch.cat(padded)[order]
-
-    ended = torch.cat([part["ended"] for part in parts])[order]
-    return ResponseBatch(joined("tokens", fill), joined("mask", False), ended)
+    written = [ResponseBatch(part["tokens"], part["mask"], part["ended"]) for part in parts]
+    found = joined_responses(written, fill)
+    return ResponseBatch(found.tokens[order], found.mask[order], found.ended[order])
