@@ -230,6 +230,8 @@ def pretended_device() -> Iterator[Waits]:
         for name in ("is_autocast_enabled", "get_autocast_dtype"):
             asked = getattr(torch, name)
             patch.setattr(torch, name, lambda kind=DEVICE.type, asked=asked: asked(_known(kind)))
+        grouped = torch._C._group_tensors_by_device_and_dtype  # noqa: SLF001 of optimisers
+        patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _by_device(grouped))  # noqa: SLF001
         before = torch._C._only_lift_cpu_tensors()  # noqa: SLF001 torch.tensor(…, device=…) through the mode, too
         torch._C._set_only_lift_cpu_tensors(True)  # noqa: SLF001
         try:
@@ -273,6 +275,15 @@ def _sent(plain: Callable[..., Tensor], waits: Waits) -> Callable[..., Tensor]:
         return plain(tensor, device, dtype or tensor.dtype, non_blocking=non_blocking)
 
     return to
+
+
+def _by_device(plain: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
+    """The grouping of an optimiser's tensors under the device that they say they are on."""
+
+    def group(tensors: Sequence[Sequence[Tensor]], *args: Any) -> dict[Any, Any]:
+        return {(lists[0][0].device, kind): (lists, places) for (_, kind), (lists, places) in plain(tensors, *args).items()}
+
+    return group
 
 
 class _Brought(torch.autograd.Function):

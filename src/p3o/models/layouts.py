@@ -98,8 +98,8 @@ class Shared(Layout):
     ) -> tuple[list[Call], Predictions]:
         """See :class:`Layout`."""
         rows, predictions = shared_rows(groups, time=time, fill=fill)
-        rows = rows.to(device_of(model))
-        return [_call(model, rows, attention_mask(model, rows.visible))], predictions.to(device_of(model))
+        there = rows.to(device_of(model))
+        return [_call(model, rows, there, attention_mask(model, there.visible))], predictions.to(device_of(model))
 
     def length(self, group: GroupTokens) -> int:
         """See :class:`Layout`."""
@@ -124,8 +124,8 @@ class Split(Layout):
                 "layout split: gradient checkpointing in training mode switches off the cache that this layout needs; "
                 "use layout shared or padded, or switch checkpointing off"
             )
-        split = split_rows(groups, time=time, fill=fill)
-        prompts = split.prompts.to(device_of(model))
+        split, device = split_rows(groups, time=time, fill=fill), device_of(model)
+        prompts = split.prompts.to(device)
         caches: list[Any] = []
 
         def prefill() -> Any:
@@ -134,9 +134,9 @@ class Split(Layout):
             caches.append(output.past_key_values)
             return output
 
-        calls = [Call(prefill, prompts.selected)]
+        calls = [Call.of(prefill, split.prompts.selected, device)]
         if split.responses is not None:
-            responses = split.responses.to(device_of(model))
+            responses = split.responses.to(device)
             repeats = len(groups[0].responses)
 
             def extend() -> Any:
@@ -150,8 +150,8 @@ class Split(Layout):
                     **accepted(model, {"position_ids": responses.positions}),
                 )
 
-            calls.append(Call(extend, responses.selected))
-        return calls, split.predictions.to(device_of(model))
+            calls.append(Call.of(extend, split.responses.selected, device))
+        return calls, split.predictions.to(device)
 
     def length(self, group: GroupTokens) -> int:
         """See :class:`Layout`."""
@@ -169,8 +169,8 @@ class Padded(Layout):
     ) -> tuple[list[Call], Predictions]:
         """See :class:`Layout`."""
         rows, predictions = separate_rows(groups, time=time, fill=fill)
-        rows = rows.to(device_of(model))
-        return [_call(model, rows, rows.mask.long())], predictions.to(device_of(model))
+        there = rows.to(device_of(model))
+        return [_call(model, rows, there, there.mask.long())], predictions.to(device_of(model))
 
     def length(self, group: GroupTokens) -> int:
         """See :class:`Layout`."""
@@ -203,7 +203,8 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cuda") if gathers_on(weight) == "cuda" else weight.device
 
 
-def _call(model: nn.Module, rows: Rows, mask: Tensor) -> Call:
-    """A forward pass of these rows without a cache."""
-    arguments = accepted(model, {"position_ids": rows.positions, "use_cache": False})
-    return Call(lambda: model(input_ids=rows.tokens, attention_mask=mask, **arguments), rows.selected)
+def _call(model: nn.Module, rows: Rows, there: Rows, mask: Tensor) -> Call:
+    """A forward pass of these rows, which are also ``there`` on the model's device, without a cache."""
+    arguments = accepted(model, {"position_ids": there.positions, "use_cache": False})
+    device = there.tokens.device
+    return Call.of(lambda: model(input_ids=there.tokens, attention_mask=mask, **arguments), rows.selected, device)
