@@ -55,7 +55,7 @@ class DeviceTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> "DeviceTensor":
         """The tensor of the device with these numbers."""
-        made: DeviceTensor = torch.Tensor._make_wrapper_subclass(  # noqa: SLF001 there is no other way
+        made: DeviceTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             held.size(),
             strides=held.stride(),
@@ -66,7 +66,7 @@ class DeviceTensor(torch.Tensor):
         made.held = held
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # noqa: SLF001
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -226,15 +226,15 @@ def pretended_device() -> Iterator[Waits]:
         for name in ("is_autocast_enabled", "get_autocast_dtype"):
             asked = getattr(torch, name)
             patch.setattr(torch, name, lambda kind=DEVICE.type, asked=asked: asked(_known(kind)))
-        grouped = torch._C._group_tensors_by_device_and_dtype  # noqa: SLF001 of optimisers
-        patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _by_device(grouped))  # noqa: SLF001
-        before = torch._C._only_lift_cpu_tensors()  # noqa: SLF001 torch.tensor(…, device=…) through the mode, too
-        torch._C._set_only_lift_cpu_tensors(True)  # noqa: SLF001
+        grouped = torch._C._group_tensors_by_device_and_dtype
+        patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _by_device(grouped))
+        before = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)
         try:
             with _Calls() as calls, _Device(waits, calls):
                 yield waits
         finally:
-            torch._C._set_only_lift_cpu_tensors(before)  # noqa: SLF001
+            torch._C._set_only_lift_cpu_tensors(before)
 
 
 def _held(tensor: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ def _sent(plain: Callable[..., Tensor], waits: Waits) -> Callable[..., Tensor]:
         like = args[0] if args and isinstance(args[0], Tensor) else kwargs.pop("other", None)
         if like is not None:
             return to(tensor, like.device, like.dtype, *args[1:], **kwargs)
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)  # noqa: SLF001
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is None or device.type == tensor.device.type:
             return tensor if dtype in (None, tensor.dtype) else plain(tensor, dtype)
         if isinstance(tensor, DeviceTensor):
@@ -300,7 +300,9 @@ def _by_device(plain: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, 
     """The grouping of an optimiser's tensors under the device that they say they are on."""
 
     def group(tensors: Sequence[Sequence[Tensor]], *args: Any) -> dict[Any, Any]:
-        return {(lists[0][0].device, kind): (lists, places) for (_, kind), (lists, places) in plain(tensors, *args).items()}
+        return {
+            (lists[0][0].device, kind): (lists, places) for (_, kind), (lists, places) in plain(tensors, *args).items()
+        }
 
     return group
 
@@ -321,7 +323,7 @@ def _moved(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``nn.Module.to`` that keeps tied weights tied, as it does between a processor and a GPU."""
 
     def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)  # noqa: SLF001
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is None or device.type != DEVICE.type:
             return plain(module, *args, **kwargs)
         moved: dict[int, Tensor] = {}
@@ -337,7 +339,7 @@ def _moved(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
             return moved[id(tensor)]
 
         for part in module.modules():
-            for tensors in (part._parameters, part._buffers):  # noqa: SLF001
+            for tensors in (part._parameters, part._buffers):
                 for name, tensor in tensors.items():
                     if tensor is not None:
                         tensors[name] = there(tensor)  # type: ignore[assignment]
@@ -351,7 +353,7 @@ _SOURCE = str(Path(__import__("p3o").__file__).parent)
 
 def _place() -> str:
     """The innermost function of p3o that is running, or of whatever called torch if none is."""
-    frame = sys._getframe(1)  # noqa: SLF001
+    frame = sys._getframe(1)
     while frame is not None and not frame.f_code.co_filename.startswith(_SOURCE):
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None:

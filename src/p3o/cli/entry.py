@@ -10,12 +10,18 @@ from contextlib import suppress
 import typer
 
 from p3o.cli.app import app
-from p3o.errors import P3OError
+from p3o.errors import P3OError, first_line
 from p3o.files import plain_reason
 from p3o.stopping import Stopped, sigterm_stops
 
 COMPLETION = "_P3O_COMPLETE"
 """Set by the shell function of ``p3o --install-completion``."""
+
+
+_LESS_MEMORY = (
+    "lower rl.training.micro_batch_tokens (in a pass) and rl.training.sampling_prompts (sampled together), or micro_batch_size of "
+    "sft and reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run says what a stage takes"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and (reason := plain_reason(error)) is not None:
             _discard_output()
             return _fail(f"{error.filename or 'writing'}: {reason}")
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+            return _fail(f"{first_line(error)}; {_LESS_MEMORY}")
         traceback.print_exc()
         return _fail("this is a mistake in p3o; please report it with the command and the lines above", code=1)
 
