@@ -69,7 +69,7 @@ def right(bench: Bench) -> dict[str, Any]:
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).cpu()
         return logprobs.detach().cpu(), gradient
 
-    exact, slope = of(LAYOUTS["padded"](), bench.copy(half=False, device=CPU))
+    exact, slope = of(LAYOUTS["padded"](budget=None), bench.copy(half=False, device=CPU))
     for half in (False, True):
         model = bench.copy(half=half)
         name = "bfloat16" if half else "float32"

@@ -184,24 +184,24 @@ class _Device(TorchDispatchMode):
             if not there and target is not None and torch.device(target).type == DEVICE.type:
                 self._upload(kwargs.get("non_blocking", False))
         elif name == "aten::copy_":
-            target, source = args[0], args[1]
-            if isinstance(source, DeviceTensor) and not isinstance(target, DeviceTensor):
-                self.waits.note("download")
-            if isinstance(target, DeviceTensor) and not isinstance(source, DeviceTensor):
+            if there and here and isinstance(args[0], DeviceTensor):
                 self._upload(args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
-        elif not there:
-            return
-        elif name in _READS:
+            elif there and here:
+                self.waits.note("download")
+        elif there and name in _READS:
             self.waits.note("read")
-        elif name in _SIZED or (name == "aten::repeat_interleave" and kwargs.get("output_size") is None):
+        elif there and (name in _SIZED or (name == "aten::repeat_interleave" and kwargs.get("output_size") is None)):
             self.waits.note("select")
-        elif name in _INDEXING:
-            masks = [i for i in args[1] if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)]
-            # One number written where a mask is True is a masked_fill, of which nobody needs to know the size.
-            if masks and not (len(args) > 2 and len(masks) == 1 and args[2].numel() == 1):
-                self.waits.note("select")
-            if any(leaf.dim() for leaf in here):
-                self.waits.note("upload")
+        elif there and name in _INDEXING:
+            self._count_index(args, here)
+
+    def _count_index(self, args: Sequence[Any], here: Sequence[Tensor]) -> None:
+        masks = [i for i in args[1] if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)]
+        # One number written where a mask is True is a masked_fill, of which nobody needs to know the size.
+        if masks and not (len(args) > 2 and len(masks) == 1 and args[2].numel() == 1):
+            self.waits.note("select")
+        if any(leaf.dim() for leaf in here):
+            self.waits.note("upload")
 
     def _upload(self, non_blocking: bool) -> None:
         if not non_blocking:

@@ -1,4 +1,4 @@
-"""The script for a GPU, on the processor: every part runs, its checks can tell right from wrong, a part that fails costs no other."""
+"""The script for a GPU, on the processor: every part runs, what is wrong is seen, a part that fails costs no other."""
 
 import json
 from pathlib import Path

@@ -19,8 +19,8 @@ COMPLETION = "_P3O_COMPLETE"
 
 
 _LESS_MEMORY = (
-    "lower rl.training.micro_batch_tokens (in a pass) and rl.training.sampling_prompts (sampled together), or micro_batch_size of "
-    "sft and reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run says what a stage takes"
+    "lower rl.training.micro_batch_tokens (in a pass) or rl.training.sampling_prompts (sampled together), micro_batch_size of sft "
+    "or reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run says what a stage takes"
 )
 
 
@@ -46,13 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         raise
     except Exception as error:
-        if isinstance(error, OSError) and (reason := plain_reason(error)) is not None:
-            _discard_output()
-            return _fail(f"{error.filename or 'writing'}: {reason}")
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-            return _fail(f"{first_line(error)}; {_LESS_MEMORY}")
+        if (reason := _no_mistake(error)) is not None:
+            return _fail(reason)
         traceback.print_exc()
         return _fail("this is a mistake in p3o; please report it with the command and the lines above", code=1)
+
+
+def _no_mistake(error: Exception) -> str | None:
+    """What to tell of an error that is the machine's and not the program's; None of another."""
+    if isinstance(error, OSError) and (reason := plain_reason(error)) is not None:
+        _discard_output()
+        return f"{error.filename or 'writing'}: {reason}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return f"{first_line(error)}; {_LESS_MEMORY}"
+    return None
 
 
 def _invoke(arguments: Sequence[str]) -> int:

@@ -1,10 +1,13 @@
-"""Between the processor and a GPU: every read makes the processor wait until the GPU has done all it was told, and so does every
-copy onto it, unless it is asked not to. One read of many numbers costs what one of one does."""
+"""Between the processor and a GPU.
+
+Every read of a number makes the processor wait until the GPU has done all that it was told before, and so does every copy onto it
+unless that is asked not to. One read of many numbers costs what one of one does.
+"""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -13,7 +16,9 @@ def onto(tensor: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tenso
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 
-def numbers(scalars: Sequence[Float[Tensor, ""]]) -> list[float]:
-    """The numbers of these scalars of one device, exactly, in one read."""
-    found: list[float] = torch.stack([scalar.detach().double() for scalar in scalars]).tolist() if scalars else []
+def numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The numbers of tensors of one element, exactly; in one read if they are on one device."""
+    if len({scalar.device for scalar in scalars}) != 1:
+        return [float(scalar) for scalar in scalars]
+    found: list[float] = torch.stack([scalar.detach().reshape(()).double() for scalar in scalars]).tolist()
     return found

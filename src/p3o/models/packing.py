@@ -47,7 +47,8 @@ class Predictions:
 
     def to(self, device: torch.device) -> "Predictions":
         """The same on another device."""
-        return type(self)(*(onto(tensor, device) for tensor in (self.rows, self.tokens, self.places)), self.shape)
+        rows, tokens, places = (onto(tensor, device) for tensor in (self.rows, self.tokens, self.places))
+        return type(self)(rows, tokens, places, self.shape)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def casting_once(
     """
 
     @functools.wraps(function)
-    def wrapped(model: nn.Module, *arguments: _Rest.args, **settings: _Rest.kwargs) -> _Result:
+    def wrapped(model: nn.Module, /, *arguments: _Rest.args, **settings: _Rest.kwargs) -> _Result:
         dtype: torch.dtype | None = getattr(model, "autocast_dtype", None)
         device = next(model.parameters()).device.type
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):

@@ -51,13 +51,13 @@ class MetricsAverage:
 
     def take(self, other: "MetricsAverage") -> None:
         """Take in what another average of this process has taken in."""
-        other._read()
+        other.read()
         for name, total in other.sums.items():
             self._join(name, total, other.weights[name])
 
     def result(self) -> dict[str, float]:
         """The averages over what all processes took in, with what follows from the moments in the place of these."""
-        self._read()
+        self.read()
         whole = MetricsAverage()
         for told in world().gather({"sums": self.sums, "weights": self.weights}):
             part = MetricsAverage()
@@ -76,7 +76,7 @@ class MetricsAverage:
             averages["residual"] = averages.pop("residual_mean_square") ** 0.5
         return averages
 
-    def _read(self) -> None:
+    def read(self) -> None:
         """Bring what has been taken in from the device."""
         unread, self._unread = self._unread, []
         for (name, _, share), number in zip(unread, numbers([value for _, value, _ in unread]), strict=True):

@@ -307,10 +307,10 @@ class OnlineTrainer:
         if first and self.one_pass and world().size > 1:
             own = [experience.behaviour_logprobs[chosen[batch]] for batch in share.batches]
             experience.behaviour_logprobs[chosen] = share.gathered(own)
-        counts = [count for _, count in seen]
+        young_groups = [count for _, count in seen]
         read = numbers([distance for distance, _ in seen])
-        moved = sum(distance * count for distance, count in zip(read, counts, strict=True))
-        distance_moved, groups_moved = world().totals(moved, sum(counts))
+        moved = sum(distance * count for distance, count in zip(read, young_groups, strict=True))
+        distance_moved, groups_moved = world().totals(moved, sum(young_groups))
         return distance_moved / max(groups_moved, 1)
 
     def keep_in_step(self, groups: Sequence[GroupTokens], time: int, *, critic_only: bool) -> None:
