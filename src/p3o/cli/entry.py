@@ -19,8 +19,8 @@ COMPLETION = "_P3O_COMPLETE"
 
 
 _LESS_MEMORY = (
-    "lower rl.training.micro_batch_tokens (in a pass) or rl.training.sampling_prompts (sampled together), micro_batch_size of sft "
-    "or reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run says what a stage takes"
+    "lower rl.training.micro_batch_tokens (in a pass) or rl.training.sampling_prompts (sampled together), micro_batch_size of "
+    "sft or reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run says what a stage takes"
 )
 
 
