@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from p3o.distributed.sharding import gathers_on
@@ -170,7 +170,9 @@ class Padded(Layout):
         """See :class:`Layout`."""
         rows, predictions = separate_rows(groups, time=time, fill=fill)
         there = rows.to(device_of(model))
-        return [_call(model, rows, there, there.mask.long())], predictions.to(device_of(model))
+        # All ones: padding is on the right, where no token sees it. A mask that hides something costs [row, length, length]
+        # numbers in every layer, and on a GPU the kernels of attention that take none.
+        return [_call(model, rows, there, torch.ones_like(there.tokens))], predictions.to(device_of(model))
 
     def length(self, group: GroupTokens) -> int:
         """See :class:`Layout`."""
@@ -182,13 +184,22 @@ LAYOUTS: dict[LayoutName, type[Layout]] = {layout.name: layout for layout in (Sh
 """In the order in which they are tried."""
 
 
-def attention_mask(model: nn.Module, visible: Tensor) -> Tensor:
-    """The mask as the model's attention reads one: boolean for sdpa, additive in the model's dtype otherwise."""
+def attention_mask(
+    model: nn.Module, visible: Bool[Tensor, "row 1 length length"]
+) -> Float[Tensor, "row 1 length length"]:
+    """The mask as the model's attention reads one, to be added.
+
+    For sdpa it has the dtype that attention computes in, rows whose length in memory is a multiple of 8, and −∞: then all layers
+    keep this one tensor for their backward pass. Of a boolean mask, or of one that a GPU's kernels have to convert or to pad,
+    each would keep a copy of its own.
+    """
     config: Any = model.config
+    dtype, hidden = next(model.parameters()).dtype, torch.finfo(next(model.parameters()).dtype).min
     if config._attn_implementation == "sdpa":  # noqa: SLF001 transformers has no public name for it
-        return visible
-    dtype = next(model.parameters()).dtype
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+        dtype, hidden = getattr(model, "autocast_dtype", dtype), -torch.inf
+    length = visible.shape[-1]
+    wide = torch.zeros(*visible.shape[:-1], -(-length // 8) * 8, dtype=dtype, device=visible.device)
+    return wide[..., :length].masked_fill_(~visible, hidden)
 
 
 def checkpoints_activations(model: nn.Module) -> bool:
