@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import p3o
 from p3o import cli
@@ -240,6 +241,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         (OSError(28, "No space left on device", "/tmp/x"), 2, "error: /tmp/x: the disk is full; free some space"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (BrokenPipeError(), 0, ""),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to"),
+            2,
+            "of memory. Tried to; lower rl.training.micro_batch_t",
+        ),
         (KeyError("oops"), 1, "KeyError: 'oops'\nerror: this is a mistake in p3o; please report it"),
         (OSError(5, "Input/output error"), 1, "Input/output error\nerror: this is a mistake in p3o"),
     ],

@@ -153,3 +153,12 @@ def test_doctor_fails_when_the_core_does_not_work(
     assert "problem: p3o-no-such is not installed; run: pip install p3o" in shown
     assert any(line.startswith("problem: Python 3") and "99.1 or later" in line for line in shown)
     assert shown[-1] == "2 problem(s)"
+
+
+def test_a_gpu_that_is_named_is_the_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[torch.device] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cuda") == torch.device("cuda"), "the one that the launcher has chosen"
+    assert used == [torch.device("cuda:1")]

@@ -105,6 +105,13 @@ def test_rl_after_lora_sft_is_one_adapter_on_the_original_base(base: str, tmp_pa
     assert load_model_config(str(tmp_path / "rl")).model_type == "llama"
 
 
+def test_a_fresh_adapter_leaves_the_generators_of_gpus_alone(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forking all of them warns where there are several; torch.manual_seed seeds them all."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeded the GPUs"))
+    add_adapter(load_language_model(base, device=CPU, dtype=F64), LORA, task="CAUSAL_LM", seed=1)
+
+
 def test_a_fresh_adapter_changes_nothing_and_comes_from_its_seed_alone(base: str) -> None:
     plain = load_language_model(base, device=CPU, dtype=F64)
     torch.manual_seed(5)

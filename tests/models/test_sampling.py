@@ -293,3 +293,10 @@ def test_pad_left_puts_the_prompt_at_the_end() -> None:
     batch = pad_left([[5, 6], [7]], PAD)
     assert batch.tokens.tolist() == [[5, 6], [PAD, 7]]
     assert batch.mask.tolist() == [[True, True], [False, True]]
+
+
+def test_some_rows_at_a_time_choose_what_all_at_once_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, uniforms = torch.randn(7, 40), torch.rand(7, dtype=torch.float64)
+    whole = choose(logits, uniforms, 0.7)
+    monkeypatch.setattr("p3o.models.sampling.LOGITS_BUDGET", 2 * 8 * 40)
+    assert torch.equal(choose(logits, uniforms, 0.7), whole)

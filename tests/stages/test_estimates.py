@@ -213,6 +213,12 @@ def test_an_online_step() -> None:
     # All prompts are sampled at once: with wide keys and values their cache is the larger part.
     wide = ModelShape(**(vars(SHAPE) | {"key_value_width": 400}))
     assert online_step(wide, models, Arithmetic(), work, has_critic=False).pass_bytes == 6 * 4 * 10 * 2 * 2 * 400 * 4
+    half = replace(work, sampling_prompts=3)
+    assert online_step(wide, models, Arithmetic(), half, has_critic=False).pass_bytes == 3 * 4 * 10 * 2 * 2 * 400 * 4
+    # Weights that are cast for a pass are cast once for all tokens, and stay beside the cache as long.
+    casting = Arithmetic(bytes=2, casts=True)
+    cast = online_step(wide, models, casting, work, has_critic=False)
+    assert cast.pass_bytes == 6 * 4 * 10 * 2 * 2 * 400 * 2 + 2 * SHAPE.parameters
     # Sampled ahead, the cache stands beside the pass.
     ahead = replace(work, ahead=True)
     beside = online_step(SHAPE, models, Arithmetic(), ahead, has_critic=True).pass_bytes - step.pass_bytes

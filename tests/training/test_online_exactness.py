@@ -330,3 +330,11 @@ def test_micro_batches_weigh_by_their_share_and_not_each_the_same(policy: nn.Mod
     scale = gradients[0].abs().max()
     assert scale > 0
     torch.testing.assert_close(gradients[0] / scale, gradients[1] / scale, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_how_many_prompts_are_sampled_together_changes_no_response(policy: nn.Module, most: int) -> None:
+    whole = trainer(policy, prompts_per_step=8).sample()
+    parts = trainer(policy, prompts_per_step=8, sampling_prompts=most).sample()
+    assert parts.groups == whole.groups
+    assert len({len(response) for group in whole.groups for response in group.responses}) > 2, "of unequal length"

@@ -10,12 +10,18 @@ from contextlib import suppress
 import typer
 
 from p3o.cli.app import app
-from p3o.errors import P3OError
+from p3o.errors import P3OError, first_line
 from p3o.files import plain_reason
 from p3o.stopping import Stopped, sigterm_stops
 
 COMPLETION = "_P3O_COMPLETE"
 """Set by the shell function of ``p3o --install-completion``."""
+
+
+_LESS_MEMORY = (
+    "lower rl.training.micro_batch_tokens (in a pass) or rl.training.sampling_prompts (sampled together), micro_batch_size of "
+    "sft or reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run says what a stage takes"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,11 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         raise
     except Exception as error:
-        if isinstance(error, OSError) and (reason := plain_reason(error)) is not None:
-            _discard_output()
-            return _fail(f"{error.filename or 'writing'}: {reason}")
+        if (reason := _no_mistake(error)) is not None:
+            return _fail(reason)
         traceback.print_exc()
         return _fail("this is a mistake in p3o; please report it with the command and the lines above", code=1)
+
+
+def _no_mistake(error: Exception) -> str | None:
+    """What to tell of an error that is the machine's and not the program's; None of another."""
+    if isinstance(error, OSError) and (reason := plain_reason(error)) is not None:
+        _discard_output()
+        return f"{error.filename or 'writing'}: {reason}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return f"{first_line(error)}; {_LESS_MEMORY}"
+    return None
 
 
 def _invoke(arguments: Sequence[str]) -> int:

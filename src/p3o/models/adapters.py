@@ -60,8 +60,9 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, task: Task, seed: i
     )
     training = model.training
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        # Adapters are drawn on the CPU. torch.manual_seed would seed every GPU of the machine as well, and not put it back.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             adapted = put_on(model, config)
     except (ValueError, NotImplementedError) as error:
         raise P3OError(f"lora.target_modules: {first_line(error)}; name linear layers of the model") from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from p3o.functional.devices import onto
 from p3o.models.language import accepted
 from p3o.models.packing import length_buckets
 from p3o.models.tokens import PromptBatch
@@ -24,14 +25,15 @@ padding; a CPU gains nothing from larger ones."""
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer in buffers [row, head, capacity, width], of which views are handed out."""
+    """Keys and values of one layer in buffers [row, head, capacity, width] of this dtype, of which views are handed out."""
 
-    def __init__(self, like: DynamicLayer, *, rows: int, length: int, capacity: int) -> None:
+    def __init__(self, like: DynamicLayer, dtype: torch.dtype, *, rows: int, length: int, capacity: int) -> None:
         super().__init__()
-        self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
+        self.dtype, self.device, self.is_initialized = dtype, like.device, True
         # Zeros, not memory as it comes: columns left of a short prompt are masked, but 0 · NaN would still be NaN.
         self.key_buffer, self.value_buffer = (
-            states.new_zeros(rows, states.shape[1], capacity, states.shape[3]) for states in (like.keys, like.values)
+            states.new_zeros(rows, states.shape[1], capacity, states.shape[3], dtype=dtype)
+            for states in (like.keys, like.values)
         )
         self.view(rows, length)
 
@@ -43,8 +45,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         """The prompts of these rows, ending where the view ends."""
         end = self.keys.shape[-2]
         start = end - keys.shape[-2]
-        self.key_buffer[rows, :, start:end] = keys
-        self.value_buffer[rows, :, start:end] = values
+        self.key_buffer[rows, :, start:end] = keys.to(self.dtype)
+        self.value_buffer[rows, :, start:end] = values.to(self.dtype)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new states behind the old ones."""
@@ -95,8 +97,12 @@ class PromptCache:
             self.logits = first.logits[:, -1].repeat_interleave(responses, 0)
             return
         rows = groups * responses
+        # Under autocast rotated keys come in float32 and a cache of transformers follows them, but attention reads all of it in
+        # the half precision, anew at every token: kept in that, nothing changes but the memory and the time.
+        half: torch.dtype | None = getattr(model, "autocast_dtype", None)
         layers = [
-            PreallocatedLayer(layer, rows=rows, length=width, capacity=width + room) for layer in self.cache.layers
+            PreallocatedLayer(layer, half or layer.dtype, rows=rows, length=width, capacity=width + room)
+            for layer in self.cache.layers
         ]
         self.logits = first.logits.new_empty(rows, first.logits.shape[-1])
         self._take(layers, first, buckets[0], responses)
@@ -107,7 +113,7 @@ class PromptCache:
     def _take(self, layers: Sequence[PreallocatedLayer], output: Any, bucket: Tensor, responses: int) -> None:
         """Copy what the prefill of these prompts gave to their K rows each."""
         for response in range(responses):
-            rows = (bucket * responses + response).to(output.logits.device)
+            rows = onto(bucket * responses + response, output.logits.device)
             self.logits[rows] = output.logits[:, -1]
             for layer, prefilled in zip(layers, output.past_key_values.layers, strict=True):
                 layer.put(rows, prefilled.keys, prefilled.values)

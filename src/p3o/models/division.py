@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from p3o.distributed.sharding import is_sharded
 from p3o.distributed.shares import shares
 from p3o.distributed.world import world
+from p3o.functional.devices import onto
 from p3o.models.layouts import device_of
 from p3o.models.tokens import GroupTokens
 
@@ -50,7 +51,7 @@ class Share:
             return _in_order(self.batches, own)
         message = {"batches": self.batches, "values": torch.cat(list(own))} if own else None
         found = [told for told in world().gather(message) if told is not None]
-        values = [told["values"].to(self.device) for told in found]
+        values = [onto(told["values"], self.device) for told in found]
         return _in_order([batch for told in found for batch in told["batches"]], values)
 
 
@@ -83,4 +84,4 @@ def share_of(
 def _in_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
     """What was computed batch by batch, in the order of the groups."""
     order = torch.tensor([i for batch in batches for i in batch]).argsort()
-    return torch.cat(list(parts))[order.to(parts[0].device)]
+    return torch.cat(list(parts))[onto(order, parts[0].device)]

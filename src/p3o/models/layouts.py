@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from p3o.distributed.sharding import gathers_on
@@ -101,8 +101,8 @@ class Shared(Layout):
     ) -> tuple[list[Call], Predictions]:
         """See :class:`Layout`."""
         rows, predictions = shared_rows(groups, time=time, fill=fill)
-        rows = rows.to(device_of(model))
-        return [_call(model, rows, attention_mask(model, rows.visible))], predictions.to(device_of(model))
+        there = rows.to(device_of(model))
+        return [_call(model, rows, there, attention_mask(model, there.visible))], predictions.to(device_of(model))
 
     def length(self, group: GroupTokens) -> int:
         """See :class:`Layout`."""
@@ -128,8 +128,8 @@ class Split(Layout):
                 "layout split: gradient checkpointing in training mode switches off the cache that this layout needs; "
                 "use layout shared or padded, or switch checkpointing off"
             )
-        split = split_rows(groups, time=time, fill=fill)
-        prompts = split.prompts.to(device_of(model))
+        split, device = split_rows(groups, time=time, fill=fill), device_of(model)
+        prompts = split.prompts.to(device)
         caches: list[Any] = []
 
         def prefill() -> Any:
@@ -138,9 +138,9 @@ class Split(Layout):
             caches.append(output.past_key_values)
             return output
 
-        calls = [Call(prefill, prompts.selected)]
+        calls = [Call.of(prefill, split.prompts.selected, device)]
         if split.responses is not None:
-            responses = split.responses.to(device_of(model))
+            responses = split.responses.to(device)
             repeats = len(groups[0].responses)
 
             def extend() -> Any:
@@ -154,8 +154,8 @@ class Split(Layout):
                     **accepted(model, {"position_ids": responses.positions}),
                 )
 
-            calls.append(Call(extend, responses.selected))
-        return calls, split.predictions.to(device_of(model))
+            calls.append(Call.of(extend, split.responses.selected, device))
+        return calls, split.predictions.to(device)
 
     def length(self, group: GroupTokens) -> int:
         """See :class:`Layout`."""
@@ -174,8 +174,10 @@ class Padded(Layout):
     ) -> tuple[list[Call], Predictions]:
         """See :class:`Layout`."""
         rows, predictions = separate_rows(groups, time=time, fill=fill)
-        rows = rows.to(device_of(model))
-        return [_call(model, rows, rows.mask.long())], predictions.to(device_of(model))
+        there = rows.to(device_of(model))
+        # All ones: padding is on the right, where no token sees it. A mask that hides something costs [row, length, length]
+        # numbers in every layer, and on a GPU the kernels of attention that take none.
+        return [_call(model, rows, there, torch.ones_like(there.tokens))], predictions.to(device_of(model))
 
     def length(self, group: GroupTokens) -> int:
         """See :class:`Layout`."""
@@ -187,13 +189,22 @@ LAYOUTS: dict[LayoutName, type[Layout]] = {layout.name: layout for layout in (Sh
 """In the order in which they are tried."""
 
 
-def attention_mask(model: nn.Module, visible: Tensor) -> Tensor:
-    """The mask as the model's attention reads one: boolean for sdpa, additive in the model's dtype otherwise."""
+def attention_mask(
+    model: nn.Module, visible: Bool[Tensor, "row 1 length length"]
+) -> Float[Tensor, "row 1 length length"]:
+    """The mask as the model's attention reads one, to be added.
+
+    For sdpa it has the dtype of attention, rows whose length in memory is a multiple of 8, and −∞: then every layer
+    keeps this one tensor for its backward pass. Of a boolean mask, or of one that a GPU's kernels have to convert or to pad,
+    each would keep a copy of its own.
+    """
     config: Any = model.config
+    dtype, hidden = next(model.parameters()).dtype, torch.finfo(next(model.parameters()).dtype).min
     if config._attn_implementation == "sdpa":  # noqa: SLF001 transformers has no public name for it
-        return visible
-    dtype = next(model.parameters()).dtype
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+        dtype, hidden = getattr(model, "autocast_dtype", dtype), -torch.inf
+    length = visible.shape[-1]
+    wide = torch.zeros(*visible.shape[:-1], -(-length // 8) * 8, dtype=dtype, device=visible.device)
+    return wide[..., :length].masked_fill_(~visible, hidden)
 
 
 def checkpoints_activations(model: nn.Module) -> bool:
@@ -208,7 +219,8 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cuda") if gathers_on(weight) == "cuda" else weight.device
 
 
-def _call(model: nn.Module, rows: Rows, mask: Tensor) -> Call:
-    """A forward pass of these rows without a cache."""
-    arguments = accepted(model, {"position_ids": rows.positions, "use_cache": False})
-    return Call(lambda: model(input_ids=rows.tokens, attention_mask=mask, **arguments), rows.selected)
+def _call(model: nn.Module, rows: Rows, there: Rows, mask: Tensor) -> Call:
+    """A forward pass of these rows, which are also ``there`` on the model's device, without a cache."""
+    arguments = accepted(model, {"position_ids": there.positions, "use_cache": False})
+    device = there.tokens.device
+    return Call.of(lambda: model(input_ids=there.tokens, attention_mask=mask, **arguments), rows.selected, device)

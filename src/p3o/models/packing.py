@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from p3o.functional.devices import onto
 from p3o.models.tokens import GroupTokens, pad_left, pad_right
 
 UNREAD = 0
@@ -46,7 +47,8 @@ class Predictions:
 
     def to(self, device: torch.device) -> "Predictions":
         """The same on another device."""
-        return type(self)(self.rows.to(device), self.tokens.to(device), self.places.to(device), self.shape)
+        rows, tokens, places = (onto(tensor, device) for tensor in (self.rows, self.tokens, self.places))
+        return type(self)(rows, tokens, places, self.shape)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Rows:
 
     def to(self, device: torch.device) -> "Rows":
         """The same on another device."""
-        return type(self)(*(tensor.to(device) for tensor in vars(self).values()))
+        return type(self)(*(onto(tensor, device) for tensor in vars(self).values()))
 
     @property
     def mask(self) -> Bool[Tensor, "row length"]:

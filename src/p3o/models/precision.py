@@ -9,9 +9,10 @@ float32 a sampled token differs sooner or later.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ from p3o.errors import P3OError
 
 DtypeName = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 _HALF = (torch.bfloat16, torch.float16)
+_Rest = ParamSpec("_Rest")
+_Result = TypeVar("_Result")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -88,6 +91,26 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         # Set on the instance, with the class's signature: what a forward accepts is looked up by name.
         model.forward = MethodType(_autocasting(type(model).forward), model)
     return model
+
+
+def casting_once(
+    function: Callable[Concatenate[nn.Module, _Rest], _Result],
+) -> Callable[Concatenate[nn.Module, _Rest], _Result]:
+    """Let a function that makes many passes of a model, without gradients and between which no weight changes, cast its weights
+    once and not in every pass. Of a model that ``compute_in`` has not changed, nothing changes.
+
+    Autocast keeps what it has cast until the outermost autocast ends, of weights that require gradients: those of a frozen
+    copy in float32 are cast in every pass all the same.
+    """
+
+    @functools.wraps(function)
+    def wrapped(model: nn.Module, /, *arguments: _Rest.args, **settings: _Rest.kwargs) -> _Result:
+        dtype: torch.dtype | None = getattr(model, "autocast_dtype", None)
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            return function(model, *arguments, **settings)
+
+    return wrapped
 
 
 def _autocasting(forward: Any) -> Any:

@@ -43,4 +43,5 @@ def _recomputed(layer: Any, *arguments: Any, **settings: Any) -> Any:
     cached = settings.get("past_key_values") is not None or settings.get("layer_past") is not None
     if cached or not torch.is_grad_enabled():
         return forward(*arguments)
-    return checkpoint(forward, *arguments, use_reentrant=False)
+    # Without dropout there are no random numbers to put back.
+    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=layer.training)

@@ -14,11 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.models.cache import PromptCache
 from p3o.models.language import accepted
+from p3o.models.precision import casting_once
+from p3o.models.selection import LOGITS_BUDGET
 from p3o.models.stopping import Stops, StopStrings, split_stops
 from p3o.models.tokens import PromptBatch, ResponseBatch
 
 
 @torch.no_grad()
+@casting_once
 def sample_responses(
     model: nn.Module,
     prompts: PromptBatch,
@@ -120,6 +123,11 @@ def choose(
     """One token a row: the inverse of the cumulative distribution at a uniform number, or the largest logit at τ = 0."""
     if temperature == 0.0:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
-    target = (uniform * cumulative[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    chosen = []
+    # float64 takes more than the logits themselves; some rows at a time, it does not matter how many rows there are.
+    at_once = max(1, LOGITS_BUDGET // (8 * logits.shape[-1]))
+    for part, numbers in zip(logits.split(at_once), uniform.split(at_once), strict=True):
+        cumulative = torch.softmax(part.double() / temperature, dim=-1).cumsum(-1)
+        target = (numbers * cumulative[:, -1]).unsqueeze(-1)
+        chosen.append(torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1))
+    return torch.cat(chosen)

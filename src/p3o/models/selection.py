@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from p3o.functional.devices import onto
 from p3o.functional.logprobs import chunked_logprobs, selected_logprobs
 from p3o.models.packing import Predictions
 
@@ -44,7 +45,7 @@ class Head:
             calls: its forward passes, in order; each returns its output, for the next may need the cache.
             predictions: which of the selected positions predict what.
         """
-        wanted = sum(int(call.selected.sum()) for call in calls)
+        wanted = sum(call.count for call in calls)
         module = output_embeddings(model)
         rows_at_once = None if self.budget is None else self.rows_at_once(module)
         if module is None or rows_at_once is None or wanted <= rows_at_once:
@@ -73,10 +74,24 @@ class Head:
 
 @dataclass(frozen=True)
 class Call:
-    """One forward pass: ``run()`` returns the model's output, of which ``selected`` positions are wanted."""
+    """One forward pass: ``run()`` returns the model's output, of which the positions at ``selected`` are wanted.
+
+    Row and column of each position, and not a mask: how many a mask selects a GPU would have to be asked in every pass.
+    """
 
     run: Callable[[], Any]
-    selected: Bool[Tensor, "row length"]
+    selected: tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]
+
+    @property
+    def count(self) -> int:
+        """Number of positions wanted."""
+        return self.selected[0].shape[0]
+
+    @classmethod
+    def of(cls, run: Callable[[], Any], selected: Bool[Tensor, "row length"], device: torch.device) -> "Call":
+        """A pass of which the positions are wanted where this mask on the CPU is True."""
+        row, column = selected.nonzero(as_tuple=True)
+        return cls(run, (onto(row, device), onto(column, device)))
 
 
 def selected_logits(model: nn.Module, call: Call) -> Float[Tensor, "selected vocab"]:

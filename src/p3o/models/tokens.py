@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from p3o.errors import P3OError
+from p3o.functional.devices import onto
 from p3o.models.stopping import before_stop, split_stops
 
 
@@ -31,7 +32,7 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> "PromptBatch":
         """The same on another device."""
-        return type(self)(self.tokens.to(device), self.mask.to(device))
+        return type(self)(onto(self.tokens, device), onto(self.mask, device))
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class ResponseBatch:
 
     def to(self, device: torch.device) -> "ResponseBatch":
         """The same on another device."""
-        logprobs = None if self.logprobs is None else self.logprobs.to(device)
-        return type(self)(self.tokens.to(device), self.mask.to(device), self.ended.to(device), logprobs)
+        logprobs = None if self.logprobs is None else onto(self.logprobs, device)
+        return type(self)(onto(self.tokens, device), onto(self.mask, device), onto(self.ended, device), logprobs)
 
 
 def joined_responses(parts: Sequence[ResponseBatch], fill: int) -> ResponseBatch:
@@ -143,6 +144,7 @@ def decode_responses(
 ) -> list[list[str]]:
     """The text of every response up to its first stop string, special tokens left out: ``[group][response]``."""
     group, response, _ = responses.tokens.shape
+    responses = responses.to(torch.device("cpu"))  # at once, not row by row
     rows = [
         tokens[mask].tolist()
         for tokens, mask in zip(responses.tokens.flatten(0, 1), responses.mask.flatten(0, 1), strict=True)
@@ -164,6 +166,7 @@ class GroupTokens:
 
 def split_groups(prompts: PromptBatch, responses: ResponseBatch) -> list[GroupTokens]:
     """A padded batch as groups of plain ids."""
+    prompts, responses = prompts.to(torch.device("cpu")), responses.to(torch.device("cpu"))  # at once, not row by row
     return [
         GroupTokens(
             prompt=tokens[mask].tolist(),

@@ -341,4 +341,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise P3OError(f"device: {name!r} cannot be used here; use auto or cpu") from error
+    if device.type == "cuda" and device.index is not None:
+        # Whatever asks no tensor for its device (8-bit optimisers, statistics of memory, events) means this one, too.
+        torch.cuda.set_device(device)
     return device

@@ -231,6 +231,7 @@ class _Outlook:
             padded=training.layout == "padded",
             ahead=training.max_staleness > 0,
             served=served,
+            sampling_prompts=training.sampling_prompts,
             evaluated=batch,
             evaluated_prompt_tokens=_longest(heldout),
             processes=processes.count,

@@ -204,6 +204,7 @@ class OnlineWork:
         padded: whether every response has a row of its own, or a prompt shares one.
         ahead: whether the next groups are sampled while these train, so that their cache stands beside the pass.
         served: whether servers write the responses, those of the evaluation too, so that their cache is not here.
+        sampling_prompts: sampled together at most; None: all of the step's.
         evaluated: responses of a batch of the evaluation, on each process.
         evaluated_prompt_tokens: of the longest held-out prompt.
         processes: among which prompts and minibatches are divided; the budgets of a pass are of each.
@@ -220,6 +221,7 @@ class OnlineWork:
     padded: bool = False
     ahead: bool = False
     served: bool = False
+    sampling_prompts: int | None = None
     evaluated: int = 0
     evaluated_prompt_tokens: int = 0
     processes: int = 1
@@ -259,16 +261,18 @@ def online_step(
     training += logits_bytes(shape, predicted, arithmetic)
     sampled = work.prompts * work.responses * work.response_tokens
     token = 2 * shape.layers * shape.key_value_width * arithmetic.bytes
-    responses = -(-work.prompts // work.processes) * work.responses
+    share = -(-work.prompts // work.processes)
+    responses = min(share, work.sampling_prompts or share) * work.responses
     cache = 0 if work.served else responses * (work.prompt_tokens + work.response_tokens) * token
-    beside = cache if work.ahead else 0
+    cast = shape.parameters * arithmetic.bytes if arithmetic.casts else 0
+    beside = cache + cast if work.ahead else 0
     moments: dict[Moment, tuple[int, int]] = {
         "training": (training + beside, gathered.passes),
         "evaluating": (divergence_bytes(shape, work, arithmetic) + beside, gathered.evaluating),
     }
     if not work.served:
-        here = max(cache - beside, work.evaluated_tokens * token)
-        moments["sampling"] = (here + beside, gathered.sampling)
+        here = max(0 if work.ahead else cache, work.evaluated_tokens * token)
+        moments["sampling"] = (here + cast + beside, gathered.sampling)
     return _step(models, gathered, moments, forward_tokens=inputs, tokens=work.epochs * sampled, sampled_tokens=sampled)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from p3o.algorithms.base import RESPONSE_MEANS
 from p3o.distributed.world import world
+from p3o.functional.devices import numbers
 
 
 def effective_sample_share(ratio_mean: float, ratio_mean_square: float) -> float:
@@ -33,9 +34,11 @@ class MetricsAverage:
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.weights: dict[str, float] = {}
+        self._unread: list[tuple[str, Tensor, float]] = []
 
     def add(self, metrics: Mapping[str, Tensor], weight: float, *, groups: float | None = None) -> None:
-        """Take in the metrics of a micro-batch.
+        """Take in the metrics of a micro-batch. They are read when this average is, all at once: the next micro-batch need not
+        wait until a GPU has come so far.
 
         Args:
             metrics: by name.
@@ -43,18 +46,18 @@ class MetricsAverage:
             groups: its share of the groups, for metrics that are means over responses; None: the same.
         """
         for name, value in metrics.items():
-            number = value.item()
             share = groups if groups is not None and name in RESPONSE_MEANS else weight
-            averaged = not name.endswith(("_max", "_clamped"))
-            self._join(name, number * share if averaged else number, share)
+            self._unread.append((name, value, share))
 
     def take(self, other: "MetricsAverage") -> None:
         """Take in what another average of this process has taken in."""
+        other.read()
         for name, total in other.sums.items():
             self._join(name, total, other.weights[name])
 
     def result(self) -> dict[str, float]:
         """The averages over what all processes took in, with what follows from the moments in the place of these."""
+        self.read()
         whole = MetricsAverage()
         for told in world().gather({"sums": self.sums, "weights": self.weights}):
             part = MetricsAverage()
@@ -72,6 +75,13 @@ class MetricsAverage:
         if "residual_mean_square" in averages:
             averages["residual"] = averages.pop("residual_mean_square") ** 0.5
         return averages
+
+    def read(self) -> None:
+        """Bring what has been taken in from the device."""
+        unread, self._unread = self._unread, []
+        for (name, _, share), number in zip(unread, numbers([value for _, value, _ in unread]), strict=True):
+            averaged = not name.endswith(("_max", "_clamped"))
+            self._join(name, number * share if averaged else number, share)
 
     def _join(self, name: str, total: float, weight: float) -> None:
         """One more sum, maximum or count under this name."""

@@ -17,6 +17,7 @@ from p3o.algorithms.base import half_squared_log_ratio, with_beta
 from p3o.distributed.sharding import is_sharded
 from p3o.distributed.world import world
 from p3o.errors import P3OError
+from p3o.functional.devices import numbers, onto
 from p3o.functional.logprobs import sequence_logprobs
 from p3o.functional.mismatch import weighed
 from p3o.models.heads import Critic
@@ -267,12 +268,13 @@ class OnlineTrainer:
 
         Returns the mean of ½·(log-ratio)² on the youngest groups: how far the policy has moved since the step began.
         """
-        moved, counted, youngest = 0.0, 0, experience.age.min()
-        whole = self.weight(experience.select(chosen))
-        members, time = [groups[i] for i in chosen.tolist()], experience.response_mask.shape[-1]
+        # Read here and not pass by pass: there the processor runs ahead of a GPU.
+        places, ages = chosen.tolist(), experience.age.tolist()
+        members, time = [groups[i] for i in places], experience.response_mask.shape[-1]
+        whole, youngest, seen = self.weight(members), min(ages), list[tuple[Tensor, int]]()
         share = self.passes.share(members, self.policy, self.critic)
         for batch, counts in share.passes(members):
-            part, these = chosen[batch], [members[i] for i in batch]
+            part, these = chosen[onto(torch.tensor(batch), self.device)], [members[i] for i in batch]
             if not counts:
                 self.keep_in_step(these, time, critic_only=critic_only)
                 continue
@@ -290,22 +292,25 @@ class OnlineTrainer:
                 policy_logprobs = weighed(policy_logprobs, minibatch.weights)
                 values = None if values is None else weighed(values, minibatch.weights)
             output = self.algorithm.loss(policy_logprobs, minibatch, values)
-            weight = self.weight(minibatch) / whole
+            weight = self.weight(these) / whole
             (output.loss * weight).backward()
             metrics.add({**output.metrics, "loss": output.loss.detach()}, weight, groups=len(batch) / len(members))
-            young = minibatch.age == youngest
-            if bool(young.any()):
+            young_places = [n for n, i in enumerate(batch) if ages[places[i]] == youngest]
+            if young_places:
+                young = onto(torch.tensor(young_places), self.device)
                 mask = minibatch.response_mask[young]
                 start = minibatch.behaviour_logprobs if minibatch.start_logprobs is None else minibatch.start_logprobs
                 distance = half_squared_log_ratio(
                     sequence_logprobs(policy_logprobs[young], mask), sequence_logprobs(start[young], mask)
                 )
-                moved += distance.item() * int(young.sum())
-                counted += int(young.sum())
+                seen.append((distance, len(young_places)))
         if first and self.one_pass and world().size > 1:
             own = [experience.behaviour_logprobs[chosen[batch]] for batch in share.batches]
             experience.behaviour_logprobs[chosen] = share.gathered(own)
-        distance_moved, groups_moved = world().totals(moved, counted)
+        young_groups = [count for _, count in seen]
+        read = numbers([distance for distance, _ in seen])
+        moved = sum(distance * count for distance, count in zip(read, young_groups, strict=True))
+        distance_moved, groups_moved = world().totals(moved, sum(young_groups))
         return distance_moved / max(groups_moved, 1)
 
     def keep_in_step(self, groups: Sequence[GroupTokens], time: int, *, critic_only: bool) -> None:
@@ -315,11 +320,11 @@ class OnlineTrainer:
             results.append(self.passes.one_of_values(self.critic, groups, time))
         (torch.stack([result.sum().double() for result in results]).sum() * 0.0).backward()
 
-    def weight(self, experience: Experience) -> float:
-        """How much of a minibatch this part is, in the unit that the algorithm's loss averages over."""
+    def weight(self, groups: Sequence[GroupTokens]) -> float:
+        """How much of a minibatch these groups are, in the unit that the algorithm's loss averages over."""
         if self.algorithm.averages_over == "tokens":
-            return float(experience.response_mask.sum())
-        return float(experience.groups)
+            return float(sum(len(response) for group in groups for response in group.responses))
+        return float(len(groups))
 
     @property
     def one_pass(self) -> bool:

@@ -27,6 +27,12 @@ class OnlineConfig(OptimiserConfig):
     micro_batch_tokens: int | None = Field(
         None, gt=0, description="Tokens per forward pass, groups being whole; null: 2048 on a CPU, 16384 elsewhere."
     )
+    sampling_prompts: int | None = Field(
+        None,
+        gt=0,
+        description="Prompts sampled together at most by the learner itself, each K times; null: all of a step. Their keys and "
+        "values are in memory together.",
+    )
     layout: LayoutChoice = Field(
         "auto", description="Rows of the passes: shared, split or padded; auto: the first that is right for the model."
     )

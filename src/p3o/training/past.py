@@ -35,6 +35,10 @@ class PastCopy:
         self._policy, self._copy = policy, frozen_copy(policy)
         # The same weights in other modules: a pass for log-probs hooks the head, which the sampling thread may be using.
         self._for_passes = frozen_copy(self._copy)
+        # Nothing learns here, but autocast keeps its casts only of weights that could (p3o.models.precision.casting_once).
+        learned = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        for name, parameter in self._copy.named_parameters():
+            parameter.requires_grad_(name in learned)
 
     def remember(self) -> None:
         """As ``Past``."""

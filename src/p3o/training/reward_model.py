@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from p3o.distributed.sharding import is_sharded
 from p3o.distributed.shares import passes
 from p3o.distributed.world import world
 from p3o.feedback.reward_model import RewardModel
+from p3o.functional.devices import numbers
 from p3o.functional.preference import bradley_terry_loss
 from p3o.models.probe import LayoutChoice
 from p3o.training.checkpoint import State
@@ -72,17 +74,19 @@ class RewardTrainer:
     def step(self) -> dict[str, int | float]:
         """One update. Returns the Bradley–Terry loss and the share of pairs that were ranked as labelled before it."""
         batch = [self.encoded[i] for i in self.order.next().tolist()]
-        own_loss, own_accuracy = 0.0, 0.0
-        for numbers, counts in own_passes(self.reward_model, batch, self.config.micro_batch_size):
-            pairs = [batch[number] for number in numbers]
+        seen: list[Tensor] = []
+        shares: list[float] = []
+        for chosen, counts in own_passes(self.reward_model, batch, self.config.micro_batch_size):
+            pairs = [batch[number] for number in chosen]
             # Chosen and rejected in one pass: whatever rounding does to a score, it does to both.
             scores = self.reward_model.forward_groups(pairs).view(-1, 2)
             output = bradley_terry_loss(scores[:, 0], scores[:, 1])
             share = counts * len(pairs) / len(batch)
             (output.loss * share).backward()
-            own_loss += output.loss.item() * share
-            own_accuracy += output.metrics["accuracy"].item() * share
-        loss, accuracy = world().totals(own_loss, own_accuracy)
+            seen += [output.loss, output.metrics["accuracy"]]
+            shares += [share, share]
+        read = [number * share for number, share in zip(numbers(seen), shares, strict=True)]
+        loss, accuracy = world().totals(sum(read[::2]), sum(read[1::2]))
         learned = self.optimisation.update(lambda: f" in step {self.done + 1} (loss {loss})")
         self.optimisation.advance_schedule()
         self.done += 1
@@ -129,11 +133,11 @@ def ranking_outcomes(reward_model: RewardModel, pairs: Sequence[tuple[str, str, 
     for places, counts in own_passes(
         reward_model, [encoded[number] for number in order], max(1, reward_model.batch_size // 2)
     ):
-        numbers = [order[place] for place in places]
-        scores = reward_model.forward_groups([encoded[number] for number in numbers])
+        chosen = [order[place] for place in places]
+        scores = reward_model.forward_groups([encoded[number] for number in chosen])
         better, worse = scores.view(-1, 2).unbind(-1)
         if counts:
-            outcomes[numbers] = ((better > worse).double() + 0.5 * (better == worse).double()).cpu()
+            outcomes[chosen] = ((better > worse).double() + 0.5 * (better == worse).double()).cpu()
     return [float(outcome) for outcome in world().sum_(outcomes)]
 
 

@@ -126,18 +126,26 @@ class LocalSampler:
         return lambda: {"groups": mine, **vars(self._write(taken, share, rows))}
 
     def _write(self, policy: nn.Module, prompts: PromptBatch, uniforms: Tensor) -> ResponseBatch:
-        return sample_responses(
-            policy,
-            prompts,
-            responses_per_prompt=self.config.responses_per_prompt,
-            max_new_tokens=self.config.max_new_tokens,
-            eos_id=end_ids(policy, self.tokenizer),
-            pad_id=pad_id(self.tokenizer),
-            temperature=self.config.temperature,
-            uniforms=uniforms,
-            stop=self.config.stop,
-            tokenizer=self.tokenizer,
-        )
+        """As many prompts at a time as the configuration allows; the random numbers are the row's, whatever is beside it."""
+        groups, responses = prompts.tokens.shape[0], self.config.responses_per_prompt
+        most = self.config.sampling_prompts or groups
+        parts = []
+        for start in range(0, groups, most):
+            end = min(start + most, groups)
+            written = sample_responses(
+                policy,
+                PromptBatch(prompts.tokens[start:end], prompts.mask[start:end]),
+                responses_per_prompt=responses,
+                max_new_tokens=self.config.max_new_tokens,
+                eos_id=end_ids(policy, self.tokenizer),
+                pad_id=pad_id(self.tokenizer),
+                temperature=self.config.temperature,
+                uniforms=uniforms[start * responses : end * responses],
+                stop=self.config.stop,
+                tokenizer=self.tokenizer,
+            )
+            parts.append({"groups": range(start, end), **vars(written)})
+        return _in_place(parts, pad_id(self.tokenizer))
 
     def collect(self, part: Part) -> ResponseBatch:
         """The responses of all processes."""
@@ -161,7 +169,7 @@ class LocalSampler:
 
 
 def _in_place(parts: Sequence[dict[str, Any]], fill: int) -> ResponseBatch:
-    """The responses of all processes, each group where its prompt is, padded to the longest."""
+    """Responses of different prompts, each group where its prompt is, padded to the longest."""
     order = torch.tensor([group for part in parts for group in part["groups"]]).argsort()
     written = [ResponseBatch(part["tokens"], part["mask"], part["ended"]) for part in parts]
     found = joined_responses(written, fill)

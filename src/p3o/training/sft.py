@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from p3o.distributed.sharding import is_sharded
 from p3o.distributed.shares import passes
 from p3o.distributed.world import world
+from p3o.functional.devices import numbers
 from p3o.models.layouts import Layout, Padded
 from p3o.models.probe import choose_layout
 from p3o.models.tokens import GroupTokens
@@ -86,7 +87,7 @@ class SFTTrainer:
     def step(self) -> dict[str, int | float]:
         """One update. Returns {"loss": nats per completion token}, or that it was skipped."""
         batch = [self.rows[i] for i in self.order.next().tolist()]
-        completion_tokens, own = sum(len(completion) for _, completion in batch), 0.0
+        completion_tokens, losses = sum(len(completion) for _, completion in batch), list[Tensor]()
         for chosen, counts in own_passes(self.model, batch, self.config.micro_batch_size):
             rows = [batch[i] for i in chosen]
             logprobs = completion_logprobs(self.model, rows, fill=self.fill, layout=self.layout)
@@ -95,8 +96,8 @@ class SFTTrainer:
             if not counts:
                 loss = loss * 0.0
             loss.backward()
-            own += loss.item()
-        (total,) = world().totals(own)
+            losses.append(loss)
+        (total,) = world().totals(sum(numbers(losses)))
         learned = self.optimisation.update(lambda: f" in step {self.done + 1} (loss {total})")
         self.optimisation.advance_schedule()
         self.done += 1
@@ -125,12 +126,12 @@ def completion_loss(
 
     Each process makes its share of the passes, and all get the mean over all rows.
     """
-    own = 0.0
+    own = []
     for chosen, counts in own_passes(model, rows, batch_size):
         logprobs = completion_logprobs(model, [rows[i] for i in chosen], fill=fill, layout=layout)
         if counts:
-            own -= logprobs.sum().item()
-    (total,) = world().totals(own)
+            own.append(-logprobs.sum())
+    (total,) = world().totals(sum(numbers(own)))
     return total / sum(len(completion) for _, completion in rows)
 
 
