@@ -131,7 +131,10 @@ def _assemble(
     )
     held = held_out_prompts([prompt for prompt, _ in demonstrations], wanted, order=queue)
     if wanted and not held:
-        progress.print("data.demonstrations: none is held out for the loss, as every prompt has too many of them")
+        progress.print(
+            f"data.demonstrations: none is held out for the loss; at most {wanted} of the {len(demonstrations)} would be, "
+            "and every prompt has more than that"
+        )
     conversations: dict[str, tuple[Message, ...]] = {}
     for row in chain.from_iterable(rows.values()):
         if row.messages is not None:

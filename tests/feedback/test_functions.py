@@ -42,6 +42,10 @@ def test_loads_from_the_current_directory(here: Path) -> None:
         ("reward_b:length", "no module 'reward_b' in"),
         ("reward_b:length", "did you mean 'rewards_b'?"),
         ("zzz:length", "put zzz.py into the current directory"),
+        (
+            "zzz.rewards_b:length",
+            "start p3o in the folder that has zzz/rewards_b.py, or name that folder in PYTHONPATH",
+        ),
         ("rewards_b:lenght", "no function 'lenght'; did you mean 'length'?"),
         ("rewards_b:xyz", "no function 'xyz'; define it in"),
         ("rewards_b:NUMBER", "'NUMBER' is a value of type int, not a function"),

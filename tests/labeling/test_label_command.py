@@ -58,6 +58,16 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
     ]
 
 
+def test_two_functions_of_a_package_are_two_judges(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each labels every pair, under the whole name that was typed."""
+    (here / "judges_of_ours").mkdir()
+    (here / "right_judge.py").rename(here / "judges_of_ours" / "first.py")
+    (here / "judges_of_ours" / "second.py").write_text((here / "judges_of_ours" / "first.py").read_text())
+    for name in ("judges_of_ours.first:right", "judges_of_ours.second:right"):
+        assert cli.main(["label", "--pairs", "pairs.jsonl", "--judge", name]) == 0
+        assert f"{name}: 4 pairs labelled, 0 without a valid answer\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

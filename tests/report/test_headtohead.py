@@ -112,6 +112,16 @@ def test_a_price_on_kl_is_taken_off_both() -> None:
     assert price_table(run_of(responses=rows[:4]), page_palette(["ppo"])) is None
 
 
+def test_every_table_calls_the_reward_by_one_name() -> None:
+    """The proxy, on a page without a gold reward; its key in the files is `reward`."""
+    rows = [response(name, i, 1.0, 1.0) for name in ("ppo", "p3o_v2") for i in range(4)]
+    data = run_of(responses=rows, comparisons=[compared("ppo", "p3o_v2", 0.5, by="reward")])
+    section = head_to_head_section(data, page_palette(["ppo", "p3o_v2"]))
+    headings = [block.heading for block in section.blocks if isinstance(block, TableBlock)]
+    assert len(headings) >= 2
+    assert all("proxy reward" in heading for heading in headings), headings
+
+
 def test_calibration_counts_agreement_and_whether_length_fools() -> None:
     rows = []
     for i in range(10):

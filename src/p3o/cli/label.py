@@ -75,7 +75,8 @@ def serve(
         ),
     ] = None,
     judge_name: Annotated[
-        str | None, typer.Option("--judge-name", metavar="NAME", help="Its name in the store.")
+        str | None,
+        typer.Option("--judge-name", metavar="NAME", help="Its name in the store; at first its file's or function's."),
     ] = None,
     tie_margin: Annotated[
         float,
@@ -107,7 +108,7 @@ def serve(
     }
     opened.change_settings(**{name: value for name, value in wanted.items() if value is not None})
     if judge is not None:
-        _judge(opened, judge, judge_name or Path(judge).stem, tie_margin, store.parent)
+        _judge(opened, judge, judge_name or _name_of(judge), tie_margin, store.parent)
         return
     _serve_page(opened, annotators.split(","), host=host, port=port, new_links=new_links)
 
@@ -220,13 +221,22 @@ def _judge(store: "Store", spec: str, name: str, tie_margin: float, folder: Path
     typer.echo(f"{name}: {_count(labelled, 'pair')} labelled, {waiting - labelled} without a valid answer")
 
 
+def _is_file(spec: str) -> bool:
+    return Path(spec).suffix in (".yaml", ".yml")
+
+
+def _name_of(spec: str) -> str:
+    """What the store calls a judge: its file without folder and ending, or the whole name of its function."""
+    return Path(spec).stem if _is_file(spec) else spec
+
+
 def load_judge(spec: str, folder: Path) -> "Judge":
     """The judge that --judge names: a comparison function, asked in both orders, or a YAML file of a judge's settings.
 
     Args:
         folder: of the store; a judge that is asked in words keeps its answers there.
     """
-    if Path(spec).suffix in (".yaml", ".yml"):
+    if _is_file(spec):
         from p3o.config_loading import load_config
         from p3o.feedback.judge import ANSWERS_FILE, JudgeConfig, open_judge
 

@@ -182,12 +182,18 @@ def _import(module_name: str, asked_for: str) -> ModuleType:
         if missing is None:
             problem = f"the module fails on import: {_summary(error)}; mend it and run again"
         elif f"{module_name}.".startswith(f"{missing}."):
-            files = [path.stem for path in Path(here).glob("*.py")]
-            advice = did_you_mean(module_name, files) or f"put {missing}.py into the current directory"
-            problem = f"no module {missing!r} in {here} or installed; {advice}"
+            problem = f"no module {missing!r} in {here} or installed; {_place_advice(module_name, here)}"
         else:
             problem = f"the module needs {missing!r}, which is not installed; install it"
         raise P3OError(f"{asked_for}: {problem}") from error
+
+
+def _place_advice(module_name: str, here: str) -> str:
+    if "." in module_name:
+        file = Path(*module_name.split(".")).with_suffix(".py")
+        return f"start p3o in the folder that has {file}, or name that folder in PYTHONPATH"
+    files = [path.stem for path in Path(here).glob("*.py")]
+    return did_you_mean(module_name, files) or f"put {module_name}.py into the current directory"
 
 
 def _summary(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def head_to_head_section(data: RunData, palette: Palette) -> Section:
         if ranked := ranking(data, found):
             blocks.append(TableBlock(ranking_table(data, ranked, palette), f"{name}: Bradley–Terry ranking"))
     if adjusted := price_table(data, palette):
-        blocks.append(TableBlock(adjusted, f"By {judge(data)} reward, when a nat of KL has a price"))
+        blocks.append(TableBlock(adjusted, f"By {_reward_name(judge(data))} reward, when a nat of KL has a price"))
     return Section("headtohead", title, intro, blocks)
 
 
@@ -180,9 +180,14 @@ def _criteria(data: RunData) -> dict[str, list[Comparison]]:
     return found
 
 
+def _reward_name(by: str) -> str:
+    """What the page calls the reward that training maximises, or the gold one."""
+    return "proxy" if by == "reward" else by
+
+
 def _criterion(c: Comparison) -> str:
     if c.judge is None:
-        return f"Judged by {'proxy' if c.by == 'reward' else c.by} reward"
+        return f"Judged by {_reward_name(c.by)} reward"
     served = f", answered by {', '.join(c.served_by)}" if c.served_by else ""
     return f"Judged by {c.judge}{served}{f', {c.date}' if c.date else ''}"
 

@@ -53,7 +53,8 @@ _CURVES = (
 )
 _TESTS = {
     "pairs": "Held-out pairs",
-    "prompts": "Of so many prompts",
+    "prompts": "Different prompts in them",
+    "accuracy_labels": "Ranked as labelled",
     "accuracy_gold": "Agrees with the gold order",
     "accuracy_cross_prompt": "Prefers an answer to this prompt",
 }
