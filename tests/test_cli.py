@@ -127,7 +127,8 @@ def test_single_stages_go_on_in_the_folder(pipeline: StubPipeline, capsys: pytes
 def test_a_report_needs_a_run(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report"]) == 2
     assert (
-        capsys.readouterr().err == "error: name a run: p3o report runs/NAME; several make one page that compares them\n"
+        capsys.readouterr().err == "error: name a run: p3o report runs/NAME; several runs make one page that "
+        "compares them\n"
     )
 
 
@@ -135,8 +136,9 @@ def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsy
     assert cli.main(["rl"]) == 2
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: give --name of a run that is there, or --config FILE or --model MODEL for a new one",
-        "error: runs/none: no run there (no run.json); check --name and --output, or begin one with --model or --config",
+        "error: give --name of an existing run, or --config FILE or --model MODEL for a new one",
+        "error: runs/none: no run there (no run.json); check --name and --output, or begin one with --model or "
+        "--config",
     ]
 
 
@@ -246,8 +248,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
             2,
             "of memory. Tried to; lower rl.training.micro_batch_t",
         ),
-        (KeyError("oops"), 1, "KeyError: 'oops'\nerror: this is a mistake in p3o; please report it"),
-        (OSError(5, "Input/output error"), 1, "Input/output error\nerror: this is a mistake in p3o"),
+        (KeyError("oops"), 1, "KeyError: 'oops'\nerror: this is a bug in p3o; please report it"),
+        (OSError(5, "Input/output error"), 1, "Input/output error\nerror: this is a bug in p3o"),
     ],
 )
 def test_exit_codes(

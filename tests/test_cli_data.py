@@ -75,7 +75,7 @@ def test_inspect_without_a_model_and_with_fewer_dropped_rows(
         "dropped: 3 empty\n  rows.jsonl:2: 'chosen' is only white space; fill it in or remove the row\n  and 2 more\n"
         in out
     )
-    assert "tokens: not counted; name a tokenizer with --model" in out
+    assert "tokens: not counted; name the model with --model" in out
 
 
 def test_inspect_all_sources_of_a_configuration(
@@ -109,7 +109,7 @@ def test_a_source_without_a_usable_row_is_an_error_after_a_short_list(
         "dropped: 8 empty",
         *(f"  rows.jsonl:{line}: {problem}" for line in range(1, shown + 1)),
         f"  and {8 - shown} more",
-        "tokens: not counted; name a tokenizer with --model",
+        "tokens: not counted; name the model with --model",
     ]
     first = f"; the first: rows.jsonl:1: {problem}" if shown else ""
     assert err == f"error: rows.jsonl: all 8 rows were dropped (8 empty){first}\n"
@@ -141,12 +141,12 @@ def test_prepare_writes_files_that_are_read_back(rows: Callable[..., None], caps
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["inspect"], "give a SOURCE or --config FILE, one of the two"),
+        (["inspect"], "give either a SOURCE or --config FILE"),
         (["inspect", "nowhere.jsonl"], "nowhere.jsonl: cannot be read: no such file"),
         (["inspect", "rows.jsonl", "--as", "pairs"], "--as pairs: known are prompts, demonstrations, preferences"),
         (["inspect", "rows.jsonl", "--as", "prompt"], "--as prompt: did you mean 'prompts'?"),
         (["inspect", "rows.jsonl", "--adapter", "hhh"], "rows.jsonl: unknown adapter 'hhh'; did you mean 'hh'?"),
-        (["inspect", "rows.jsonl", "--column", "prompt"], "--column prompt: not of the form OURS=THEIRS"),
+        (["inspect", "rows.jsonl", "--column", "prompt"], "--column prompt: must have the form OURS=THEIRS"),
         (["inspect", "hub:a/b"], "hub:a/b: cannot be read: it is not in the local cache"),
         (["prepare", "rows.jsonl", "--output", "out", "--bad-rows", "drop"], "--bad-rows drop: must be stop or skip"),
     ],

@@ -46,7 +46,8 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 RL = (
-    "rl --model model --prompts prompts.jsonl --reward-function rewards_of_the_doors:brief --steps 2 --prompts-per-step 2 "
+    "rl --model model --prompts prompts.jsonl --reward-function rewards_of_the_doors:brief --steps 2 "
+    "--prompts-per-step 2 "
     "--max-new-tokens 8 --learning-rate 1e-3 --set evaluation.every=1"
 )
 
@@ -190,7 +191,8 @@ def test_a_dry_run_counts_processes(capsys: pytest.CaptureFixture[str], monkeypa
     asked = [*RL.split(), "--dry-run", "--json", "dry.json", "--set", "parallel.processes=2"]
     assert main(asked) == 0
     assert (
-        "rl: each of 2 processes holds the whole models; on one host that is 2 times as much" in capsys.readouterr().out
+        "rl: each of the 2 processes holds complete copies of the models; if all run on one host, it needs 2 times this memory"
+        in capsys.readouterr().out
     )
     [whole] = json.loads(Path("dry.json").read_text())["outlooks"]
     assert main([*asked, "--set", "parallel.mode=fsdp"]) == 0
@@ -200,7 +202,7 @@ def test_a_dry_run_counts_processes(capsys: pytest.CaptureFixture[str], monkeypa
     assert 2 * shared["estimate"]["weight_bytes"] == pytest.approx(whole["estimate"]["weight_bytes"], rel=0.05)
     assert shared["estimate"]["gathered_bytes"] > 0 == whole["estimate"]["gathered_bytes"]
     assert shared["estimate"]["tokens"] == whole["estimate"]["tokens"]
-    assert "rl: each of 2 processes holds" in shown
+    assert "rl: each of the 2 processes holds" in shown
     assert "of shards (1/2 of weights, gradients and moments)" in shown
     Path("dry.json").unlink()
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -356,8 +358,9 @@ CANNOT_START = {
     "--set rl.training.max_new_tokens=120": "pass the model's limit of 128",
 }
 INSIDE = {
-    "--set model=runs/i/rl/p3o_v2": "model: {place}/runs/i/rl/p3o_v2 lies in the folder that --overwrite empties",
-    "--set data.heldout_prompts=runs/i/mine.jsonl": "runs/i/mine.jsonl lies in the folder that --overwrite empties",
+    "--set model=runs/i/rl/p3o_v2": "model: {place}/runs/i/rl/p3o_v2 is inside the folder that --overwrite would empty",
+    "--set data.heldout_prompts=runs/i/mine.jsonl": "runs/i/mine.jsonl is inside the folder that --overwrite "
+    "would empty",
 }
 
 
@@ -377,7 +380,7 @@ def test_a_run_that_cannot_start_replaces_nothing(
     assert main(_words("rl --name i --overwrite --prompts nowhere.jsonl")) == 2
     assert contents(kept) == before, "nor its settings and its status"
     assert main([*_words(RUN), "--set", "model=runs/i/rl/p3o_v2", "--dry-run"]) == 2
-    assert "lies in the folder that --overwrite empties" in capsys.readouterr().err
+    assert "is inside the folder that --overwrite would empty" in capsys.readouterr().err
     assert main([*_words(RUN), "--seed", "3"]) == 0
     assert not (kept / "mine.jsonl").exists()
     assert yaml.safe_load((kept / "config.yaml").read_text())["seed"] == 3

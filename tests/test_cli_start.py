@@ -128,7 +128,7 @@ def test_a_device_without_float64_is_passed_over_and_doctor_says_so(
             choose_device(name)
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^mps +there, and not used: it has no float64", shown, re.MULTILINE)
+    assert re.search(r"^mps +found but not used: it has no float64", shown, re.MULTILINE)
     assert re.search(r"^device +cpu \(device: auto\)", shown, re.MULTILINE)
 
 

@@ -22,7 +22,7 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(
-        min_length=1, description="A .jsonl, .csv, .tsv or .parquet file, a folder of such, or hub:OWNER/NAME."
+        min_length=1, description="A .jsonl, .csv, .tsv or .parquet file, a folder of such files, or hub:OWNER/NAME."
     )
     name: str | None = Field(None, description="Configuration of a data set that has several.")
     data_dir: str | None = Field(None, description="Folder inside a data set, such as helpful-base.")

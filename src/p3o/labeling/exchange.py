@@ -32,7 +32,7 @@ class Exported:
 
     Attributes:
         preferences: rows of prompt/chosen/rejected.
-        ties: rows of the other file: ties, and pairs of which both are bad.
+        ties: rows of the other file: ties, pairs with two bad responses included.
         skipped, gold: labels that are in neither file.
         instructions: rows of SHA-256 and text of what annotators were told, oldest first, each text once.
     """

@@ -16,7 +16,7 @@ class OnlineConfig(OptimiserConfig):
     critic_warmup_steps: int = Field(
         0, ge=0, description="Steps, with samples of their own, in which only the critic learns."
     )
-    steps: int = Field(100, gt=0, description="Batches of prompts to sample and learn from.")
+    steps: int = Field(100, gt=0, description="Number of RL steps; each samples a batch of prompts and learns from it.")
     prompts_per_step: int = Field(16, gt=0, description="Prompts (groups) sampled per step.")
     responses_per_prompt: int = Field(2, ge=2, description="K, responses sampled per prompt.")
     epochs: int = Field(2, gt=0, description="Passes over the buffer per step.")
@@ -30,7 +30,8 @@ class OnlineConfig(OptimiserConfig):
     sampling_prompts: int | None = Field(
         None,
         gt=0,
-        description="Prompts sampled together at most by the learner itself, each K times; null: all of a step. Their keys and "
+        description="Prompts sampled together at most by the learner itself, each K times; null: all of a step. "
+        "Their keys and "
         "values are in memory together.",
     )
     layout: LayoutChoice = Field(
@@ -40,7 +41,8 @@ class OnlineConfig(OptimiserConfig):
     max_staleness: int = Field(
         0,
         ge=0,
-        description="Sample so many steps ahead, while earlier ones train, by the policy as it is then; 0: sample, then train.",
+        description="Sample so many steps ahead, while earlier ones train, by the policy as it is then; 0: "
+        "sample, then train.",
     )
     stale_ratio: Literal["sampler", "arrival"] = Field(
         "sampler",
