@@ -145,7 +145,7 @@ def test_rl_then_evaluation_with_tensorboard_beside_metrics() -> None:
     assert figures["rl/p3o_v2"]["step"] == 2
     card = Path("runs/c/rl/p3o_v2/README.md").read_text()
     assert front_matter(Path("runs/c/rl/p3o_v2"))["tags"] == ["p3o", "rlhf", "p3o_v2", "arxiv:2310.00212"]
-    assert "wins against the start by the reward" in card
+    assert "win rate against the starting model by the reward" in card
     recipe = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
     assert recipe["rl"]["training"]["steps"] == 2
     assert recipe["rl"]["runs"]["p3o_v2"]["algorithm"] == "p3o_v2"

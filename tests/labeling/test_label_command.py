@@ -72,7 +72,7 @@ def test_two_functions_of_a_package_are_two_judges(here: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--store", "none.db"], "none.db: no such store; check --store, or make one with p3o label --pairs FILE"),
+        (["--store", "none.db"], "none.db: no such store; check --store, or create one with p3o label --pairs FILE"),
         (["--pairs", "none.jsonl"], "none.jsonl: cannot be read: no such file or folder"),
         (["--pairs", "pairs.jsonl", "--judge", "right_judge:wrong"], "the module has no function 'wrong'"),
         (
@@ -91,7 +91,7 @@ def test_two_functions_of_a_package_are_two_judges(here: Path, capsys: pytest.Ca
         (["--pairs", "pairs.jsonl", "--overlap", "0"], "should be greater than or equal to 1"),
         (["export", "out.jsonl"], "labels.db: no such store"),
         (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': write LABEL=a"),
-        (["status", "--database-url", "mysql+nothing://x"], "no such kind of database"),
+        (["status", "--database-url", "mysql+nothing://x"], "this kind of database is not supported"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(
