@@ -76,7 +76,7 @@ def test_run_makes_the_folder_and_calls_the_pipeline(
 
 def test_the_last_line_says_what_to_look_at(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rl", "--config", "config.yaml", "--name", "a"]) == 0
-    assert capsys.readouterr().out == "written to runs/a; p3o report runs/a draws it\n"
+    assert capsys.readouterr().out == "written to runs/a; for a report, run: p3o report runs/a\n"
     Path("runs/a/report.html").write_text("")
     assert cli.main(["report", "--name", "a"]) == 0
     assert capsys.readouterr().out == "written to runs/a; open runs/a/report.html\n"
@@ -198,7 +198,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["run"], "error: give --config FILE, or --model MODEL and the files of the data, or --resume"),
+        (["run"], "error: give --config FILE, or --model MODEL and the data files, or --resume"),
         (["run", "--config"], "error: Option '--config' requires an argument"),
         (["run", "--confg", "x"], "error: No such option: --confg"),
         (["rnu"], "error: No such command 'rnu'"),
@@ -211,7 +211,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--config", "config.yaml", "--set", "sed=1"],
             "error: --set sed=1: unknown key 'sed'; did you mean 'seed'?",
         ),
-        (["run", "--config", "config.yaml", "--set", "seed"], "error: --set seed: not of the form key=value"),
+        (["run", "--config", "config.yaml", "--set", "seed"], "error: --set seed: must have the form key=value"),
         (["run", "--config", "config.yaml", "--name", "../x"], "error: --name '../x': not a run's name"),
         (
             ["run", "--config", "config.yaml", "--output", "config.yaml"],

@@ -74,7 +74,7 @@ def open_for_reading(path: Path) -> Iterator[IO[bytes]]:
         P3OError: if it is missing, a folder or unreadable.
     """
     if not path_is_possible(path):
-        raise P3OError(f"{str(path)!r}: not a possible path; it holds characters that no file name can hold")
+        raise P3OError(f"{str(path)!r}: not a valid path; it contains characters that no file name can have")
     with plain_os_errors(path, "read"), path.open("rb") as file:
         yield file
 

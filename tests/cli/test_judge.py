@@ -94,7 +94,7 @@ def test_failures_are_told_and_asked_again(tmp_path: Path, capsys: pytest.Captur
     with server(behave) as (url, log):
         assert ask(run, url, "--pair", "p3o_v2:ppo", "--set", "attempts=2") == 0
         assert "1 pairs without a verdict: the answer chose neither" in (told := capsys.readouterr().out)
-        assert "1 pairs without a verdict: no answer came" in told
+        assert "1 pairs without a verdict: no answer arrived" in told
         assert [line["outcome"] for line in rows_of(run / "judgements.jsonl")].count("failed") == 1
         broken, before = False, len(log.requests)
         assert ask(run, url, "--pair", "p3o_v2:ppo", "--set", "attempts=2") == 0
@@ -188,7 +188,7 @@ def test_the_report_reads_a_run_that_was_judged(
             "empty: there are no responses to judge yet; run `p3o evaluate` on this run first",
         ),
         (["run"], "name a judge"),
-        (["run", "--output", "x"], "leave it out"),
+        (["run", "--output", "x"], "leave --output out"),
         (["run", "--judge", "opnai"], "error: --judge opnai: 'kind' "),
         (["run", "--judge", "openai", "--model", "m", "--max-cost", "-1"], "error: --max-cost -1.0: 'max_cost' "),
         (["run", "--set", "kind=opnai"], "error: --set kind=opnai: 'kind' "),

@@ -220,7 +220,7 @@ def test_a_source_that_makes_no_sense_is_refused(value: Any, told: str) -> None:
 
 
 def test_what_is_said_of_data_sets_is_not_said_of_a_file(write: Write) -> None:
-    with pytest.raises(P3OError, match="is a file, and 'split' is for folders and hub data sets; remove it"):
+    with pytest.raises(P3OError, match="is a file, but 'split' is only for folders and hub data sets; remove it"):
         read_examples(SourceConfig(path=str(write({"prompt": "a"})), split="train"), "prompts")
 
 

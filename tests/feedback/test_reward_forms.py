@@ -224,5 +224,5 @@ def test_a_run_reads_an_encoder_in_pairs_if_it_says_so(
     reward = feedback.scorer()
     assert isinstance(reward, RewardModel)
     assert reward.encode(["b c"], ["d"]) == [tokenizer("b c", "d")["input_ids"]]
-    with pytest.raises(ValidationError, match="form: pair says how a given reward model reads"):
+    with pytest.raises(ValidationError, match="form: pair is only for a given reward model"):
         RunConfig.model_validate({"model": "x", "reward": {"form": "pair"}})

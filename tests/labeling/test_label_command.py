@@ -53,7 +53,7 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
     )
     assert cli.main(["label", "status", "--store", "other.db"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "pairs: 4 of 4 with 1 label, and 0 gold",
+        "pairs: 4 of 4 with 1 label, plus 0 gold",
         "right_judge:right (imported): 4 labels",
         "history: intact, 4 valid labels, 0 withdrawn",
     ]
@@ -90,7 +90,7 @@ def test_two_functions_of_a_package_are_two_judges(here: Path, capsys: pytest.Ca
         ),
         (["--pairs", "pairs.jsonl", "--overlap", "0"], "should be greater than or equal to 1"),
         (["export", "out.jsonl"], "labels.db: no such store"),
-        (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': write LABEL=a"),
+        (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': must be LABEL=a"),
         (["status", "--database-url", "mysql+nothing://x"], "this kind of database is not supported"),
     ],
 )
@@ -115,7 +115,7 @@ def test_the_page_is_served_with_links_that_work_once_printed(here: Path) -> Non
     first = serve([*command, "--pairs", "pairs.jsonl"])
     assert set(first) == {"admin", "ada", "bob"}
     again = serve(command)
-    assert set(again.values()) == {"use the link printed before (--new-links makes a new one)"}
+    assert set(again.values()) == {"use the link printed before "}
     renewed = serve([*command, "--new-links"])
     assert len({*first.values(), *renewed.values()}) == 6
 

@@ -206,7 +206,7 @@ def test_own_prompts_are_sampled_and_labelled(
         ("rl.runs={a: {algorithm: p3o_v2, refit: true}}", "rl.runs.a.refit: the reward is given"),
         (
             "rl.runs={a: {algorithm: ppo, training: {temperature: 0.7}}}",
-            "training: temperature says what a response is",
+            "training: temperature defines what a response is",
         ),
     ],
 )

@@ -133,7 +133,7 @@ def sqlite_url(path: Path) -> URL:
         P3OError: if the path is none, or its folder does not exist.
     """
     if not path_is_possible(path):
-        raise P3OError(f"{str(path)!r}: not a possible path; it holds characters that no file name can hold")
+        raise P3OError(f"{str(path)!r}: not a valid path; it contains characters that no file name can have")
     if not path.parent.is_dir():
         raise P3OError(f"{path.parent}: no such folder; create it first or choose another --store")
     return URL.create("sqlite", database=str(path))

@@ -158,7 +158,8 @@ def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
                 new_items += 1
             elif not one.pair.same_texts(item.prompt, item.response_a, item.response_b):
                 raise P3OError(
-                    f"{one.place}: the store already has a pair with the id {shorten(item.key)} and different texts; nothing was imported"
+                    f"{one.place}: the store already has a pair with the id {shorten(item.key)} and different texts; "
+                    f"nothing was imported"
                 )
             assert item.id is not None
             assert person.id is not None

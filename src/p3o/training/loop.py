@@ -27,11 +27,11 @@ class CheckpointConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    every: int | None = Field(50, gt=0, description="Steps between checkpoints; null: only when it is stopped.")
-    keep: int = Field(2, gt=0, description="How many checkpoints of a training to keep.")
+    every: int | None = Field(50, gt=0, description="Steps between checkpoints; null: only when training is stopped.")
+    keep: int = Field(2, gt=0, description="Number of checkpoints to keep per training.")
     best: bool = Field(
         False,
-        description="Also keep the best model seen at an evaluation (RL: reward − β·KL), in the run's folder best/.",
+        description="Also keep the best model found at an evaluation (RL: by reward − β·KL), in the folder best/ of the run.",
     )
 
 
