@@ -87,7 +87,7 @@ def test_a_run_is_overwritten_only_on_request(pipeline: StubPipeline, capsys: py
     assert cli.main(arguments) == 0
     assert cli.main(arguments) == 2
     assert (
-        "runs/a: exists already and is not empty; choose another --name or pass --overwrite" in capsys.readouterr().err
+        "runs/a: already exists and is not empty; choose another --name or pass --overwrite" in capsys.readouterr().err
     )
     assert cli.main([*arguments, "--overwrite"]) == 0
 
@@ -120,7 +120,7 @@ def test_single_stages_go_on_in_the_folder(pipeline: StubPipeline, capsys: pytes
     written = Path("runs/a/config.yaml").read_text()
     assert cli.main(["rl", "--name", "a", "--set", "seed=6"]) == 2
     assert (status("a"), Path("runs/a/config.yaml").read_text()) == ("complete", written)
-    assert "its stage 'rl' is done already; choose another --name or pass --overwrite" in capsys.readouterr().err
+    assert "its stage 'rl' is already done; choose another --name or pass --overwrite" in capsys.readouterr().err
     assert cli.main(["rl", "--name", "a", "--overwrite"]) == 0
 
 
@@ -137,8 +137,7 @@ def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsy
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: give --name of an existing run, or --config FILE or --model MODEL for a new one",
-        "error: runs/none: no run there (no run.json); check --name and --output, or begin one with --model or "
-        "--config",
+        "error: runs/none: there is no run (no run.json); check --name and --output, or start a new run with --model or --config",
     ]
 
 

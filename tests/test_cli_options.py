@@ -130,7 +130,7 @@ def test_a_stage_asks_only_for_its_own_inputs(runs: list[Any], command: str) -> 
             "error: data.heldout_prompts: name a file or data set of prompts (--heldout-prompts), or",
         ),
         ("rl --prompts p.jsonl", "error: give --name of an existing run, or --config FILE or --model MODEL"),
-        ("rl --name no --steps 3", "error: runs/no: no run there"),
+        ("rl --name no --steps 3", "error: runs/no: there is no run"),
         ("rl --model m --algorithm p4o", "error: --algorithm p4o: 'rl.runs': unknown algorithm 'p4o'; known: p3o_v1"),
         (
             "rl --model m --algorithm ppg --epsilon 1",
@@ -201,7 +201,7 @@ def test_a_resumed_run_keeps_its_settings(runs: list[Any], capsys: pytest.Captur
     assert main(["run", "--name", "a", "--resume", "--seed", "4"]) == 2
     assert capsys.readouterr().err.startswith("error: --resume: seed (3 there, 4 now) differs from runs/a/config.yaml")
     assert main(["rl", "--name", "a", "--resume"]) == 2
-    assert "its stage 'rl' is done already" in capsys.readouterr().err
+    assert "its stage 'rl' is already done" in capsys.readouterr().err
     assert main(["run", "--resume"]) == 2
     assert "--resume: give --name of the run that was stopped" in capsys.readouterr().err
 

@@ -211,7 +211,7 @@ def test_a_dry_run_counts_processes(capsys: pytest.CaptureFixture[str], monkeypa
     assert not Path("dry.json").exists()
     assert "dry run" not in capsys.readouterr().out
     assert main([*asked, "--set", "parallel.processes=4"]) == 2
-    assert "but WORLD_SIZE is 2; make them the same number" in capsys.readouterr().err
+    assert "but WORLD_SIZE is 2; make the two numbers equal" in capsys.readouterr().err
 
 
 def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,12 +235,12 @@ def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.C
     )
     before = Path("runs/e/config.yaml").read_bytes()
     assert main(["sft", "--name", "e", "--dry-run"]) == 0
-    assert "done already; --overwrite does it again" in " ".join(capsys.readouterr().out.split())
+    assert "already done; --overwrite repeats it" in " ".join(capsys.readouterr().out.split())
     command = (
         "rl --name e --prompts-per-step 2 --dry-run --set data.prompts=prompts.jsonl --set data.preferences=pairs.jsonl"
     )
     assert main(command.split()) == 0
-    assert "reward_model is not there yet, run `p3o reward` first" in " ".join(capsys.readouterr().out.split())
+    assert "reward_model does not exist yet, run `p3o reward` first" in " ".join(capsys.readouterr().out.split())
     assert Path("runs/e/config.yaml").read_bytes() == before
 
 
@@ -252,7 +252,7 @@ def test_a_dry_run_counts_pairs_that_are_to_be_sampled(capsys: pytest.CaptureFix
     asked = ["run", *start.split(), "--set", f"sampling={sampling}", "--set", "reward.train.batch_size=5"]
     assert main([*asked, "--set", "rl.training.max_new_tokens=8", "--set", "evaluation.prompts=4"]) == 0
     does = {stage["stage"]: stage for stage in json.loads(Path("dry.json").read_text())["outlooks"]}
-    assert does["sample"]["does"] == "27 pairs at most, labelled (function)"
+    assert does["sample"]["does"] == "at most 27 pairs, labelled (function)"
     assert does["reward"]["does"] == "5 updates on 27 pairs at most"
     tokenizer = build_tokenizer()
     longest = max(len(tokenizer(row["prompt"])["input_ids"]) for row in read_jsonl(Path("prompts.jsonl")))
@@ -261,7 +261,7 @@ def test_a_dry_run_counts_pairs_that_are_to_be_sampled(capsys: pytest.CaptureFix
     command = ["sample", "--model", "model", "--prompts", "prompts.jsonl", "--dry-run", "--set", f"sampling={sampling}"]
     assert main([*command, "--set", "evaluation.prompts=4", "--json", "dry.json"]) == 0
     [stage] = json.loads(Path("dry.json").read_text())["outlooks"]
-    assert stage["does"] == "20 pairs at most, to be labelled with p3o label"
+    assert stage["does"] == "at most 20 pairs, to be labelled with p3o label"
     command = [
         "sample",
         "--set",
@@ -299,7 +299,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest
     assert main(_words("sft --model model --demonstrations broken.jsonl --name f --dry-run")) == 2
     assert capsys.readouterr().err.startswith("error: broken.jsonl:2: no column 'completion'")
     assert main([*RL.split(), "--max-new-tokens", "120", "--dry-run"]) == 2
-    assert "pass the model's limit of 128" in capsys.readouterr().err
+    assert "exceed the model's limit of 128" in capsys.readouterr().err
 
 
 def test_samples_over_the_steps(
@@ -355,7 +355,7 @@ CANNOT_START = {
     "--prompts nowhere.jsonl": "nowhere.jsonl: cannot be read",
     "--reward-function rewards_of_the_doors:breif": "did you mean 'brief'",
     "--set tracking=[wandb] --set tracking_online=true": "tracking_online: HF_HUB_OFFLINE is set",
-    "--set rl.training.max_new_tokens=120": "pass the model's limit of 128",
+    "--set rl.training.max_new_tokens=120": "exceed the model's limit of 128",
 }
 INSIDE = {
     "--set model=runs/i/rl/p3o_v2": "model: {place}/runs/i/rl/p3o_v2 is inside the folder that --overwrite would empty",

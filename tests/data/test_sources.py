@@ -49,7 +49,7 @@ def test_csv_gives_the_same_rows(tmp_path: Path, ending: str, delimiter: str) ->
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "holds no rows; the first line must name the columns"),
+        ("", "has no rows; the first line must name the columns"),
         ("prompt,prompt\na,b\n", ":1: the column 'prompt' appears twice"),
         ("prompt,completion\na,b\nc\n", ":3: has 1 cells but the header has 2"),
         ("prompt,completion\na,b,c\n", ":2: has 3 cells but the header has 2; quote cells that hold commas"),

@@ -218,7 +218,9 @@ def test_bad_weights_are_told_by_both(ranks: list[dict[str, Any]]) -> None:
 
 def test_sigterm_to_one_rank_stops_both_after_the_same_step(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["stopped"] == "Stopped: stopped by SIGTERM after step 1; everything is saved, go on with --resume"
+        assert (
+            rank["stopped"] == "Stopped: stopped by SIGTERM after step 1; everything is saved; continue with --resume"
+        )
         assert rank["resumed at"] == 1
 
 

@@ -129,7 +129,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_e
     assert process.returncode == 0, told
     assert "engine: failure 1 (of 3 allowed)" in told
     assert "engine: attempt 2, 2 workers" in told
-    assert "rl/p3o_v2: going on after step" in told
+    assert "rl/p3o_v2: continuing after step" in told
     assert_equal(long, folder)
 
 
@@ -167,6 +167,6 @@ def test_ctrl_c_on_two_workers_then_resume_on_one_process(base: Path, long: Path
     assert 10 <= steps < STEPS
     result = done(folder, "--resume", "--engine", "local")
     assert result.returncode == 0, result.stderr
-    assert f"rl/p3o_v2: going on after step {steps}" in result.stderr
+    assert f"rl/p3o_v2: continuing after step {steps}" in result.stderr
     assert sum(row["stage"] == "rl" for row in metrics(folder)) == STEPS
     assert_equal(long, folder)

@@ -58,7 +58,7 @@ def test_a_run_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     create(tmp_path)
-    with pytest.raises(P3OError, match="exists already and is not empty; choose another --name or pass --overwrite"):
+    with pytest.raises(P3OError, match="already exists and is not empty; choose another --name or pass --overwrite"):
         create(tmp_path)
     (tmp_path / "first" / "old.txt").write_text("old")
     create(tmp_path, overwrite=True).begin()
@@ -244,8 +244,8 @@ def test_opening_cuts_nothing_off_and_only_our_own_files_are_mended(tmp_path: Pa
     folder = RunFolder.open(tmp_path, "first")
     assert contents(path) == before
     [told] = folder.drop_torn_lines(["metrics.jsonl", "samples.jsonl", "not_there.jsonl"])
-    assert told.startswith(f"{path}/metrics.jsonl: its last line had no end")
-    assert told.endswith("; 19 bytes cut off")
+    assert told.startswith(f"{path}/metrics.jsonl: its last line was incomplete")
+    assert told.endswith("; removed 19 bytes")
     assert read_jsonl(path / "metrics.jsonl") == [{"stage": "sft", "step": 0}]
     assert [name for name, file in contents(path).items() if file != before[name]] == ["metrics.jsonl"]
 
@@ -253,7 +253,7 @@ def test_opening_cuts_nothing_off_and_only_our_own_files_are_mended(tmp_path: Pa
 def test_overwrite_removes_only_runs(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_text("x")
-    with pytest.raises(P3OError, match="not the folder of a run"):
+    with pytest.raises(P3OError, match="not a run folder"):
         create(tmp_path, "photos", overwrite=True)
     assert names(tmp_path / "photos") == ["one.jpg"]
 

@@ -203,7 +203,7 @@ def _look_ahead(work: Work, asked: Asked, json_file: Path | None) -> None:
     path = work.output / work.name
     record = RunFolder.open(work.output, work.name).record if work.is_there else {"seconds": {}}
     if path.exists() and not work.is_there and not asked.overwrite:
-        raise P3OError(f"{path}: exists already; choose another --name or pass --overwrite")
+        raise P3OError(f"{path}: already exists; choose another --name or pass --overwrite")
     if asked.overwrite:
         if not work.is_there:
             require_nothing_of_ours_inside(work, asked)

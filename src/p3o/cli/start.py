@@ -22,7 +22,7 @@ def init(
 ) -> None:
     """Write a configuration with every key explained in a comment; fill in the marked lines."""
     if file.exists() and not overwrite:
-        raise P3OError(f"{file}: exists already; choose another name or pass --overwrite")
+        raise P3OError(f"{file}: already exists; choose another name or pass --overwrite")
     from p3o.cli.template import FILL_IN, configuration_text
     from p3o.files import write_text
 

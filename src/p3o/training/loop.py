@@ -111,8 +111,8 @@ def fit(
             idle = idle + 1 if metrics.get("skipped_updates") and not metrics.get("updates") else 0
             if idle >= MAX_SKIPPED_STEPS:
                 raise NumericalError(
-                    f"{idle} steps in a row had no finite gradient, the last of them step {trainer.done}; lower the learning "
-                    "rate and look at the data"
+                    f"{idle} steps in a row, up to step {trainer.done}, had no finite gradient; lower the "
+                    f"learning rate and check the data"
                 )
             finished = callback is not None and _told(callback, trainer.done, metrics, save)
             # Whichever process was asked, all stop after the same step.
@@ -120,7 +120,7 @@ def fit(
                 save()
                 name = signal.Signals(number).name
                 raise Stopped(
-                    number, f"stopped by {name} after step {trainer.done}; everything is saved, go on with --resume"
+                    number, f"stopped by {name} after step {trainer.done}; everything is saved; continue with --resume"
                 )
             if finished:
                 return

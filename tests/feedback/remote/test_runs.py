@@ -127,7 +127,7 @@ def test_an_evaluation_counts_a_reward_that_did_not_come_like_one_that_is_not_fi
     rows = [row for row in metrics(work, "skips") if row["stage"] == "evaluate"]
     assert [(row["unscored"], row["prompts"]) for row in rows] == [(1, 4)] * len(rows)
     warnings = json.loads((work / "runs" / "skips" / "run.json").read_text())["warnings"]
-    assert any("evaluation at step 0: the reward of 1 responses is not finite, left out: " in text for text in warnings)
+    assert any("evaluation at step 0: left out 1 responses whose reward is not finite: " in text for text in warnings)
 
 
 def test_a_service_that_is_not_there_is_told_before_anything_is_trained(
