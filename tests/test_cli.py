@@ -137,7 +137,8 @@ def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsy
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: give --name of an existing run, or --config FILE or --model MODEL for a new one",
-        "error: runs/none: there is no run (no run.json); check --name and --output, or start a new run with --model or --config",
+        "error: runs/none: there is no run (no run.json); check --name and --output, or start a new run with --model or "
+        "--config",
     ]
 
 

@@ -135,7 +135,7 @@ def test_prepare_writes_files_that_are_read_back(rows: Callable[..., None], caps
     assert out[-1] == "out/data.json: these counts"
     assert main(["data", "inspect", "out/preferences.jsonl"]) == 0
     assert main(arguments) == 2
-    assert "out: exists already" in capsys.readouterr().err
+    assert "out: already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

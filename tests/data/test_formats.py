@@ -133,8 +133,8 @@ def test_equal_answers_are_refused(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "holds no rows"),
-        (b"\n  \n", "holds no rows"),
+        (b"", "has no rows"),
+        (b"\n  \n", "has no rows"),
         (b'\xef\xbb\xbf{"prompt": "p"}', ":1: begins with a byte order mark"),
         ('{"prompt": "p"}'.encode("utf-16"), ":1: begins with a byte order mark"),
         (b'{"prompt": "p"}\n{"prompt": "caf\xe9"}', ":2: not UTF-8 (byte 0xe9 at position 16)"),

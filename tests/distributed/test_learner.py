@@ -231,5 +231,5 @@ def test_a_mistake_on_one_rank_ends_both(ranks: list[dict[str, Any]]) -> None:
 
 def test_a_rank_that_has_gone_is_noticed(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["left alone"].startswith(
-        "LostProcessError: another process of this training has gone, or has not answered"
+        "LostProcessError: another process of this training has stopped, or did not respond"
     )

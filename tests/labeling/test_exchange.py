@@ -273,7 +273,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     for name, content, told in (
         ("a.json", "[", "not a JSON list"),
         ("b.jsonl", "{", r"b\.jsonl:1: not a complete JSON object"),
-        ("c.jsonl", "", "holds no rows"),
+        ("c.jsonl", "", "has no rows"),
         ("d.parquet", "x", "is no parquet file"),
         ("e.json", '[{"data": 1, "annotations": []}]', "no 'data' object"),
     ):

@@ -77,7 +77,7 @@ def test_two_functions_of_a_package_are_two_judges(here: Path, capsys: pytest.Ca
         (["--pairs", "pairs.jsonl", "--judge", "right_judge:wrong"], "the module has no function 'wrong'"),
         (
             ["--pairs", "pairs.jsonl", "--host", "no.such.host.invalid"],
-            "no.such.host.invalid:8765: cannot be listened on",
+            "no.such.host.invalid:8765: cannot listen on this address",
         ),
         (
             ["--pairs", "pairs.jsonl", "--instructions", "none.md"],

@@ -113,7 +113,7 @@ def test_two_workers_of_a_whole_run_do_what_one_process_does(tmp_path: Path, clu
         "rl online_dpo",
         "rl ppo",
     ]
-    assert all(line.endswith("2 processes, each with the whole models") for line in told[1:])
+    assert all(line.endswith("2 processes, each with complete models") for line in told[1:])
     assert_equal(one, folder)
     assert not (folder / ".ray").exists()
 
@@ -143,7 +143,7 @@ def test_when_no_failure_is_allowed_the_run_says_how_to_go_on(base: Path, cluste
     assert process.returncode == 2, told
     last = told.splitlines()[-1]
     assert last.startswith("error: engine: workers were lost 1 times, more than engine.max_failures = 0")
-    assert last.endswith("go on from the last checkpoint with --resume")
+    assert last.endswith("continue from the last checkpoint with --resume")
 
 
 @pytest.mark.usefixtures("interruptible")

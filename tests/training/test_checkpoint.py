@@ -113,7 +113,7 @@ def test_damage_is_named_and_the_checkpoint_before_it_is_used(
     assert state["step"] == 10
     assert len(warnings) == 1
     assert name in warnings[0]
-    assert "going on from 10" in warnings[0]
+    assert "continuing from 10" in warnings[0]
 
 
 def test_when_all_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> None:

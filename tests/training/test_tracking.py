@@ -285,7 +285,7 @@ def test_open_goes_on_where_a_run_stopped(tmp_path: Path) -> None:
         folder.metrics({"stage": "rl", "step": 1})
     assert [row["stage"] for row in read_jsonl(folder.path / "metrics.jsonl")] == ["sft", "reward", "reward_test", "rl"]
     with (
-        pytest.raises(P3OError, match="stage 'reward' is done already"),
+        pytest.raises(P3OError, match="stage 'reward' is already done"),
         RunFolder.open(tmp_path, "first").stage("reward"),
     ):
         pass
@@ -296,7 +296,7 @@ def test_open_goes_on_where_a_run_stopped(tmp_path: Path) -> None:
 
 def test_open_tells_the_nearest_run(tmp_path: Path) -> None:
     create(tmp_path, "smollm2")
-    with pytest.raises(P3OError, match=r"no run there .* did you mean 'smollm2'"):
+    with pytest.raises(P3OError, match=r"there is no run .* did you mean 'smollm2'"):
         RunFolder.open(tmp_path, "smolm2")
     for content in ("", "[]", '{"seconds": 3}', "\udcff"):
         (tmp_path / "smollm2" / "run.json").write_bytes(content.encode(errors="surrogateescape"))

@@ -86,7 +86,7 @@ def unheeded(model: nn.Module, settings: LoraSettings) -> str | None:
         differing.append(f"{len(adapted)} adapted layers, not the {len(wanted)} of lora.target_modules")
     if not differing:
         return None
-    return f"it is an adapter already, and that goes on being trained: {'; '.join(differing)}"
+    return f"it is already an adapter, whose training continues with its own settings: {'; '.join(differing)}"
 
 
 def _adapted(model: nn.Module, targets: Literal["all-linear"] | Sequence[str]) -> tuple[set[str], set[str]]:

@@ -167,7 +167,7 @@ def test_the_command_serves_and_stops(work: Path) -> None:
         (["model", "--function", "a:b"], "either a reward model or --function"),
         (["--function", "no_such_module:f"], "no module 'no_such_module'"),
         (["--function", "run_rewards:brief", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
-        (["--function", "run_rewards:brief", "--host", "256.1.1.1"], "cannot be listened on"),
+        (["--function", "run_rewards:brief", "--host", "256.1.1.1"], "cannot listen on this address"),
     ],
 )
 def test_the_command_says_what_it_lacks(
