@@ -242,7 +242,7 @@ def test_weights_that_learn_or_differ_are_not_shared(base: str, tmp_path: Path) 
 def test_a_base_that_is_gone_is_named(base: str, tmp_path: Path) -> None:
     start("after LoRA SFT", base, tmp_path / "sft")
     Path(base).rename(tmp_path / "moved")
-    with pytest.raises(P3OError, match=rf"model '.*sft': an adapter on '{base}', and that folder is not there"):
+    with pytest.raises(P3OError, match=rf"model '.*sft': an adapter on '{base}', but that folder does not exist"):
         load_language_model(str(tmp_path / "sft"), device=CPU)
 
 

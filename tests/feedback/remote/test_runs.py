@@ -140,7 +140,7 @@ def test_a_service_that_is_not_there_is_told_before_anything_is_trained(
     assert "connection failed" in capsys.readouterr().err
     assert not (work / "runs" / "dead" / "rl").exists()
     assert rl(model, "wrong", "--reward-url", "http://me:secret@host") == 2
-    assert "holds a password" in capsys.readouterr().err
+    assert "contains a password" in capsys.readouterr().err
     assert not (work / "runs" / "wrong").exists(), "an address with a secret is never written"
 
 
