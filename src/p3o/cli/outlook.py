@@ -91,8 +91,10 @@ def _divided(stage: StageOutlook) -> str:
     if estimate is None:
         return f"{stage.stage}: {count} processes"
     if not stage.processes.sharded:
-        return f"{stage.stage}: each of the {count} processes holds complete copies of the models; if all run on "
-        f"one host, it needs {count} times this memory"
+        return (
+            f"{stage.stage}: each of the {count} processes holds complete copies of the models; if all run on "
+            f"one host, it needs {count} times this memory"
+        )
     parts = [f"{_memory(estimate.shared_bytes)} of shards (1/{count} of weights, gradients and moments)"]
     if estimate.unshared_bytes:
         parts.append(f"{_memory(estimate.unshared_bytes)} of reward models, which are not sharded while they score")
