@@ -33,7 +33,7 @@ def settings(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["engine={workers: 2}"], "workers: 2 need an engine that starts them"),
+        (["engine={workers: 2}"], "workers: 2 workers need an engine that starts them"),
         (["engine={address: 'a:1'}"], "address: only name: ray"),
         (["engine={name: ray, workers: 2, min_workers: 3}"], "min_workers: 3 is more than workers: 2"),
         (["engine={name: slurm}"], "'engine.name'"),
@@ -89,7 +89,7 @@ def test_without_ray_there_is_one_line_that_tells_what_to_install(
 
 def test_workers_without_an_engine_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rl", "--config", "demo_quick", "--workers", "2"]) == 2
-    assert "workers: 2 need an engine that starts them; use name: ray (--engine ray)" in capsys.readouterr().err
+    assert "workers: 2 workers need an engine that starts them; use name: ray (--engine ray)" in capsys.readouterr().err
 
 
 def asked(folder: Path, **more: Any) -> Asked:
