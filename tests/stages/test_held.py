@@ -156,6 +156,10 @@ def test_a_step_counts_what_each_process_has() -> None:
     low = Gathered(sampling=10**6, evaluating=10**6)
     served = OnlineWork(**(vars(work) | {"served": True}))
     evaluating = online_step(shape, models, arithmetic, served, has_critic=False, gathered=low)
+    # The pairs of refits are sampled here all the same.
+    refits = OnlineWork(**(vars(served) | {"refit_tokens": 1000}))
+    sampling = online_step(shape, models, arithmetic, refits, has_critic=False, gathered=Gathered(sampling=10**7))
+    assert (sampling.height, sampling.pass_bytes) == ("sampling", 1000 * token)
     one_layer = activation_bytes(replace(shape, layers=1), 5 * 20, arithmetic)
     assert (evaluating.height, evaluating.pass_bytes) == ("evaluating", 2 * 5 * 7 * 50 * 4 + one_layer)
     # Of two models these are more logits than may exist at once: one response is in a pass, and whole.

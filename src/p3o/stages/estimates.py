@@ -206,6 +206,7 @@ class OnlineWork:
         served: whether servers write the responses, those of the evaluation too, so that their cache is not here.
         evaluated: responses of a batch of the evaluation, on each process.
         evaluated_prompt_tokens: of the longest held-out prompt.
+        refit_tokens: of a batch of pairs for a refit, which the first process samples whoever writes the others; 0: none.
         processes: among which prompts and minibatches are divided; the budgets of a pass are of each.
     """
 
@@ -222,6 +223,7 @@ class OnlineWork:
     served: bool = False
     evaluated: int = 0
     evaluated_prompt_tokens: int = 0
+    refit_tokens: int = 0
     processes: int = 1
 
     @property
@@ -266,8 +268,9 @@ def online_step(
         "training": (training + beside, gathered.passes),
         "evaluating": (divergence_bytes(shape, work, arithmetic) + beside, gathered.evaluating),
     }
-    if not work.served:
-        here = max(cache - beside, work.evaluated_tokens * token)
+    if not work.served or work.refit_tokens:
+        evaluated = 0 if work.served else work.evaluated_tokens * token
+        here = max(cache - beside, evaluated, work.refit_tokens * token)
         moments["sampling"] = (here + beside, gathered.sampling)
     return _step(models, gathered, moments, forward_tokens=inputs, tokens=work.epochs * sampled, sampled_tokens=sampled)
 
