@@ -15,7 +15,7 @@ Of several processes, bytes are those of each; rows, tokens and samples of a ste
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -281,8 +281,7 @@ def activation_bytes(shape: ModelShape, inputs: int, arithmetic: Arithmetic) -> 
     layer += arithmetic.bytes * (_ATTENTION * shape.attention_width + _MLP * shape.mlp_width)
     # Of a layer that is computed again, its input is kept; one layer at a time is whole.
     kept = shape.layers * _FLOAT * shape.hidden + layer if arithmetic.recomputes else shape.layers * layer
-    weights = shape.parameters * arithmetic.bytes if arithmetic.casts else 0
-    return round(inputs * (kept + _FLOAT * _LAST_NORM * shape.hidden)) + weights
+    return round(inputs * (kept + _FLOAT * _LAST_NORM * shape.hidden)) + _cast_bytes(shape, arithmetic)
 
 
 def logits_bytes(shape: ModelShape, predicted: int, arithmetic: Arithmetic) -> int:
@@ -293,13 +292,21 @@ def logits_bytes(shape: ModelShape, predicted: int, arithmetic: Arithmetic) -> i
 
 
 def divergence_bytes(shape: ModelShape, work: OnlineWork, arithmetic: Arithmetic) -> int:
-    """Of the passes of an evaluation that measure the KL: the logits of both models, and one layer at work, without a graph."""
+    """Of the passes of an evaluation that measure the KL: the logits of both models, and what lives in a layer without a graph.
+
+    That is the stream and its norm, and queries, keys, values and output, or activated gate, other branch and product.
+    """
     most = LOGITS_BUDGET // (2 * _FLOAT * shape.vocabulary)
     responses = min(work.evaluated, max(1, most // work.response_tokens))  # a response is never cut
     number = _FLOAT if arithmetic.bytes == _FLOAT else _FLOAT + arithmetic.bytes
     logits = 2 * responses * work.response_tokens * shape.vocabulary * number
     inputs = responses * (work.evaluated_prompt_tokens + work.response_tokens)
-    return logits + activation_bytes(replace(shape, layers=1), inputs, arithmetic)
+    layer = 2 * _FLOAT * shape.hidden + arithmetic.bytes * max(_ATTENTION * shape.attention_width, 3 * shape.mlp_width)
+    return logits + inputs * layer + _cast_bytes(shape, arithmetic)
+
+
+def _cast_bytes(shape: ModelShape, arithmetic: Arithmetic) -> int:
+    return shape.parameters * arithmetic.bytes if arithmetic.casts else 0
 
 
 def _step(
