@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from p3o.algorithms.p3o import p3o_joint_clip_loss
 from p3o.functional.advantages import reward_gaps
 from p3o.functional.logprobs import sequence_logprobs
+from p3o.models.ends import end_ids
 from p3o.models.language import frozen_copy, response_logprobs
 from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, end_id, pad_id, pad_left
+from p3o.models.tokens import decode_responses, encode_prompts, pad_id, pad_left
 
 PROMPTS = [f"Human: How do I {task}?\n\nAssistant:" for task in ("bake bread", "paint a wall", "brew tea")]
 
@@ -29,7 +30,7 @@ def train(path: str, steps: int, *, learning_rate: float = 4e-4, updates: int = 
     """Train the model of this folder; yields the mean reward and the loss of each step's last update."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     policy = AutoModelForCausalLM.from_pretrained(path).eval()  # no dropout: the first ratio is exactly 1
-    reference, eos, pad = frozen_copy(policy), end_id(tokenizer), pad_id(tokenizer)
+    reference, eos, pad = frozen_copy(policy), end_ids(policy, tokenizer), pad_id(tokenizer)
     optimiser = torch.optim.AdamW(policy.parameters(), lr=learning_rate)
     generator = torch.Generator().manual_seed(0)
     prompts = pad_left(encode_prompts(tokenizer, PROMPTS), pad)

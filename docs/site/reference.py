@@ -55,7 +55,7 @@ PAGES = {
 def api_pages(source: Path) -> dict[str, tuple[str, list[str]]]:
     """By place on the site, the Markdown of each page and the dotted names that it documents."""
     pages: dict[str, tuple[str, list[str]]] = {}
-    listing = ["# API", "", "Generated from the docstrings. Names that begin with an underscore are private and not listed.", ""]
+    listing = ["# API", "", "Generated from the docstrings. Private names are not listed.", ""]
     for name, (title, modules) in PAGES.items():
         body = [f"# {title}", ""]
         names: list[str] = []

@@ -50,7 +50,7 @@ def test_it_writes_its_figures_and_its_chart(tmp_path: Path, monkeypatch: pytest
     figures, chart = tmp_path / "new" / "scaling.json", tmp_path / "scaling.svg"
     speed_scaling.main(figures, chart, axes={"prompts": (2, 3), "hidden": (32, 64)})
     results = json.loads(figures.read_text())
-    assert results["layout"] == "layout shared"
+    assert results["layout"] == "layout shared (a prompt and all its responses in one row)"
     assert [row["prompts"] for row in results["axes"]["prompts"]] == [2, 3]
     two, three = results["axes"]["prompts"]
     assert three["operations"] == pytest.approx(1.5 * two["operations"])

@@ -107,7 +107,7 @@ def test_a_step_of_ours_reports_its_phases(algorithm: str, passes: set[str], tmp
     assert set(report["phases"]) == passes | {"generation", "backward", "optimiser", "other"}
     assert torch.Tensor.backward is backward
     assert report["tokens"] == 16
-    assert report["layout"] == "layout shared"
+    assert report["layout"] == "layout shared (a prompt and all its responses in one row)"
 
 
 def result(seconds: float, peak: int) -> dict[str, object]:

@@ -91,7 +91,7 @@ def test_accuracies_could_differ(one: dict[str, Any]) -> None:
 def test_layouts_of_sharded_reward_models(ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
     """Rows of a pair are read together in both modes; the other way is the same to float32, in which RMSNorm works."""
     for rank in ranks:
-        assert rank["layouts"] == ["reward model: layout shared"] * 2
+        assert rank["layouts"] == ["reward model: layout shared (a prompt and all its responses in one row)"] * 2
         assert_same(rank["padded"], one["reward"], 1e-5)
         assert rank["split"].startswith("P3OError: layout split: wrong for this reward model (processes that share")
 

@@ -50,8 +50,8 @@ def test_all_processes_train_in_every_stage_that_trains(tmp_path: Path, one: Pat
     assert done.returncode == 0, done.stderr
     for told in (
         "sft: 2 processes",
-        "reward model: layout shared; 2 processes",
-        "rl p3o_v2: layout shared; 2 processes",
+        "reward model: layout shared (a prompt and all its responses in one row); 2 processes",
+        "rl p3o_v2: layout shared (a prompt and all its responses in one row); 2 processes",
     ):
         assert done.stderr.count(f"{told}, {said}") == 1
     assert_alike(rows_of(folder), rows_of(one), 1e-3)

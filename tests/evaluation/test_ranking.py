@@ -6,6 +6,8 @@ import evalica
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy.special import expit
+from scipy.stats import beta
 
 from p3o.evaluation.ranking import Compared, bradley_terry_ranking
 
@@ -72,6 +74,34 @@ def test_a_policy_that_wins_everything_has_a_finite_strength() -> None:
     # 50 wins and one tie: 50½ to ½.
     assert (first.name, first.strength) == ("a", pytest.approx(np.log(101.0), abs=1e-4))
     assert second.strength == 0.0
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(50, 0), (1, 0), (3, 17), (30, 20)])
+def test_the_interval_of_two_policies_is_that_of_jeffreys_beta(wins: int, losses: int) -> None:
+    """Also where one won everything, and of one comparison only: no interval is a point."""
+    rows = [Compared("a", "b", i, 1.0 if i < wins else -1.0) for i in range(wins + losses)]
+    (found,) = [row for row in bradley_terry_ranking(rows, baseline="b", resamples=1000) if row.name == "a"]
+    share = beta(wins + 0.5, losses + 0.5)
+    for value, tail in ((found.low, 0.025), (found.high, 0.975)):
+        expected = share.ppf(tail)
+        error = np.sqrt(0.025 * 0.975 / 1000) / share.pdf(expected)  # of a quantile of so many draws
+        assert expit(value) == pytest.approx(expected, abs=4 * error)
+
+
+def test_an_order_without_exceptions_has_no_interval_that_is_a_point() -> None:
+    """Of three: one that always won against two that are alike; and three that always tied."""
+    always = [Compared("a", other, i, 1.0) for i in range(40) for other in "bc"]
+    alike = [Compared("b", "c", i, 1.0 if i % 2 else -1.0) for i in range(40)]
+    best, *others = bradley_terry_ranking([*always, *alike], resamples=200)
+    # The lower end is where 40 of 40 wins are nothing strange, the upper one far beyond what was seen.
+    assert best.low < best.strength - 0.5 < best.strength + 1.5 < best.high
+    assert all(row.low < row.strength < row.high for row in others)
+    ties = [Compared(a, b, i, 0.0) for i in range(40) for a, b in itertools.combinations("abc", 2)]
+    for row in bradley_terry_ranking(ties, baseline="a", resamples=200):
+        assert (row.strength, row.rank_low, row.rank_high) == (pytest.approx(0.0, abs=1e-6), 1, 3)
+        assert (row.low == row.high == 0.0) == (row.name == "a")
+        assert row.low >= -0.2
+        assert row.high <= 0.2
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from tests.labeling.conftest import assigned, pairs
 from p3o.data.reading import read_examples
 from p3o.data.sources import SourceConfig
 from p3o.errors import P3OError
+from p3o.labeling.annotators import hash_of
 from p3o.labeling.answers import Answer
 from p3o.labeling.assignment import next_work
 from p3o.labeling.exchange import (
@@ -30,7 +31,7 @@ from p3o.labeling.judging import count_waiting
 from p3o.labeling.pairs import Pair
 from p3o.labeling.records import holding_records, status_of
 from p3o.labeling.server import links_for
-from p3o.labeling.store import Store, hash_of
+from p3o.labeling.store import Store
 from p3o.labeling.tables import Annotator
 
 Register = Callable[[str], int]

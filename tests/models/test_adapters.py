@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from p3o.errors import P3OError
 from p3o.feedback.reward_model import RewardModel, load_reward_model
-from p3o.models.adapters import LoraSettings, add_adapter, merged
+from p3o.models.adapters import LoraSettings, add_adapter, merged, unheeded
 from p3o.models.heads import Critic
 from p3o.models.language import (
     accepted,
@@ -272,6 +272,31 @@ def test_an_adapter_that_transformers_put_in_is_not_taken_for_merged(base: str, 
     torch.testing.assert_close(logprobs(model), logprobs(ours), rtol=0, atol=1e-5)
     with pytest.raises(P3OError, match=r"put into its model cannot be merged; use load_language_model"):
         save_model(model, load_tokenizer(base), tmp_path / "merged", merge=True)
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_CLS"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_settings_that_an_adapter_does_not_have_are_told(tmp_path: Path, family: str, task: str) -> None:
+    """Llama's block has seven linear layers; GPT-2's has four, in matrices that are no nn.Linear."""
+    path = FAMILIES[family].write(tmp_path / "base")
+    count, some, few = {"llama": (7, ("q_proj", "down_proj"), 2), "gpt2": (4, ("c_proj",), 2)}[family]
+    asked = LoraSettings(rank=2, alpha=4, target_modules=some)
+    policy = add_adapter(load_language_model(path, device=CPU), asked, task="CAUSAL_LM", seed=0)
+    assert unheeded(load_language_model(path, device=CPU), LoraSettings()) is None
+    save_model(policy, load_tokenizer(path), tmp_path / "adapter")
+    adapter = str(tmp_path / "adapter")
+    again = (
+        load_language_model(adapter, device=CPU)
+        if task == "CAUSAL_LM"
+        else load_reward_model(adapter, device=CPU, new_head=True)
+    )
+    assert unheeded(again, asked) is None
+    lead = "it is an adapter already, and that goes on being trained: "
+    modules = f"{few} adapted layers, not the {count} of lora.target_modules"
+    assert unheeded(again, LoraSettings()) == f"{lead}rank 2, not lora.rank 16; alpha 4, not lora.alpha 32; {modules}"
+    assert unheeded(again, LoraSettings(rank=2, alpha=4)) == lead + modules
+    whole = add_adapter(load_language_model(path, device=CPU), LORA, task="CAUSAL_LM", seed=0)
+    assert unheeded(whole, LORA) is None
 
 
 def test_a_module_that_is_not_there_is_named(base: str) -> None:

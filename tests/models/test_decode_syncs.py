@@ -25,10 +25,10 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def waits(family: str, tokens: int) -> int:
+def waits(family: str, tokens: int, *ends: int) -> int:
     model = build(FAMILIES[family](), torch.float32)
     model.get_output_embeddings().register_forward_hook(
-        lambda _module, _arguments, logits: logits.index_fill_(-1, torch.tensor([EOS]), -torch.inf)
+        lambda _module, _arguments, logits: logits.index_fill_(-1, torch.tensor([EOS, *ends]), -torch.inf)
     )
     with Waits() as counted:
         responses = sample_responses(
@@ -36,15 +36,17 @@ def waits(family: str, tokens: int) -> int:
             pad_left([[5, 6, 7], [8]], PAD),
             responses_per_prompt=2,
             max_new_tokens=tokens,
-            eos_id=EOS,
+            eos_id=[EOS, *ends],
             pad_id=PAD,
         )
     assert not responses.ended.any()
     return counted.count
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
-def test_waits_for_each_token(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "ends"), [("llama", (2, 3)), ("llama", ()), ("qwen2", ()), ("gpt2", ()), ("gpt_neox", ())]
+)
+def test_waits_for_each_token(family: str, ends: tuple[int, ...]) -> None:
     """Two: ours asks whether a row has ended, transformers' own whether the mask hides anything. The prefill reads once."""
-    per_token = (waits(family, 20) - waits(family, 10)) / 10
+    per_token = (waits(family, 20, *ends) - waits(family, 10, *ends)) / 10
     assert per_token == 2

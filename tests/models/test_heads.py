@@ -71,7 +71,10 @@ def test_the_plain_path_agrees(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_rows_are_chosen_where_they_are_right(family: str) -> None:
-    assert str(critic(FAMILIES[family](), torch.float32).choose_layout(responses=3)) == "layout shared"
+    assert (
+        str(critic(FAMILIES[family](), torch.float32).choose_layout(responses=3))
+        == "layout shared (a prompt and all its responses in one row)"
+    )
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -173,7 +173,7 @@ def test_the_model_sees_as_many_tokens_as_the_layout_says(name: str, responses: 
 def test_the_probe_takes_shared_rows_where_they_are_right(model: PreTrainedModel) -> None:
     verdict = choose_layout(model, responses=3)
     assert (verdict.layout.name, verdict.rejected, verdict.chunked) == ("shared", {}, True)
-    assert str(verdict) == "layout shared"
+    assert str(verdict) == "layout shared (a prompt and all its responses in one row)"
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -284,7 +284,7 @@ def test_adapters_are_seen_by_every_layout(targets: tuple[str, ...]) -> None:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
-    assert str(choose_layout(adapted)) == "layout shared"
+    assert str(choose_layout(adapted)) == "layout shared (a prompt and all its responses in one row)"
     groups = some_groups(2)
     expected = alone(adapted, groups)
     expected_gradient = gradient(adapted, expected)

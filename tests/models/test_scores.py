@@ -73,7 +73,7 @@ def agrees(model: nn.Module, reward: RewardModel, groups: list[list[list[int]]],
 def test_shared_rows_score_as_each_row_alone(family: str, responses: int) -> None:
     model = exact(classifier(FAMILIES[family](), torch.float64))
     reward = RewardModel(model, TOKENIZER)
-    assert str(reward) == "reward model: layout shared"
+    assert str(reward) == "reward model: layout shared (a prompt and all its responses in one row)"
     agrees(model, reward, rows_of(responses), relative=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_shared_rows_score_as_each_row_alone(family: str, responses: int) -> Non
 def test_shared_rows_in_float32(family: str) -> None:
     model = classifier(FAMILIES[family](), torch.float32)
     reward = RewardModel(model, TOKENIZER)
-    assert str(reward) == "reward model: layout shared"
+    assert str(reward) == "reward model: layout shared (a prompt and all its responses in one row)"
     agrees(model, reward, rows_of(3), relative=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_shared_rows_in_float32(family: str) -> None:
 def test_windows_and_biases_are_scored_on_split_rows(family: str) -> None:
     model = classifier(OTHERS[family](), torch.float32)
     reward = RewardModel(model, TOKENIZER)
-    assert str(reward).startswith("reward model: layout split; not shared: ")
+    assert str(reward).startswith("reward model: layout split (each prompt once, then its responses); not shared: ")
     agrees(model, reward, rows_of(2), relative=1e-4)
     with pytest.raises(P3OError, match=r"layout shared: wrong for this reward model \(.*\); use layout auto"):
         RewardModel(model, TOKENIZER, layout="shared").forward_groups(rows_of(2))
@@ -102,7 +102,10 @@ def test_the_end_is_not_read_where_it_is_the_padding(family: str) -> None:
     tokenizer = TOKENIZED["llama"].tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     reward = RewardModel(model, tokenizer)
-    assert (reward.fill, str(reward)) == (EOS, "reward model: layout shared")
+    assert (reward.fill, str(reward)) == (
+        EOS,
+        "reward model: layout shared (a prompt and all its responses in one row)",
+    )
     groups = rows_of(3)
     groups[0][1] += [EOS, EOS]
     agrees(model, reward, groups, relative=1e-6)
@@ -144,7 +147,7 @@ def test_an_encoder_keeps_its_own_forward() -> None:
     )
     model = classifier(config, torch.float32)
     reward = RewardModel(model, TOKENIZER)
-    assert "layout padded; not shared: " in str(reward)
+    assert "layout padded (each response in a row of its own, behind its prompt); not shared: " in str(reward)
     groups = rows_of(2)
     expected = alone(model, [row for group in groups for row in group])
     torch.testing.assert_close(reward.forward_groups(groups), expected, atol=1e-5, rtol=0)
@@ -161,14 +164,14 @@ def test_adapters_and_their_head_are_seen(recomputed: bool) -> None:
     if recomputed:
         enable_gradient_checkpointing(adapted)
     reward = RewardModel(adapted, TOKENIZER)
-    assert str(reward) == "reward model: layout shared"
+    assert str(reward) == "reward model: layout shared (a prompt and all its responses in one row)"
     agrees(adapted, reward, rows_of(2), relative=1e-6)
 
 
 def test_half_precision_is_judged_by_its_own_rounding() -> None:
     model = compute_in(classifier(FAMILIES["llama"](), torch.float32), torch.bfloat16)
     reward = RewardModel(model, TOKENIZER)
-    assert str(reward) == "reward model: layout shared"
+    assert str(reward) == "reward model: layout shared (a prompt and all its responses in one row)"
     groups = rows_of(2)
     expected = alone(model, [row for group in groups for row in group])
     error = (reward.forward_groups(groups) - expected).abs().max()

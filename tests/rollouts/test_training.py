@@ -276,6 +276,8 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
         fake.original.load_state_dict(build_model(TOKENIZER, seed=0).state_dict())
         fake.kill()
         fake.start()
+    end, unknown, padding = TOKENIZER.convert_tokens_to_ids(["<eos>", "<unk>", "<pad>"])
+    (place / "model/generation_config.json").write_text(f'{{"eos_token_id": [{padding}, {end}]}}')
     more: dict[str, Any] = {"lora": {"rank": 2}} if weights == "lora" else {}
     rollout = {"engine": "vllm", "urls": [fake.url for fake in fakes], "weights": weights, "timeout": 10}
     stop = 'rl.training.stop=["<unk>", "."]'
@@ -293,8 +295,7 @@ def test_the_command_trains_on_responses_of_the_servers(servers: Servers, place:
     evaluated = [(body["seed"], tuple(body["prompt"])) for body in bodies if body["n"] == 1]
     heldout = len(set(evaluated))
     assert len(bodies) - 16 == len(evaluated) == 4 * heldout > 4
-    end, unknown = TOKENIZER.convert_tokens_to_ids(["<eos>", "<unk>"])
-    assert all(body["stop_token_ids"] == [end, unknown] and body["stop"] == ["."] for body in bodies)
+    assert all(body["stop_token_ids"] == [end, padding, unknown] and body["stop"] == ["."] for body in bodies)
     assert not (place / "runs/served/rollouts").exists()
 
 

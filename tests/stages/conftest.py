@@ -28,7 +28,10 @@ def small_model(folder: Path) -> None:
     """model/ and prompts.jsonl: a random model of one narrow layer and prompts of the embedded task."""
     tokenizer = build_tokenizer()
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **shape))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, **shape
+    )
+    model = LlamaForCausalLM(config)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     write_jsonl(folder / "prompts.jsonl", [{"prompt": text} for text in task.prompts(64, seed=0, split="train")])

@@ -51,7 +51,7 @@ def train(
     run.__dict__ |= {"tokenizer": None, "models": SimpleNamespace(save=save)}
 
     def tell(step: int, _: Mapping[str, int | float]) -> bool:
-        run.keep_best(best, step, values[step - 1], nn.Identity())
+        run.keep_best(best, step, {"seen": values[step - 1]}, lambda row: row["seen"], nn.Identity())
         return step == until
 
     never = lambda row: False  # noqa: E731

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from p3o.cli import main
-from p3o.config import LabellerConfig
+from p3o.config_feedback import LabellerConfig
 from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
 from p3o.data.embedded.language import build_model, build_tokenizer

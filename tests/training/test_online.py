@@ -1,5 +1,6 @@
 """The RL loop: exact ratios, exact shift invariance, micro-batches that change nothing, errors that name the cause."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -60,6 +61,24 @@ def weights(run: OnlineTrainer) -> torch.Tensor:
     """All weights of the policy in one vector."""
     assert isinstance(run.policy, LlamaForCausalLM)
     return torch.cat([parameter.detach().flatten() for parameter in run.policy.parameters()])
+
+
+def test_every_end_of_the_model_ends_a_response_and_only_that_is_no_end_counts_as_cut() -> None:
+    """A word is made a second end; then what was sampled without it is cut by hand."""
+    free = trainer().sample().groups
+    word = Counter(token for group in free for row in group.responses for token in row[:-1]).most_common(1)[0][0]
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": [tokenizer.convert_ids_to_tokens(word)]})
+    run = trainer()
+    run.policy.generation_config.eos_token_id = [tokenizer.eos_token_id, word]
+    run.rollouts.sampler.tokenizer = tokenizer
+    changed = 0
+    for group, before in zip(run.sample().groups, free, strict=True):
+        for k, row in enumerate(before.responses):
+            changed += word in row
+            assert group.responses[k] == (row[: row.index(word) + 1] if word in row else row)
+            assert group.ended[k] == (word in row or before.ended[k])
+    assert 0 < changed < len(free) * 3
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -57,8 +57,8 @@ def run_folder(given: Path, runs: Path = RUNS) -> Path:
     return next((folder for folder in folders if (folder / "run.json").is_file()), folders[0])
 
 
-class _Flags:
-    """Shows flags without a type: they take no value."""
+class _Plain:
+    """Shows flags without a type, as they take no value, and arguments by their name alone, not as <list[Path]>."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, --help among them."""
@@ -66,14 +66,20 @@ class _Flags:
         for parameter in parameters:
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = _no_type
         return parameters
 
 
-class Command(_Flags, TyperCommand):
-    """A command whose help shows flags without a type."""
+def _no_type(ctx: Any) -> None:
+    """No word of Python's in the help."""
 
 
-class Group(_Flags, TyperGroup):
+class Command(_Plain, TyperCommand):
+    """A command whose help shows flags and arguments without a type."""
+
+
+class Group(_Plain, TyperGroup):
     """A group of commands that shows its help, and flags in it without a type, where none of them is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -115,7 +115,7 @@ def _contest(run: Path | None, a: Path | None, b: Path | None, output: Path | No
 def _open(config: Path | None, overrides: Sequence[str], options: dict[str, Any], folder: Path) -> Any:
     """The judge; options of the command line win over --set, and that over the file."""
     from p3o.config_loading import Override, load_config
-    from p3o.feedback.judge import JudgeConfig, open_judge
+    from p3o.feedback.judge import ANSWERS_FILE, JudgeConfig, open_judge
 
     given = [
         Override((key,), value, f"--{'judge' if key == 'kind' else key.replace('_', '-')} {value}")
@@ -125,7 +125,7 @@ def _open(config: Path | None, overrides: Sequence[str], options: dict[str, Any]
     if config is None and options["kind"] is None and not any(text.startswith("kind=") for text in overrides):
         raise P3OError("name a judge: --judge openai --model NAME, or --config FILE with its settings")
     settings = load_config(config, [*overrides, *given], JudgeConfig)
-    return open_judge(settings, cache=folder / "judge_answers.sqlite")
+    return open_judge(settings, cache=folder / ANSWERS_FILE)
 
 
 def _cost(estimate: "CostEstimate") -> str:
@@ -167,7 +167,8 @@ def _ranking(ranked: "Sequence[Ranked]") -> "Table":
     for head, justify in (("rank", "right"), ("policy", "left"), ("log-odds (95 %)", "right"), ("ranks", "right")):
         table.add_column(head, justify="right" if justify == "right" else "left")
     for row in ranked:
-        strength = f"{row.strength:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        interval = f"{row.low:+.2f} to {row.high:+.2f}" if row.low < row.high else "by definition"
+        strength = f"{row.strength:+.2f} ({interval})"
         ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}–{row.rank_high}"
         table.add_row(str(row.rank), row.name, strength, ranks)
     return table

@@ -107,7 +107,7 @@ def serve(
     }
     opened.change_settings(**{name: value for name, value in wanted.items() if value is not None})
     if judge is not None:
-        _judge(opened, judge, judge_name or Path(judge).stem, tie_margin, store.with_name("judge_answers.db"))
+        _judge(opened, judge, judge_name or Path(judge).stem, tie_margin, store.parent)
         return
     _serve_page(opened, annotators.split(","), host=host, port=port, new_links=new_links)
 
@@ -209,28 +209,28 @@ def _need_packages() -> None:
         raise P3OError(f"p3o label needs the package {error.name!r}; run: pip install 'p3o[label]'") from error
 
 
-def _judge(store: "Store", spec: str, name: str, tie_margin: float, cache: Path) -> None:
+def _judge(store: "Store", spec: str, name: str, tie_margin: float, folder: Path) -> None:
     from p3o.labeling.judging import count_waiting, label_with_judge
     from p3o.training.progress import Progress
 
-    judge = load_judge(spec, cache)
+    judge = load_judge(spec, folder)
     waiting = count_waiting(store, name)
     with Progress().stage("judge", total=waiting) as advance:
         labelled = label_with_judge(store, judge, name=name, tie_margin=tie_margin, advance=advance)
     typer.echo(f"{name}: {_count(labelled, 'pair')} labelled, {waiting - labelled} without a valid answer")
 
 
-def load_judge(spec: str, cache: Path) -> "Judge":
+def load_judge(spec: str, folder: Path) -> "Judge":
     """The judge that --judge names: a comparison function, asked in both orders, or a YAML file of a judge's settings.
 
     Args:
-        cache: where a judge that is asked in words keeps its answers.
+        folder: of the store; a judge that is asked in words keeps its answers there.
     """
     if Path(spec).suffix in (".yaml", ".yml"):
         from p3o.config_loading import load_config
-        from p3o.feedback.judge import JudgeConfig, open_judge
+        from p3o.feedback.judge import ANSWERS_FILE, JudgeConfig, open_judge
 
-        return open_judge(load_config(Path(spec), [], JudgeConfig), cache=cache)
+        return open_judge(load_config(Path(spec), [], JudgeConfig), cache=folder / ANSWERS_FILE)
     from p3o.feedback.comparison import load_comparison_function
     from p3o.feedback.judge.scores import FunctionJudge
 

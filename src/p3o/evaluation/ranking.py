@@ -2,8 +2,12 @@
 
     P(A is preferred to B) = σ( strength(A) − strength(B) ),     a tie being half a win of each.
 
-The strengths are evalica's maximum-likelihood fit. Between each two policies that were compared, one tie is added: with it a
-policy that won everything has a finite strength; among hundreds of comparisons it weighs next to nothing.
+The strengths are evalica's maximum-likelihood fit. Between each two policies that were compared, half a win of each is added:
+with it a policy that won everything has a finite strength; among hundreds of comparisons it weighs next to nothing.
+
+Intervals are from the Bayesian bootstrap (Rubin 1981, Annals of Statistics 9(1)): every prompt gets a weight drawn from Exp(1),
+every added half win one from Gamma(½). For two policies the share of wins is then a draw from Jeffreys' Beta(wins + ½, losses +
+½). Resampled prompts alone would be all alike where all comparisons went one way, and the interval a point.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,8 +18,11 @@ from jaxtyping import Float
 
 from p3o.errors import P3OError
 
-ADDED_TIES = 1.0
-"""Between each two policies that were compared."""
+ADDED = 0.5
+"""Wins of each over each that it was compared with."""
+
+LEAST = 1e-4
+"""Of a drawn half win: one in a hundred is less, and log-odds of more than log(prompts / LEAST) say nothing but "always"."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Ranked:
 
     Attributes:
         strength: log-odds against the baseline, or against the mean of all if there is none.
-        low, high: percentile bootstrap over prompts.
+        low, high: percentiles of the bootstrap over prompts; both 0 for the baseline, which is the zero of the scale.
         rank: 1 is the strongest; ``rank_low`` and ``rank_high`` are limits of its interval.
         comparisons: pairs that this policy took part in.
     """
@@ -59,7 +66,7 @@ def bradley_terry_ranking(
 ) -> list[Ranked]:
     """Rank the policies, strongest first.
 
-    A resample draws prompts and takes every comparison on them, for policies that answer the same prompts rise and fall
+    A resample weighs prompts, and with each every comparison on it, for policies that answer the same prompts rise and fall
     together.
 
     Args:
@@ -84,13 +91,11 @@ def bradley_terry_ranking(
         raise ValueError("a policy is compared with itself")
     if not _connected(compared):
         raise ValueError("no chain of comparisons connects all policies; compare each with one that the others share")
-    added = 0.5 * ADDED_TIES * compared
     zero = place[baseline] if baseline is not None else None
-    strengths = _strengths(wins.sum(0) + added, zero)
-    prompts = len(wins)
-    counts = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    flat = wins.reshape(prompts, -1)
-    drawn = np.stack([_strengths((row @ flat).reshape(added.shape) + added, zero) for row in counts.astype(np.float64)])
+    strengths = _strengths(wins.sum(0) + ADDED * compared, zero)
+    drawn = np.stack(
+        [_strengths(_resampled(wins, compared, rng), zero) for rng in np.random.default_rng(seed).spawn(resamples)]
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     ranks = 1 + (drawn[:, None, :] > drawn[:, :, None]).sum(-1)
@@ -123,6 +128,15 @@ def _wins_by_prompt(
         wins[prompts[row.prompt], place[row.a], place[row.b]] += share
         wins[prompts[row.prompt], place[row.b], place[row.a]] += 1 - share
     return wins
+
+
+def _resampled(
+    wins: Float[np.ndarray, "prompt policy policy"], compared: np.ndarray, rng: np.random.Generator
+) -> Float[np.ndarray, "policy policy"]:
+    """Wins with random weights of prompts and of the half wins that are added."""
+    drawn: Float[np.ndarray, "policy policy"] = np.einsum("p,pij->ij", rng.standard_exponential(len(wins)), wins)
+    drawn += compared * np.maximum(rng.standard_gamma(ADDED, compared.shape), LEAST)
+    return drawn
 
 
 def _connected(compared: np.ndarray) -> bool:

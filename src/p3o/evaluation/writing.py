@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.distributed.sharding import gathered
 from p3o.distributed.world import world
+from p3o.models.ends import end_ids
 from p3o.models.layouts import device_of
 from p3o.models.sampling import draw_uniforms, sample_responses
-from p3o.models.tokens import ResponseBatch, end_id, joined_responses, pad_id, pad_left
+from p3o.models.tokens import ResponseBatch, joined_responses, pad_id, pad_left
 
 
 @runtime_checkable
@@ -63,7 +64,7 @@ class OwnWriter:
                 pad_left(prompts[part], fill).to(device),
                 responses_per_prompt=responses,
                 max_new_tokens=self.max_new_tokens,
-                eos_id=end_id(self.tokenizer),
+                eos_id=end_ids(policy, self.tokenizer),
                 pad_id=fill,
                 temperature=temperature,
                 uniforms=rows[part].flatten(0, 1),

@@ -28,7 +28,7 @@ from p3o.feedback.conversations import Conversations, render_conversation
 from p3o.models.adapters import plain_model
 from p3o.models.heads import HEADS
 from p3o.models.language import accepted
-from p3o.models.layouts import LAYOUTS, Layout, LayoutName, device_of
+from p3o.models.layouts import LAYOUTS, Layout, LayoutName, Padded, device_of
 from p3o.models.loading import adapter_task, is_adapter, load_pretrained
 from p3o.models.probe import LayoutChoice, Subject, Verdict, first_right
 from p3o.models.scores import group_scores, numbered_positions, part_read, score_head, shared_part
@@ -233,7 +233,7 @@ class RewardModel:
         if isinstance(self.verdict, Verdict):
             return f"reward model: {self.verdict}"
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.verdict.items())
-        return f"reward model: layout padded{reasons}"
+        return f"reward model: layout padded ({Padded.words}){reasons}"
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

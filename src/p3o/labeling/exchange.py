@@ -17,11 +17,12 @@ from sqlmodel import select
 
 from p3o.errors import P3OError, first_line, shorten
 from p3o.files import open_for_reading, plain_os_errors, write_jsonl
+from p3o.labeling.annotators import add_annotator
 from p3o.labeling.answers import Answer
 from p3o.labeling.instructions import all_instructions
 from p3o.labeling.pairs import Messages, Pair, key_of, parse_pair
 from p3o.labeling.records import IMPORTED, holding_records
-from p3o.labeling.store import Store, add_annotator, record_label
+from p3o.labeling.store import Store, record_label
 from p3o.labeling.tables import LOG_IN, Annotator, Assignment, Event, Item
 
 

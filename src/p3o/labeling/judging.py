@@ -8,9 +8,10 @@ from typing import Protocol, runtime_checkable
 from sqlmodel import col, select
 
 from p3o.errors import P3OError, shorten
+from p3o.labeling.annotators import add_annotator
 from p3o.labeling.answers import Answer
 from p3o.labeling.pairs import Messages
-from p3o.labeling.store import Store, add_annotator, record_label
+from p3o.labeling.store import Store, record_label
 from p3o.labeling.tables import Annotator, Assignment, Choice, Item
 
 

@@ -9,7 +9,7 @@ and ``gold`` ("a", "b", "tie" or "bad": the known answer of a pair that tests an
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,11 @@ class Pair:
 def key_of(prompt: str | Messages, response_a: str, response_b: str) -> str:
     """A name for a pair that has none: a hash of its texts."""
     return hashlib.sha256(json.dumps([prompt, response_a, response_b]).encode()).hexdigest()[:16]
+
+
+def with_prompt(pair: Pair, prompt: str | Messages) -> Pair:
+    """The pair with its prompt in another form, under the name that it has then."""
+    return replace(pair, key=key_of(prompt, pair.response_a, pair.response_b), prompt=prompt)
 
 
 def _unholdable(text: str) -> str | None:

@@ -5,7 +5,6 @@ store.add_items(read_pairs(Path("pairs.jsonl")))
 token = store.add_annotator("ada")
 """
 
-import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -17,11 +16,12 @@ from sqlalchemy.engine import URL
 from sqlmodel import Session, col, select
 
 from p3o.errors import P3OError, shorten
+from p3o.labeling.annotators import add_annotator, hash_of, named, new_token
 from p3o.labeling.answers import Answer, NotYoursError, Settings
 from p3o.labeling.database import Database, sqlite_url
 from p3o.labeling.migrations import migrate
 from p3o.labeling.pairs import Pair
-from p3o.labeling.tables import ADMIN, LOG_IN, Annotator, Assignment, Event, Item, Role, Setting
+from p3o.labeling.tables import LOG_IN, Annotator, Assignment, Event, Item, Role, Setting
 
 
 class Store:
@@ -252,16 +252,6 @@ class Store:
         return {"items": len(items), "labels": len(holding), "undone": len(undone)}
 
 
-def new_token() -> str:
-    """A token that cannot be guessed: 256 random bits."""
-    return secrets.token_urlsafe(32)
-
-
-def hash_of(token: str) -> str:
-    """What is kept of a token. One round of SHA-256 is enough for 256 random bits: there is no list of likely ones."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def read_settings(session: Session) -> Settings:
     """The settings, inside a transaction."""
     names = list(vars(Settings()))
@@ -273,41 +263,6 @@ def read_settings(session: Session) -> Settings:
 def _write_settings(session: Session, settings: Settings) -> None:
     for name, value in vars(settings).items():
         session.merge(Setting(name=name, value=str(value)))
-
-
-def add_annotator(session: Session, name: str, role: Role, *, token_hash: str | None) -> Annotator:
-    """Register someone, inside a transaction. Who is known by imported labels alone can be registered as one who logs in.
-
-    Raises:
-        P3OError: if the name is empty, too long, taken or the admin's.
-    """
-    name = name.strip()
-    if not name or len(name) > 100 or not name.isprintable():
-        raise P3OError(f"annotator {shorten(name)}: give a name of 1 to 100 printable characters")
-    if name == ADMIN and role != "admin":
-        raise P3OError(f"annotator {ADMIN!r}: the name of whoever runs the page; choose another name")
-    annotator = session.exec(select(Annotator).where(Annotator.name == name)).first()
-    if annotator is None:
-        annotator = Annotator(name=name, role=role, token_hash=token_hash, created_at=datetime.now(UTC))
-    elif annotator.role == "imported" and role in LOG_IN:
-        annotator.role, annotator.token_hash, annotator.active = role, token_hash, True
-    else:
-        raise P3OError(f"annotator {shorten(name)}: there is one of that name; choose another name")
-    session.add(annotator)
-    session.flush()
-    return annotator
-
-
-def named(session: Session, name: str) -> Annotator:
-    """The annotator of a name, inside a transaction.
-
-    Raises:
-        P3OError: if there is none.
-    """
-    annotator = session.exec(select(Annotator).where(Annotator.name == name)).first()
-    if annotator is None:
-        raise P3OError(f"annotator {shorten(name)}: there is nobody of that name")
-    return annotator
 
 
 def record_label(

@@ -6,6 +6,8 @@ train in evaluation mode, where it would never act.
 """
 
 import copy
+import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -39,7 +41,8 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, task: Task, seed: i
     """The model with a fresh adapter: its own weights frozen, the adapter's drawn from the seed alone and trainable.
 
     The model itself is changed; use what is returned. A model that has an adapter already (a policy that was fine-tuned with
-    one) is returned as it is: training goes on with that adapter, so the result stays one adapter on the original base.
+    one) is returned as it is: training goes on with that adapter, so the result stays one adapter on the original base, and
+    ``unheeded`` says which settings do nothing.
 
     Raises:
         P3OError: if a target module is not there or no linear layer.
@@ -63,6 +66,43 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, task: Task, seed: i
     except (ValueError, NotImplementedError) as error:
         raise P3OError(f"lora.target_modules: {first_line(error)}; name linear layers of the model") from error
     return adapted.train(training)
+
+
+def unheeded(model: nn.Module, settings: LoraSettings) -> str | None:
+    """In words, how the adapter that a model has already differs from these settings, which then do nothing; None if the
+    model has none, or one such as they ask for."""
+    if not has_adapter(model):
+        return None
+    config: Any = model.active_peft_config
+    found = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
+    differing = [
+        f"{name} {value:g}, not lora.{name} {getattr(settings, name):g}"
+        for name, value in found.items()
+        if value is not None and value != getattr(settings, name)
+    ]
+    adapted, wanted = _adapted(plain_model(model), settings.target_modules)
+    if adapted != wanted:
+        differing.append(f"{len(adapted)} adapted layers, not the {len(wanted)} of lora.target_modules")
+    if not differing:
+        return None
+    return f"it is an adapter already, and that goes on being trained: {'; '.join(differing)}"
+
+
+def _adapted(model: nn.Module, targets: Literal["all-linear"] | Sequence[str]) -> tuple[set[str], set[str]]:
+    """Names of the linear layers of the model inside an adapter that are adapted, and of those that the targets name."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    layers = {
+        name: hasattr(module, "base_layer")
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear | Conv1D) or hasattr(module, "base_layer"))
+        and module is not head
+        # Not what is inside an adapted layer, nor a head that is trained and saved whole.
+        and not re.search(r"\.(base_layer|lora_\w+|original_module|modules_to_save)\b", name)
+    }
+    adapted = {name for name, is_adapted in layers.items() if is_adapted}
+    if isinstance(targets, str):
+        return adapted, set(layers)
+    return adapted, {name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)}
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -36,9 +36,11 @@ class Layout(ABC):
 
     Attributes:
         budget: bytes of logits that may exist at once; more are computed in chunks. None: any number.
+        words: what the model reads, for who does not know the names.
     """
 
     name: ClassVar[LayoutName]
+    words: ClassVar[str]
     budget: int | None = LOGITS_BUDGET
 
     def logprobs(
@@ -92,6 +94,7 @@ class Shared(Layout):
     """One row per group."""
 
     name = "shared"
+    words = "a prompt and all its responses in one row"
 
     def passes(
         self, model: nn.Module, groups: Sequence[GroupTokens], *, time: int, fill: int
@@ -110,6 +113,7 @@ class Split(Layout):
     """Each prompt once, then the responses on its repeated cache."""
 
     name = "split"
+    words = "each prompt once, then its responses"
 
     def passes(
         self, model: nn.Module, groups: Sequence[GroupTokens], *, time: int, fill: int
@@ -163,6 +167,7 @@ class Padded(Layout):
     """One row per response."""
 
     name = "padded"
+    words = "each response in a row of its own, behind its prompt"
 
     def passes(
         self, model: nn.Module, groups: Sequence[GroupTokens], *, time: int, fill: int

@@ -61,7 +61,7 @@ class Verdict:
     def __str__(self) -> str:
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
         beware = f"; beware: padding, as there is in sampling, changes what it reads ({self.misreads:.2g} off)"
-        return f"layout {self.layout.name}{reasons}{beware if self.misreads else ''}"
+        return f"layout {self.layout.name} ({self.layout.words}){reasons}{beware if self.misreads else ''}"
 
 
 @dataclass(frozen=True)

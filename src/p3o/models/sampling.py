@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from p3o.models.cache import PromptCache
 from p3o.models.language import accepted
-from p3o.models.stopping import StopStrings
+from p3o.models.stopping import Stops, StopStrings, split_stops
 from p3o.models.tokens import PromptBatch, ResponseBatch
 
 
@@ -25,7 +25,7 @@ def sample_responses(
     *,
     responses_per_prompt: int,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     pad_id: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
@@ -40,7 +40,7 @@ def sample_responses(
         prompts: left-padded prompts.
         responses_per_prompt: K.
         max_new_tokens: the length limit, end of sequence included.
-        eos_id: ends a response and belongs to it.
+        eos_id: ends a response and belongs to it; several of a model with several ends (``p3o.models.ends.end_ids``).
         pad_id: fills what follows.
         temperature: divides the logits; 0 is greedy.
         generator: a CPU generator, the only source of randomness.
@@ -55,8 +55,10 @@ def sample_responses(
     """
     if stop and tokenizer is None:
         raise ValueError("stop strings need the tokenizer")
-    stopping = StopStrings(tokenizer, stop) if stop and tokenizer is not None else None
+    stops = Stops((), ()) if tokenizer is None else split_stops(tokenizer, stop)
+    stopping = StopStrings(tokenizer, stops.texts) if stops.texts and tokenizer is not None else None
     device = prompts.tokens.device
+    ends = torch.tensor([*([eos_id] if isinstance(eos_id, int) else eos_id), *stops.ids], device=device)
     groups, width = prompts.tokens.shape
     rows = groups * responses_per_prompt
     if uniforms is None:
@@ -77,7 +79,7 @@ def sample_responses(
     for t in range(max_new_tokens):
         chosen = choose(logits, uniforms[alive, t], temperature)
         tokens[alive, t] = chosen
-        stopped = chosen == eos_id
+        stopped = chosen == ends if len(ends) == 1 else (chosen.unsqueeze(-1) == ends).any(-1)
         if stopping is not None:
             stopped |= torch.tensor(stopping.found(tokens[alive, : t + 1].tolist()), device=device)
         if bool(stopped.any()):

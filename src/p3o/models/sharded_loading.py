@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 
 from p3o.distributed.sharding import local, rows_here
 from p3o.errors import P3OError, first_line
+from p3o.models.ends import load_generation_config
 from p3o.models.hub_names import refuse_unknown
 from p3o.models.loading import is_adapter, refuse_pickled_weights
 
@@ -63,9 +64,11 @@ def empty_model(
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **settings)
         with parameters_on_meta():
-            model: nn.Module = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model: Any = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise P3OError(f"{what}: cannot be loaded ({first_line(error)})") from error
+    if model.can_generate():
+        model.generation_config = load_generation_config(path, trust_remote_code=trust_remote_code)
     files = weight_files(path, what)
     shapes = {}
     for name, file in files.items():
@@ -78,7 +81,8 @@ def empty_model(
             continue
         if shapes.get(known or "") != tuple(parameter.shape):
             return None
-    return model.eval()
+    empty: nn.Module = model.eval()
+    return empty
 
 
 def start_values(model: nn.Module, path: str, *, what: str, new: Collection[str]) -> dict[str, Tensor]:

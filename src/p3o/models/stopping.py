@@ -29,7 +29,7 @@ def split_stops(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Stop
     """
     if not all(stop):
         raise P3OError("stop: an empty stop string would end every response at once; leave it out")
-    special = _special_tokens(tokenizer) if stop else {}
+    special = special_tokens(tokenizer) if stop else {}
     ids = dict.fromkeys(special[text] for text in stop if text in special)
     return Stops(tuple(ids), tuple(text for text in stop if text not in special))
 
@@ -43,7 +43,7 @@ class StopStrings:
             P3OError: as ``split_stops``.
         """
         self.tokenizer, self.stops = tokenizer, split_stops(tokenizer, stop)
-        self.special = frozenset(_special_tokens(tokenizer).values())
+        self.special = frozenset(special_tokens(tokenizer).values())
         # A token that is no special token stands for a byte at least. Some more, because decoders treat the first differently.
         self.window = max((len(text.encode()) for text in self.stops.texts), default=0) + 8
 
@@ -63,7 +63,7 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """All of them, whether listed among the special ones or only added as such, with their ids."""
     special: dict[str, int] = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return special | {

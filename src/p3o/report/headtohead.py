@@ -126,7 +126,7 @@ def ranking_table(data: RunData, ranked: Sequence[Ranked], palette: Palette) -> 
             Cell(str(row.rank)),
             Cell(str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"),
             Cell(signed(row.strength)),
-            Cell(f"{signed(row.low)} to {signed(row.high)}"),
+            Cell(f"{signed(row.low)} to {signed(row.high)}" if row.low < row.high else "by definition"),
         ]
         for row in ranked
     ]

@@ -33,10 +33,10 @@ class SamplingSettings:
         responses: K.
         max_new_tokens: the length limit, end of sequence included.
         temperature: divides the logits.
-        end_id: the id that ends a response and belongs to it.
+        end_id: the id that ends a response and belongs to it: the tokenizer's end of sequence.
         stop: strings that end a response, too, where they are in its text, which holds no special tokens.
-        stop_ids: of the special tokens that end a response, too, and belong to it; ``p3o.models.stopping.split_stops`` tells
-            them from the strings.
+        stop_ids: of the special tokens that end a response, too, and belong to it: the model's other ends
+            (``p3o.models.ends``), and stop strings that are such tokens (``p3o.models.stopping.split_stops``).
     """
 
     responses: int

@@ -15,11 +15,13 @@ from p3o.config import RunConfig
 from p3o.distributed import world
 from p3o.errors import P3OError
 from p3o.feedback.combined import CombinedReward
+from p3o.feedback.judge import ANSWERS_FILE
 from p3o.files import remove, write_json
 from p3o.inputs import Inputs, Scorer, read_inputs, starting_model
+from p3o.models.ends import end_ids
 from p3o.models.language import load_tokenizer
 from p3o.models.sampling import sample_responses
-from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, end_id, pad_id, pad_left
+from p3o.models.tokens import decode_responses, encode_prompts, encode_responses, pad_id, pad_left
 from p3o.stages.feedback import Feedback
 from p3o.stages.models import Models
 from p3o.stages.shardable import refuse_unshardable
@@ -34,7 +36,6 @@ SFT_POLICY = "sft"
 STAGE_ORDER = ("sft", "sample", "reward", "rl", "evaluate", "report")
 PREFERENCES_FILE, RESPONSES_FILE, SAMPLES_FILE = "preferences.jsonl", "responses.jsonl", "samples.jsonl"
 PAIRS_FILE, ROWS_FILE = "pairs.jsonl", "data.json"
-ANSWERS_FILE = "judge_answers.sqlite"
 GROWING_FILES = (METRICS_FILE, SAMPLES_FILE)
 """Files that a training appends to; a checkpoint knows how long they were."""
 
@@ -94,7 +95,7 @@ class RunContext:
     @cached_property
     def models(self) -> Models:
         """Loads and saves models as the configuration wants them."""
-        models = Models(self.config, self.device, adapter_seed=self.seed("adapter"))
+        models = Models(self.config, self.device, adapter_seed=self.seed("adapter"), warn=self.warn)
         self.progress.print(f"models: {models.precision(trained=True)} on {self.device}")
         return models
 
@@ -215,18 +216,33 @@ class RunContext:
         self.progress.print(f"warning: {text}")
         self.folder.warn(text)
 
-    def keep_best(self, name: str, step: int, value: float, model: nn.Module) -> None:
-        """Save the model as best/NAME if this value is above that of the one there; only if the configuration asks for it."""
+    def keep_best(
+        self,
+        name: str,
+        step: int,
+        measured: Mapping[str, int | float],
+        worth: Callable[[Mapping[str, Any]], int | float],
+        model: nn.Module,
+    ) -> None:
+        """Save the model as best/NAME if it is worth more than the one there; only if the configuration asks for it.
+
+        Args:
+            name: under best/.
+            step: of the training.
+            measured: what the worth is a function of, at this step; kept beside the model.
+            worth: as things stand now. What was kept is valued anew by it.
+            model: to be saved.
+        """
         if not self.config.checkpoints.best:
             return
-        record = self.folder.path / BEST / name / BEST_FILE
-        better = step == 0 or not record.exists() or json.loads(record.read_bytes())["value"] < value
+        record, value = self.folder.path / BEST / name / BEST_FILE, worth(measured)
+        better = step == 0 or not record.exists() or worth(json.loads(record.read_bytes())) < value
         if not world().from_first(better):
             return
         with self.folder.directory(f"{BEST}/{name}") as target:
             self.models.save(model, self.tokenizer, target)
             if world().first:
-                write_json(target / BEST_FILE, {"step": step, "value": value})
+                write_json(target / BEST_FILE, {"step": step, "value": value, **measured})
 
     def forget(self, name: str) -> None:
         """Remove the checkpoints of a training whose result is saved."""
@@ -297,7 +313,7 @@ def sample_texts(
                 pad_left(encoded, pad_id(run.tokenizer)).to(run.device),
                 responses_per_prompt=responses,
                 max_new_tokens=training.max_new_tokens,
-                eos_id=end_id(run.tokenizer),
+                eos_id=end_ids(policy, run.tokenizer),
                 pad_id=pad_id(run.tokenizer),
                 temperature=training.temperature,
                 generator=generator,

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from p3o.algorithms import make_algorithm
-from p3o.config import SamplingConfig
+from p3o.config_feedback import SamplingConfig
 from p3o.inputs import starting_model
 from p3o.models.language import load_model_config
 from p3o.models.tokens import encode_prompts

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from p3o.config import RewardConfig, RewardPart
+from p3o.config_feedback import RewardConfig, RewardPart
 from p3o.data.formats import Message
 from p3o.errors import P3OError
 from p3o.feedback.combined import CombinedReward, WeightedReward

@@ -2,24 +2,24 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from p3o.config import LabellerConfig
+from p3o.config_feedback import LabellerConfig
 from p3o.errors import P3OError
 from p3o.feedback.comparison import FunctionComparator, load_comparison_function
 from p3o.feedback.conversations import Conversations
-from p3o.feedback.judge import open_judge
+from p3o.feedback.judge import ANSWERS_FILE, open_judge
 from p3o.feedback.simulated import SimulatedLabeller
 from p3o.inputs import Pair, Scorer
+from p3o.stages.conversational import as_given
 from p3o.stopping import stop_if_asked
 from p3o.training.progress import Progress
 
 if TYPE_CHECKING:
     from p3o.labeling.store import Store
 
-JUDGE_CACHE = "judge_answers.db"
 _LOOK_AGAIN = 2.0
 """Seconds between two looks at a store that people are working on."""
 
@@ -59,7 +59,7 @@ def label(
         seed: of the simulated labeller.
         folder: of the run; a judge's answers are kept there, so that none is paid twice.
         progress: shows how many are done.
-        conversations: the messages behind rendered prompts, for a judge.
+        conversations: the messages behind rendered prompts, for a judge and for people.
 
     Raises:
         P3OError: if the labeller cannot be used.
@@ -67,7 +67,7 @@ def label(
             labels that they have got.
     """
     if config.kind == "people":
-        return _by_people(config, pairs, progress)
+        return _by_people(config, pairs, progress, conversations or {})
     columns = tuple([pair[i] for pair in pairs] for i in range(3))
     preferences: list[float | None]
     if config.kind == "simulated":
@@ -82,7 +82,7 @@ def label(
         preferences = list(FunctionComparator(load_comparison_function(spec), spec)(*columns))
     else:
         assert config.judge is not None
-        judge = open_judge(config.judge, cache=folder / JUDGE_CACHE, conversations=conversations)
+        judge = open_judge(config.judge, cache=folder / ANSWERS_FILE, conversations=conversations)
         preferences = [verdict.preference for verdict in judge.compare(*columns)]
     chosen = [
         (prompt, a, b) if preference > 0 else (prompt, b, a)
@@ -93,15 +93,19 @@ def label(
     return Labelled(chosen, len(pairs) - len(chosen) - unlabelled, unlabelled)
 
 
-def _by_people(config: LabellerConfig, pairs: Sequence[Pair], progress: Progress) -> Labelled:
+def _by_people(
+    config: LabellerConfig, pairs: Sequence[Pair], progress: Progress, conversations: Conversations
+) -> Labelled:
     """Put the pairs into the store and wait until none of them is to get another label there."""
     store = _open_store(str(config.store))
     from p3o.labeling.pairs import Pair as Candidate
     from p3o.labeling.pairs import key_of
     from p3o.labeling.records import settled
 
-    keys = {key_of(*pair) for pair in pairs}
-    store.add_items([Candidate(key_of(*pair), *pair) for pair in pairs])
+    shown = [(as_given(prompt, conversations), a, b) for prompt, a, b in pairs]
+    prompts = {key_of(*pair): prompt for pair, (prompt, _, _) in zip(shown, pairs, strict=True)}
+    keys = set(prompts)
+    store.add_items([Candidate(key_of(*pair), *pair) for pair in shown])
     progress.print(f"{len(keys)} pairs wait for people: p3o label {_option(str(config.store))} --annotators NAME,NAME")
     with progress.stage("labels", total=len(keys)) as advance:
         done = 0
@@ -111,7 +115,7 @@ def _by_people(config: LabellerConfig, pairs: Sequence[Pair], progress: Progress
             stop_if_asked(f"{len(keys) - found} of {len(keys)} pairs waited for people")
             time.sleep(_LOOK_AGAIN)
         advance(found - done)
-    return _exported(store, keys)
+    return _exported(store, prompts)
 
 
 def _option(place: str) -> str:
@@ -123,21 +127,25 @@ def _option(place: str) -> str:
     return f"--database-url {shlex.quote(without_password(place))}"
 
 
-def _exported(store: "Store", keys: set[str]) -> Labelled:
-    """A preference for each label that prefers a response; of pairs that have none, how many are ties and how many nothing."""
+def _exported(store: "Store", prompts: Mapping[str, str]) -> Labelled:
+    """A preference for each label that prefers a response; of pairs that have none, how many are ties and how many nothing.
+
+    Args:
+        prompts: of the pairs, as the policy reads them, by key.
+    """
     from p3o.labeling.records import holding_records
 
     preferences: list[Pair] = []
-    answers: dict[str, set[str]] = {key: set() for key in keys}
+    answers: dict[str, set[str]] = {key: set() for key in prompts}
     for record in holding_records(store):
         item, choice = record.item, record.event.choice
-        if item.key not in keys or choice in (None, "skip"):
+        if item.key not in prompts or choice in (None, "skip"):
             continue
         answers[item.key].add(str(choice))
         if choice in ("a", "b"):
             texts = (item.response_a, item.response_b)
             better, worse = texts if choice == "a" else texts[::-1]
-            preferences.append((str(item.prompt), better, worse))
+            preferences.append((prompts[item.key], better, worse))
     ties = sum(bool(found) and found.isdisjoint("ab") for found in answers.values())
     return Labelled(preferences, ties, sum(not found for found in answers.values()))
 

@@ -1,5 +1,6 @@
 """The models of a run as its configuration wants them: precision, adapters, recomputation, one copy of frozen weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from p3o.distributed.world import world
 from p3o.errors import P3OError
 from p3o.feedback.reward_model import load_reward_model
 from p3o.inputs import starting_model
-from p3o.models.adapters import LoraSettings, add_adapter
+from p3o.models.adapters import LoraSettings, add_adapter, unheeded
 from p3o.models.heads import HEADS, Critic
 from p3o.models.language import frozen_copy, load_language_model, save_model
 from p3o.models.precision import Precision, choose_precision, compute_in
@@ -35,10 +36,19 @@ class Models:
         config: of the run.
         device: where they compute.
         adapter_seed: of fresh adapters.
+        warn: told, in a line, of settings that do nothing.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device, *, adapter_seed: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        *,
+        adapter_seed: int,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.config, self.device, self.adapter_seed = config, device, adapter_seed
+        self._warn, self._warned = warn, set[str]()
 
     def precision(self, *, trained: bool) -> Precision:
         """The number formats of a model that is trained, or only used."""
@@ -65,7 +75,9 @@ class Models:
 
     def policy(self, path: str) -> nn.Module:
         """A language model to train."""
-        return self._prepared(self._language_model(path, trained=True), trained=True)
+        model = self._language_model(path, trained=True)
+        self._tell_unheeded(model, path)
+        return self._prepared(model, trained=True)
 
     def fixed(self, path: str) -> nn.Module:
         """A language model to sample from and to evaluate."""
@@ -173,6 +185,7 @@ class Models:
             trust_remote_code=self.config.trust_remote_code,
         )
         if trained and self.config.lora is not None:
+            self._tell_unheeded(model, path)
             model = add_adapter(model, self.config.lora, task="SEQ_CLS", seed=self.adapter_seed)
         return self._computing(model, precision, trained=trained)
 
@@ -189,6 +202,13 @@ class Models:
         return load_language_model(
             path, device=self.device, dtype=weights, trust_remote_code=self.config.trust_remote_code
         )
+
+    def _tell_unheeded(self, model: nn.Module, path: str) -> None:
+        """Say once of each difference that a model which has an adapter already gets none by the lora section."""
+        told = None if self.config.lora is None else unheeded(model, self.config.lora)
+        if told is not None and told not in self._warned:
+            self._warned.add(told)
+            self._warn(f"model {path!r}: {told}")
 
     def _prepared(self, model: nn.Module, *, trained: bool) -> nn.Module:
         lora: LoraSettings | None = self.config.lora

@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from p3o.config import EmbeddedTaskConfig, SamplingConfig
+from p3o.config import EmbeddedTaskConfig
+from p3o.config_feedback import SamplingConfig
 from p3o.data.embedded import task
 from p3o.feedback.simulated import SimulatedLabeller
 from p3o.files import write_jsonl
 from p3o.inputs import Pair, Scorer
-from p3o.labeling.pairs import Sampled, pairs_of_responses, write_pairs
+from p3o.labeling.pairs import Sampled, pairs_of_responses, with_prompt, write_pairs
 from p3o.stages.context import PAIRS_FILE, PREFERENCES_FILE, SFT_POLICY, RunContext, sample_texts
+from p3o.stages.conversational import as_given, preference_rows
 from p3o.stages.labelling import label
 
 
@@ -39,7 +41,8 @@ def _sample_own(run: RunContext, config: SamplingConfig) -> None:
         (prompt, [Sampled(text, SFT_POLICY) for text in group]) for prompt, group in zip(prompts, groups, strict=True)
     ]
     pairs, counts = pairs_of_responses(sampled)
-    write_pairs(run.folder.path / PAIRS_FILE, pairs)
+    talks = run.inputs.conversations
+    write_pairs(run.folder.path / PAIRS_FILE, [with_prompt(pair, as_given(str(pair.prompt), talks)) for pair in pairs])
     row: dict[str, str | int] = {"stage": "sample", **vars(counts)}
     run.progress.print(
         f"sample: {counts.pairs} pairs; left out {counts.identical_dropped} responses that repeat another, "
@@ -57,9 +60,9 @@ def _sample_own(run: RunContext, config: SamplingConfig) -> None:
             seed=seed,
             folder=run.folder.path,
             progress=run.progress,
-            conversations=run.inputs.conversations,
+            conversations=talks,
         )
-        rows = [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in labelled.preferences]
+        rows = preference_rows(labelled.preferences, talks)
         write_jsonl(run.folder.path / PREFERENCES_FILE, rows)
         row |= {"labelled": len(rows), "ties": labelled.ties, "unlabelled": labelled.unlabelled}
     run.folder.metrics(row)

@@ -15,10 +15,11 @@ from p3o.config import RefitConfig
 from p3o.distributed import world
 from p3o.distributed.sharding import gathered
 from p3o.feedback.reward_model import RewardModel
-from p3o.files import read_jsonl, write_jsonl
+from p3o.files import write_jsonl
 from p3o.inputs import Pair
 from p3o.models.language import load_tokenizer
 from p3o.stages.context import PREFERENCES_FILE, RunContext, sample_texts
+from p3o.stages.conversational import preference_rows, read_preference_rows
 from p3o.stages.labelling import Labelled, label
 from p3o.stages.reward import labelled_pairs
 from p3o.stopping import Stopped, noted, stop_if_asked
@@ -85,7 +86,7 @@ class Refits:
         run.folder.metrics(row | {"ties": new.ties, "unlabelled": new.unlabelled})
         with run.folder.directory(f"{REFITS}/{self.name}/{number}") as folder:
             if world().first:
-                write_jsonl(folder / PREFERENCES_FILE, [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in pairs])
+                write_jsonl(folder / PREFERENCES_FILE, preference_rows(pairs, run.inputs.conversations))
             run.models.save(reward_model.model, run.tokenizer, folder / REWARD_FOLDER)
         return reward_model
 
@@ -137,8 +138,8 @@ class Refits:
         """All labels after this many refits."""
         if number == 0:
             return labelled_pairs(self.run)
-        rows = read_jsonl(self.run.folder.path / REFITS / self.name / str(number) / PREFERENCES_FILE)
-        return [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+        path = self.run.folder.path / REFITS / self.name / str(number) / PREFERENCES_FILE
+        return read_preference_rows(path, self.run.tokenizer)
 
     def _load(self, number: int) -> RewardModel:
         path = self.run.required(f"{REFITS}/{self.name}/{number}/{REWARD_FOLDER}", "p3o rl")

@@ -12,9 +12,9 @@ from p3o.distributed import world
 from p3o.errors import P3OError
 from p3o.evaluation.winrate import head_to_head_by_prompt
 from p3o.feedback.reward_model import RewardModel
-from p3o.files import read_jsonl
 from p3o.inputs import Pair
 from p3o.stages.context import PREFERENCES_FILE, RunContext
+from p3o.stages.conversational import read_preference_rows
 from p3o.stages.preferences import sample_pairs
 from p3o.training.optimisation import unseen
 from p3o.training.reward_model import RewardTrainer, ranking_accuracy, ranking_outcomes
@@ -46,7 +46,7 @@ def reward(run: RunContext) -> None:
                 if held and (step == trainer.total or (config.evaluate_every and step % config.evaluate_every == 0)):
                     accuracy = ranking_accuracy(reward_model, held)
                     run.folder.metrics({"stage": "reward", "step": step, "heldout_accuracy": accuracy})
-                    run.keep_best("reward_model", step, accuracy, model)
+                    run.keep_best("reward_model", step, {"accuracy": accuracy}, lambda seen: seen["accuracy"], model)
 
             run.fit(
                 "reward", trainer, tell, advance=advance, rolls_back=config.on_fault == "rollback", owns=is_reward_row
@@ -98,7 +98,7 @@ def labelled_pairs(run: RunContext) -> list[Pair]:
     path = run.folder.path / PREFERENCES_FILE
     if path.exists():
         # Written by the sample stage; unlike a user's file it may hold an empty response, which a policy can well give.
-        pairs += [(row["prompt"], row["chosen"], row["rejected"]) for row in read_jsonl(path)]
+        pairs += read_preference_rows(path, run.tokenizer)
     elif run.config.embedded is not None or run.config.data.preferences is None:
         raise P3OError(f"{path}: not there yet; run `p3o sample` in this run folder first")
     return pairs

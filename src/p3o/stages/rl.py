@@ -12,6 +12,7 @@ from p3o.feedback.reward_model import RewardModel
 from p3o.feedback.simulated import prompt_offsets
 from p3o.files import remove
 from p3o.inputs import Scorer
+from p3o.models.ends import describe_ends, find_ends, generation_of
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
 from p3o.models.sharing import share_frozen_weights
@@ -67,6 +68,8 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
     )
     trainer.rollouts.notice = lambda text: run.warn(f"rl {name}, {text}")
     run.progress.print(f"rl {name}: {trainer.layouts}; {run.processes}")
+    if ends := describe_ends(find_ends(run.tokenizer, generation_of(policy)), run.tokenizer):
+        run.progress.print(f"rl {name}: {ends}")
     warn_of_idle_clip(run, name, algorithm, training)
     judge = evaluator(run, reference, writer_of(trainer))
     identity = {"algorithm": entry.algorithm, "beta": algorithm.config.beta}
@@ -87,8 +90,10 @@ def rl_run(run: RunContext, name: str, sampler: Sampler | None = None) -> None:
 
         def evaluated(step: int) -> None:
             summary = evaluate_step(run, name, identity, step, judge, policy)
-            # What the training maximises, measured on held-out prompts.
-            run.keep_best(f"rl/{name}", step, summary["reward"] - algorithm.config.beta * summary["kl"], policy)
+            measured, beta = {key: summary[key] for key in ("reward", "kl")}, trainer.algorithm.config.beta
+            # What the training maximises, measured on held-out prompts. Where a KL target moves β, values of different β are
+            # not to be compared: what was kept is judged by the β of now as well.
+            run.keep_best(f"rl/{name}", step, measured, lambda seen: seen["reward"] - beta * seen["kl"], policy)
 
         def tell(done: int, metrics: Mapping[str, int | float]) -> None:
             step = done - trainer.warmup_steps

@@ -8,8 +8,9 @@ from torch import nn
 from p3o.distributed import world
 from p3o.evaluation.writing import Writer
 from p3o.files import remove
+from p3o.models.ends import find_ends, load_generation_config
 from p3o.models.stopping import split_stops
-from p3o.models.tokens import ResponseBatch, encode_prompts, end_id, pad_id
+from p3o.models.tokens import ResponseBatch, encode_prompts, pad_id
 from p3o.stages.context import RunContext
 from p3o.training.online import OnlineTrainer
 from p3o.training.samplers import Engine, Sampler
@@ -35,15 +36,17 @@ def sampler_of(run: RunContext, name: str) -> Iterator[Sampler | None]:
         if world().first:
             remove(folder)  # what a killed run left
         stops = split_stops(run.tokenizer, training.stop)
+        trusts = run.config.trust_remote_code
+        ends = find_ends(run.tokenizer, load_generation_config(run.sft_folder, trust_remote_code=trusts)).ids
         return VLLMSampler(
             config,
             SamplingSettings(
                 training.responses_per_prompt,
                 training.max_new_tokens,
                 training.temperature,
-                end_id(run.tokenizer),
+                ends[0],
                 stops.texts,
-                stops.ids,
+                (*ends[1:], *stops.ids),
             ),
             fill=pad_id(run.tokenizer),
             probe=probe_text(encode_prompts(run.tokenizer, run.inputs.prompts[:8])),

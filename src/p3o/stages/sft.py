@@ -28,7 +28,7 @@ def sft(run: RunContext) -> None:
             size = config.micro_batch_size
             loss = completion_loss(model, heldout, fill=fill, batch_size=size, layout=trainer.layout)
             run.folder.metrics({"stage": "sft", "step": step, "heldout_loss": loss})
-            run.keep_best("sft", step, -loss, model)
+            run.keep_best("sft", step, {"loss": loss}, lambda seen: -seen["loss"], model)
 
         with run.progress.stage("sft", total=trainer.total) as advance:
 

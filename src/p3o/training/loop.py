@@ -29,7 +29,10 @@ class CheckpointConfig(BaseModel):
 
     every: int | None = Field(50, gt=0, description="Steps between checkpoints; null: only when it is stopped.")
     keep: int = Field(2, gt=0, description="How many checkpoints of a training to keep.")
-    best: bool = Field(False, description="Also keep the best model seen at an evaluation, in the run's folder best/.")
+    best: bool = Field(
+        False,
+        description="Also keep the best model seen at an evaluation (RL: reward − β·KL), in the run's folder best/.",
+    )
 
 
 @runtime_checkable

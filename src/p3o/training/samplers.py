@@ -11,8 +11,9 @@ from p3o.distributed.sharding import gathered
 from p3o.distributed.shares import shares
 from p3o.distributed.world import world
 from p3o.functional.mismatch import Correction
+from p3o.models.ends import end_ids
 from p3o.models.sampling import draw_uniforms, sample_responses
-from p3o.models.tokens import PromptBatch, ResponseBatch, end_id, joined_responses, pad_id
+from p3o.models.tokens import PromptBatch, ResponseBatch, joined_responses, pad_id
 from p3o.training.checkpoint import State
 from p3o.training.online_config import OnlineConfig
 
@@ -130,7 +131,7 @@ class LocalSampler:
             prompts,
             responses_per_prompt=self.config.responses_per_prompt,
             max_new_tokens=self.config.max_new_tokens,
-            eos_id=end_id(self.tokenizer),
+            eos_id=end_ids(policy, self.tokenizer),
             pad_id=pad_id(self.tokenizer),
             temperature=self.config.temperature,
             uniforms=uniforms,

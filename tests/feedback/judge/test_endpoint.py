@@ -10,17 +10,23 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.feedback.judge.server import Fault, prefer_longer, server
 
 from p3o.config import RunConfig
+from p3o.config_feedback import LabellerConfig
 from p3o.data.formats import Message
 from p3o.errors import P3OError
 from p3o.feedback.judge import JudgeConfig, Verdict, open_judge, verdict_rates
+from p3o.stages.context import RunContext
 from p3o.stages.feedback import Feedback
+from p3o.stages.labelling import label
 from p3o.stages.models import Models
+from p3o.training.progress import Nowhere, Progress
+from p3o.training.tracking import RunFolder
 
 PROMPTS = [f"Question {i}?" for i in range(12)]
 # A is longer, hence better, where i is even.
@@ -233,6 +239,27 @@ def test_the_limit_holds_for_all_processes_together(tmp_path: Path) -> None:
         with pytest.raises(P3OError, match=r"0.022 spent, more than 0.0201"):
             other.compare(PROMPTS[4:], A[4:], B[4:])
         assert one.spent == other.spent == pytest.approx(11 * 0.002)
+    assert len(log.requests) == 11
+
+
+def test_the_limit_holds_for_what_labels_and_what_learns_in_a_run_together(tmp_path: Path) -> None:
+    """A run whose pairs a judge labels, and whose policy learns from the same judge: one file of answers, one limit."""
+    with server(lambda q, _: prefer_longer(q)) as (url, log):
+        limited = config(url, **PRICED, max_cost=0.0201).model_dump()
+        labeller = LabellerConfig.model_validate({"kind": "judge", "judge": limited})
+        settings = RunConfig.model_validate({"model": "x", "device": "cpu", "reward": {"judge": limited}})
+        folder = RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
+        pairs = list(zip(PROMPTS, A, B, strict=True))
+        once = {"gold": None, "scale": 1.0, "seed": 0, "folder": folder.path, "progress": Progress(Nowhere())}
+        assert len(label(labeller, pairs[:4], **once).preferences) == 4
+        run = RunContext(settings, folder, Progress(Nowhere()))
+        run.__dict__["inputs"] = SimpleNamespace(conversations={})
+        comparator = run.feedback.comparator()
+        assert comparator is not None
+        with pytest.raises(P3OError, match=r"0.022 spent, more than 0.0201"):
+            comparator(PROMPTS[4:], A[4:], B[4:])
+        assert len(log.requests) == 11
+        assert comparator(PROMPTS[:4], A[:4], B[:4]) == WANTED[:4], "what a label cost is not paid again"
     assert len(log.requests) == 11
 
 

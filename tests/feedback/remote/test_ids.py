@@ -10,7 +10,8 @@ from tests.chat_model import chat_tokenizer
 from tests.feedback.remote.service import service
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from p3o.config import RewardConfig, RunConfig
+from p3o.config import RunConfig
+from p3o.config_feedback import RewardConfig
 from p3o.feedback.reward_model import RewardModel, load_reward_model
 from p3o.models.language import load_tokenizer
 from p3o.stages.feedback import Feedback

@@ -20,7 +20,8 @@ from tests.rollouts.real import RealServer, needs_vllm
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from p3o.cli import main
-from p3o.config import RewardConfig, RunConfig
+from p3o.config import RunConfig
+from p3o.config_feedback import RewardConfig
 from p3o.data.formats import Message
 from p3o.errors import P3OError
 from p3o.feedback.missing import rewards_may_be_missing

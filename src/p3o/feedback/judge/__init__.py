@@ -15,7 +15,8 @@ killed goes on where it stopped. ``p3o.feedback.judge`` itself imports neither o
 """
 
 from p3o.feedback.judge.build import open_judge
+from p3o.feedback.judge.cache import ANSWERS_FILE
 from p3o.feedback.judge.config import JudgeConfig
 from p3o.feedback.judge.verdicts import Answer, Judge, Verdict, VerdictRates, verdict_rates
 
-__all__ = ["Answer", "Judge", "JudgeConfig", "Verdict", "VerdictRates", "open_judge", "verdict_rates"]
+__all__ = ["ANSWERS_FILE", "Answer", "Judge", "JudgeConfig", "Verdict", "VerdictRates", "open_judge", "verdict_rates"]

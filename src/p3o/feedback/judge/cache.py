@@ -20,6 +20,9 @@ from p3o.errors import P3OError
 from p3o.feedback.judge.verdicts import Answer, Choice
 from p3o.files import make_folder
 
+ANSWERS_FILE = "judge_answers.sqlite"
+"""Of a run: who labels by a judge, who learns from one and who judges a run share it, and with it the limit of cost."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     model TEXT NOT NULL, pair TEXT NOT NULL, shown_first INTEGER NOT NULL, parameters TEXT NOT NULL,
