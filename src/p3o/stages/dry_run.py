@@ -217,13 +217,14 @@ class _Outlook:
         has_critic = make_algorithm(entry.algorithm, **entry.settings).needs_critic
         processes, served = memory.processes, self.run.config.rl.rollout.engine != "local"
         heldout = self.rows.get(HELDOUT_PROMPTS, [])
-        batch = min(self.run.config.evaluation.batch_size, -(-len(heldout) // processes.count))
+        at_once, longest = self.run.config.evaluation.batch_size, _longest(self.rows[PROMPTS])
+        pairs = min(at_once, self.run.config.rl.refit.pairs) if entry.refit else 0
         work = OnlineWork(
             prompts=training.prompts_per_step,
             responses=training.responses_per_prompt,
             minibatch=-(-training.prompts_per_step * (1 + training.replay_batches) // training.minibatches),
             epochs=training.epochs,
-            prompt_tokens=_longest(self.rows[PROMPTS]),
+            prompt_tokens=longest,
             response_tokens=training.max_new_tokens,
             pass_tokens=training.micro_batch_tokens or TOKENS.get(self.run.device.type, 16384),
             pass_prompts=training.micro_batch_prompts,
@@ -232,8 +233,9 @@ class _Outlook:
             ahead=training.max_staleness > 0,
             served=served,
             sampling_prompts=training.sampling_prompts,
-            evaluated=batch,
+            evaluated=min(at_once, -(-len(heldout) // processes.count)),
             evaluated_prompt_tokens=_longest(heldout),
+            refit_tokens=2 * pairs * (longest + training.max_new_tokens),
             processes=processes.count,
         )
         # Shards of the past are kept for its log-probs alone.
