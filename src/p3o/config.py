@@ -77,7 +77,10 @@ class RefitConfig(Section):
     """Refitting the reward model on fresh samples in the course of RL, in the runs that say so."""
 
     every: int = Field(10, gt=0, description="RL steps between two refits.")
-    pairs: int = Field(1000, gt=0, description="Pairs sampled from the policy for each.")
+    pairs: int = Field(1000, gt=0, description="Pairs sampled from the policy for each, at most.")
+    responses_per_prompt: int = Field(
+        2, ge=2, description="K; all K(K-1)/2 pairs of different texts count, so that few prompts give many pairs."
+    )
     labeller: LabellerConfig = Field(default_factory=lambda: LabellerConfig())
 
 

@@ -6,6 +6,8 @@ reward model on all labels so far. A reward model that stays as it was is exploi
 """
 
 from collections.abc import Mapping
+from itertools import combinations
+from math import ceil, comb
 from typing import Any
 
 import torch
@@ -111,9 +113,15 @@ class Refits:
         run, config = self.run, self.config
         seed = run.seed(f"refit {self.name} {number}")
         order = torch.randperm(len(run.inputs.prompts), generator=torch.Generator().manual_seed(seed))
-        prompts = [run.inputs.prompts[i] for i in order[: config.pairs].tolist()]
-        groups = sample_texts(run, policy, prompts, responses=2, seed=seed)
-        candidates = [(prompt, a, b) for prompt, (a, b) in zip(prompts, groups, strict=True) if a != b]
+        responses = config.responses_per_prompt
+        enough = ceil(config.pairs / comb(responses, 2))
+        prompts = [run.inputs.prompts[i] for i in order[:enough].tolist()]
+        groups = sample_texts(run, policy, prompts, responses=responses, seed=seed)
+        candidates = [
+            (prompt, a, b)
+            for prompt, group in zip(prompts, groups, strict=True)
+            for a, b in combinations(dict.fromkeys(group), 2)
+        ][: config.pairs]
         embedded = run.config.embedded
         return label(
             config.labeller,
