@@ -27,6 +27,7 @@ from p3o.stages.models import Models
 from p3o.stages.shardable import refuse_unshardable
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import NumericalError, Watch
+from p3o.training.growing import drop_rows, lengths_of, rewind
 from p3o.training.loop import Callback, Trainer, fit, resume
 from p3o.training.progress import Advance, Progress
 from p3o.training.sft import EncodedPair
@@ -174,7 +175,7 @@ class RunContext:
         )
         found = resume(trainer, checkpoints) if self.resume else None
         if found is not None:
-            self.folder.rewind(found["lengths"])
+            rewind(self.folder.path, found["lengths"])
             self.progress.print(f"{name}: going on after step {trainer.done}")
             advance(trainer.done)
             resumed(trainer.done)
@@ -183,14 +184,14 @@ class RunContext:
             if world().first:  # the best of an earlier training, perhaps on other data, is none of this one's
                 remove(self.folder.path / BEST / _BEST_OF.get(name, name))
             for file in GROWING_FILES:
-                self.folder.drop_rows(file, owns)
+                drop_rows(self.folder.path / file, owns)
             start()
 
         def roll_back(fault: NumericalError, attempt: int) -> None:
             state = resume(trainer, checkpoints)
             if state is None:
                 raise fault
-            self.folder.rewind(state["lengths"])
+            rewind(self.folder.path, state["lengths"])
             resumed(trainer.done)
             self.warn(f"{name}: {fault}; back to step {trainer.done} (time {attempt})")
 
@@ -201,7 +202,7 @@ class RunContext:
                 self.warn(f"{name}, step {step}: {sign}")
             return callback(step, metrics)
 
-        lengths: Callable[[], State] = lambda: {"lengths": self.folder.lengths(GROWING_FILES)}  # noqa: E731
+        lengths: Callable[[], State] = lambda: {"lengths": lengths_of(self.folder.path, GROWING_FILES)}  # noqa: E731
         fit(
             trainer,
             watched,

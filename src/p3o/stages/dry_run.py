@@ -218,7 +218,8 @@ class _Outlook:
         processes, served = memory.processes, self.run.config.rl.rollout.engine != "local"
         heldout = self.rows.get(HELDOUT_PROMPTS, [])
         at_once, longest = self.run.config.evaluation.batch_size, _longest(self.rows[PROMPTS])
-        pairs = min(at_once, self.run.config.rl.refit.pairs) if entry.refit else 0
+        refit = self.run.config.rl.refit
+        candidates = min(at_once, refit.prompts) * refit.responses_per_prompt if entry.refit else 0
         work = OnlineWork(
             prompts=training.prompts_per_step,
             responses=training.responses_per_prompt,
@@ -235,7 +236,7 @@ class _Outlook:
             sampling_prompts=training.sampling_prompts,
             evaluated=min(at_once, -(-len(heldout) // processes.count)),
             evaluated_prompt_tokens=_longest(heldout),
-            refit_tokens=2 * pairs * (longest + training.max_new_tokens),
+            refit_tokens=candidates * (longest + training.max_new_tokens),
             processes=processes.count,
         )
         # Shards of the past are kept for its log-probs alone.
