@@ -6,8 +6,8 @@ Weights, gradients and moments are counted (``footprints``). What grows with a f
     c · 4 · attention width        queries, keys, values and what attention makes of them; c bytes a number
     c · 4 · width of the MLP       gate, its activation, the other branch and their product
 
-which is what transformers' Llama and Qwen2 keep for the backward pass, to a few percent (a test measures it); GPT-2 keeps a
-little more, models whose MLP has no gate (GPT-NeoX, OPT) up to half less. Then logits in float32: one buffer for the
+which is what transformers' Llama and Qwen2 keep for the backward pass, to a few percent (a test measures it); models whose MLP
+has no gate keep less, OPT less than half. Then logits in float32: one buffer for the
 predicted tokens, cut into chunks above ``LOGITS_BUDGET``. While sampling, keys and values of all tokens. An estimate of the
 order, not a promise: allocators keep more.
 
