@@ -70,7 +70,9 @@ class FakeVLLM:
         drift: added to the logits of the end of sequence, for a server that is not quite the learner.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None, workers: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None, workers: int = 1
+    ) -> None:
         self.original, self.tokenizer, self.key, self.workers = model, tokenizer, key, workers
         self.faults: deque[str] = deque()
         self.seen: Counter[str] = Counter()
@@ -128,6 +130,10 @@ class FakeVLLM:
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(2)
+        self.leave()
+
+    def leave(self) -> None:
+        """The group, with all workers."""
         for group in self.groups:
             group.close()
 
@@ -213,8 +219,7 @@ class FakeVLLM:
             rank = info["rank_offset"] + worker
             return GlooGroup.join(info["address"], info["port"], rank, info["world_size"], timeout=info["timeout"])
 
-        for group in self.groups:
-            group.close()
+        self.leave()
         self.groups = self.of_all_workers(join)
         return {"message": "Weight transfer initialized"}
 
@@ -256,6 +261,8 @@ class FakeVLLM:
             self.load(first)
         except BaseException:
             self.updating = False
+            for group in groups:
+                group.close()
             raise
         return {"message": "Weights updated"}
 

@@ -211,9 +211,7 @@ def test_a_server_that_is_back_in_a_batch_gets_its_weights_alone_and_the_next_wi
 
 
 @pytest.mark.parametrize("weights", ["gloo", "disk"])
-def test_weights_go_in_the_servers_dtype(
-    servers: Servers, sampler: Samplers, policy: nn.Module, weights: str
-) -> None:
+def test_weights_go_in_the_servers_dtype(servers: Servers, sampler: Samplers, policy: nn.Module, weights: str) -> None:
     """What arrives is what rounding makes of the weights, and half the bytes; the learner keeps its own."""
     fake, own = servers(), {name: weight.clone() for name, weight in policy.named_parameters()}
     ours = sampler(fake, weights=weights, push_dtype="bfloat16", probe_tolerance=0.2)

@@ -76,12 +76,14 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As in the base class, without its wait for an accelerator: gloo's transfers are over when they return.
 
-        After a transfer that broke off the layers are closed: vLLM leaves one that had received a part as it is, and would
-        count that part as received in the next transfer, too.
+        After a transfer that broke off the group is left, so that nobody waits for what this worker would have passed on, and
+        the layers are closed: vLLM leaves one that had received a part as it is, and would count that part as received in the
+        next transfer, too.
         """
         try:
             self.receive_weights(self.parse_update_info(update_info))
         except BaseException:
+            self.shutdown()
             self.finish_weight_update()
             raise
 
