@@ -123,7 +123,7 @@ def test_when_one_dies_after_the_other_the_last_has_the_whole_version(
 def test_one_that_is_well_but_takes_no_weights_costs_the_others_nothing(
     servers: Servers, sampler: Samplers, policy: nn.Module
 ) -> None:
-    """It has another model, say, and answers every push with an error in the middle. Once that is known, it is tried by itself."""
+    """It has another model, say, and ends every push in the middle. Once that is known, it is tried by itself."""
     good, bad, fine = (servers() for _ in range(3))
 
     def refuse(name: str) -> None:

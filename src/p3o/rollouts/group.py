@@ -24,7 +24,7 @@ PIECE = 1 << 20
 _PREFIX = "p3o"
 _DATA, _WORD = 0, 1
 _BEGIN = "begin"
-_GO, _GIVEN_UP = b"go", b"given up"
+_GO, _GIVEN_UP = "go", "given up"
 _LOOK = 0.002
 """Seconds between two looks whether all are there."""
 
@@ -101,8 +101,8 @@ class GlooGroup:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, port))
             own: str = probe.getsockname()[0]
-        store.set(_here(rank), b"")
-        if store.get(_BEGIN) != _GO:
+        store.set(_here(rank), "")
+        if store.get(_BEGIN).decode() != _GO:
             raise RuntimeError("the learner gave up the rendezvous: another server did not come")
         return cls(store, own, rank, size, timeout=timeout)
 
