@@ -376,7 +376,7 @@ def test_a_server_that_is_always_wrong_ends_the_run(servers: Servers, sampler: S
 
 def test_a_server_that_is_always_busy_ends_the_run(servers: Servers, sampler: Samplers, policy: nn.Module) -> None:
     fake = servers()
-    ours = sampler(fake, attempts=1, patience=0.1, timeout=0.2)
+    ours = sampler(fake, attempts=1, patience=0.1, timeout=1.0)
     ours.publish(policy)
     fake.faults.extend(["429"] * 1000)
     with pytest.raises(P3OError, match=r"no responses for \d s, though servers are there"):

@@ -166,6 +166,6 @@ def test_rounded_weights_are_those_of_a_rounded_model(servers: list[RealServer],
         )
     ]
     print(
-        f"in bfloat16: push and check {seconds:.1f} s, {away:.2g} nats from float32, {max(differences):.1e} from rounded weights"
+        f"in bfloat16: push and check {seconds:.1f} s, {away:.2g} nats from float32, {max(differences):.1e} from rounded ones"
     )
     assert max(differences) < TOLERANCE

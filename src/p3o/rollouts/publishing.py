@@ -141,7 +141,10 @@ class Broadcast:
             together = each([server for server in together if server.url in missed], VLLMServer.health, failed)
         for server in (*together, *(server for server in servers if server.url in self.apart)):
             failed |= self._give(weights, version, [server], failed)
-            (self.apart.add if server.url in failed else self.apart.discard)(server.url)
+            if server.url in failed:
+                self.apart.add(server.url)
+            else:
+                self.apart.discard(server.url)
         return failed
 
     def _give(
