@@ -76,7 +76,7 @@ def test_run_makes_the_folder_and_calls_the_pipeline(
 
 def test_the_last_line_says_what_to_look_at(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rl", "--config", "config.yaml", "--name", "a"]) == 0
-    assert capsys.readouterr().out == "written to runs/a; p3o report runs/a draws it\n"
+    assert capsys.readouterr().out == "written to runs/a; for a report, run: p3o report runs/a\n"
     Path("runs/a/report.html").write_text("")
     assert cli.main(["report", "--name", "a"]) == 0
     assert capsys.readouterr().out == "written to runs/a; open runs/a/report.html\n"
@@ -87,7 +87,7 @@ def test_a_run_is_overwritten_only_on_request(pipeline: StubPipeline, capsys: py
     assert cli.main(arguments) == 0
     assert cli.main(arguments) == 2
     assert (
-        "runs/a: exists already and is not empty; choose another --name or pass --overwrite" in capsys.readouterr().err
+        "runs/a: already exists and is not empty; choose another --name or pass --overwrite" in capsys.readouterr().err
     )
     assert cli.main([*arguments, "--overwrite"]) == 0
 
@@ -120,14 +120,15 @@ def test_single_stages_go_on_in_the_folder(pipeline: StubPipeline, capsys: pytes
     written = Path("runs/a/config.yaml").read_text()
     assert cli.main(["rl", "--name", "a", "--set", "seed=6"]) == 2
     assert (status("a"), Path("runs/a/config.yaml").read_text()) == ("complete", written)
-    assert "its stage 'rl' is done already; choose another --name or pass --overwrite" in capsys.readouterr().err
+    assert "its stage 'rl' is already done; choose another --name or pass --overwrite" in capsys.readouterr().err
     assert cli.main(["rl", "--name", "a", "--overwrite"]) == 0
 
 
 def test_a_report_needs_a_run(pipeline: StubPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report"]) == 2
     assert (
-        capsys.readouterr().err == "error: name a run: p3o report runs/NAME; several make one page that compares them\n"
+        capsys.readouterr().err == "error: name a run: p3o report runs/NAME; several runs make one page that "
+        "compares them\n"
     )
 
 
@@ -135,8 +136,9 @@ def test_a_stage_needs_a_folder_or_a_configuration(pipeline: StubPipeline, capsy
     assert cli.main(["rl"]) == 2
     assert cli.main(["rl", "--name", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: give --name of a run that is there, or --config FILE or --model MODEL for a new one",
-        "error: runs/none: no run there (no run.json); check --name and --output, or begin one with --model or --config",
+        "error: give --name of an existing run, or --config FILE or --model MODEL for a new one",
+        "error: runs/none: there is no run (no run.json); check --name and --output, or start a new run with --model or "
+        "--config",
     ]
 
 
@@ -196,7 +198,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["run"], "error: give --config FILE, or --model MODEL and the files of the data, or --resume"),
+        (["run"], "error: give --config FILE, or --model MODEL and the data files, or --resume"),
         (["run", "--config"], "error: Option '--config' requires an argument"),
         (["run", "--confg", "x"], "error: No such option: --confg"),
         (["rnu"], "error: No such command 'rnu'"),
@@ -209,7 +211,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--config", "config.yaml", "--set", "sed=1"],
             "error: --set sed=1: unknown key 'sed'; did you mean 'seed'?",
         ),
-        (["run", "--config", "config.yaml", "--set", "seed"], "error: --set seed: not of the form key=value"),
+        (["run", "--config", "config.yaml", "--set", "seed"], "error: --set seed: must have the form key=value"),
         (["run", "--config", "config.yaml", "--name", "../x"], "error: --name '../x': not a run's name"),
         (
             ["run", "--config", "config.yaml", "--output", "config.yaml"],
@@ -246,8 +248,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
             2,
             "of memory. Tried to; lower rl.training.micro_batch_t",
         ),
-        (KeyError("oops"), 1, "KeyError: 'oops'\nerror: this is a mistake in p3o; please report it"),
-        (OSError(5, "Input/output error"), 1, "Input/output error\nerror: this is a mistake in p3o"),
+        (KeyError("oops"), 1, "KeyError: 'oops'\nerror: this is a bug in p3o; please report it"),
+        (OSError(5, "Input/output error"), 1, "Input/output error\nerror: this is a bug in p3o"),
     ],
 )
 def test_exit_codes(

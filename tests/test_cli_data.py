@@ -35,7 +35,7 @@ def test_inspect_tells_counts_lengths_an_example_and_every_dropped_row(
         "rows.jsonl as preferences: 2 of 4 rows, 2 distinct prompts",
         "dropped: 1 empty, 1 too long",
         "  rows.jsonl:2: 'chosen' is empty; fill it in or remove the row",
-        "  rows.jsonl:4: a row of 3 + 301 tokens passes the model's limit of 256; shorten it or remove it ('Hi?')",
+        "  rows.jsonl:4: a row of 3 + 301 tokens exceeds the model's limit of 256; shorten it or remove it ('Hi?')",
         "tokens           min  median     p90     p99     max",
         "prompt             3       3       7       7       7",
         "chosen             4       4       5       5       5",
@@ -75,7 +75,7 @@ def test_inspect_without_a_model_and_with_fewer_dropped_rows(
         "dropped: 3 empty\n  rows.jsonl:2: 'chosen' is only white space; fill it in or remove the row\n  and 2 more\n"
         in out
     )
-    assert "tokens: not counted; name a tokenizer with --model" in out
+    assert "tokens: not counted; name the model with --model" in out
 
 
 def test_inspect_all_sources_of_a_configuration(
@@ -91,7 +91,7 @@ def test_inspect_all_sources_of_a_configuration(
     out, err = capsys.readouterr()
     assert "rows.jsonl as prompts: 1 of 1 rows" in out
     assert "rows.jsonl as preferences: 0 of 1 rows, 0 distinct prompts\ndropped: 1 too long" in out
-    assert err.startswith("error: rows.jsonl: all 1 rows were dropped (1 too long); the first: rows.jsonl:1: ")
+    assert err.startswith("error: rows.jsonl: all 1 rows were dropped (1 too long); the first one: rows.jsonl:1: ")
 
 
 @pytest.mark.parametrize("asked", [None, 0, 6])
@@ -109,15 +109,15 @@ def test_a_source_without_a_usable_row_is_an_error_after_a_short_list(
         "dropped: 8 empty",
         *(f"  rows.jsonl:{line}: {problem}" for line in range(1, shown + 1)),
         f"  and {8 - shown} more",
-        "tokens: not counted; name a tokenizer with --model",
+        "tokens: not counted; name the model with --model",
     ]
-    first = f"; the first: rows.jsonl:1: {problem}" if shown else ""
+    first = f"; the first one: rows.jsonl:1: {problem}" if shown else ""
     assert err == f"error: rows.jsonl: all 8 rows were dropped (8 empty){first}\n"
     [record] = json.loads(Path("found.json").read_text())
     assert (record["kept"], record["dropped"]) == (0, {"empty": 8})
     rows()
     assert main(["data", "inspect", "rows.jsonl", "--as", "prompts"]) == 2
-    assert capsys.readouterr().err == "error: rows.jsonl: holds no rows\n"
+    assert capsys.readouterr().err == "error: rows.jsonl: has no rows\n"
 
 
 def test_prepare_writes_files_that_are_read_back(rows: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,18 +135,18 @@ def test_prepare_writes_files_that_are_read_back(rows: Callable[..., None], caps
     assert out[-1] == "out/data.json: these counts"
     assert main(["data", "inspect", "out/preferences.jsonl"]) == 0
     assert main(arguments) == 2
-    assert "out: exists already" in capsys.readouterr().err
+    assert "out: already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["inspect"], "give a SOURCE or --config FILE, one of the two"),
+        (["inspect"], "give either a SOURCE or --config FILE"),
         (["inspect", "nowhere.jsonl"], "nowhere.jsonl: cannot be read: no such file"),
         (["inspect", "rows.jsonl", "--as", "pairs"], "--as pairs: known are prompts, demonstrations, preferences"),
         (["inspect", "rows.jsonl", "--as", "prompt"], "--as prompt: did you mean 'prompts'?"),
         (["inspect", "rows.jsonl", "--adapter", "hhh"], "rows.jsonl: unknown adapter 'hhh'; did you mean 'hh'?"),
-        (["inspect", "rows.jsonl", "--column", "prompt"], "--column prompt: not of the form OURS=THEIRS"),
+        (["inspect", "rows.jsonl", "--column", "prompt"], "--column prompt: must have the form OURS=THEIRS"),
         (["inspect", "hub:a/b"], "hub:a/b: cannot be read: it is not in the local cache"),
         (["prepare", "rows.jsonl", "--output", "out", "--bad-rows", "drop"], "--bad-rows drop: must be stop or skip"),
     ],

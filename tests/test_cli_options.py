@@ -29,9 +29,9 @@ KEYED = [(stage, option) for stage, options in STAGE_OPTIONS.items() for option 
 def test_every_option_is_a_key_with_the_schema_s_type_and_default(stage: str, option: SettingOption) -> None:
     key = SCHEMA[option.key]
     if option.flag == "schedule":
-        assert key.type.replace(", cosine", " or cosine") == option.help.rstrip(".")
+        assert option.help.rstrip(".").endswith(f": {key.type.replace(', cosine', ' or cosine')}")
     elif option.flag == "engine":
-        assert option.help.startswith(key.type.replace(", ", ", or "))
+        assert f": {key.type.replace(', ', ', or ')} " in option.help
     elif key.kind == "value":
         assert key.type.startswith(WORDS[option.type])
     else:
@@ -129,8 +129,8 @@ def test_a_stage_asks_only_for_its_own_inputs(runs: list[Any], command: str) -> 
             "evaluate --model m --reward-model r",
             "error: data.heldout_prompts: name a file or data set of prompts (--heldout-prompts), or",
         ),
-        ("rl --prompts p.jsonl", "error: give --name of a run that is there, or --config FILE or --model MODEL"),
-        ("rl --name no --steps 3", "error: runs/no: no run there"),
+        ("rl --prompts p.jsonl", "error: give --name of an existing run, or --config FILE or --model MODEL"),
+        ("rl --name no --steps 3", "error: runs/no: there is no run"),
         ("rl --model m --algorithm p4o", "error: --algorithm p4o: 'rl.runs': unknown algorithm 'p4o'; known: p3o_v1"),
         (
             "rl --model m --algorithm ppg --epsilon 1",
@@ -139,8 +139,11 @@ def test_a_stage_asks_only_for_its_own_inputs(runs: list[Any], command: str) -> 
         ("rl --model m --steps 0", "error: --steps 0: 'rl.training.steps' should be greater than 0; given 0"),
         ("rl --model m --steps few", "error: Invalid value for '--steps'"),
         ("rl --model m --stepps 1", "error: No such option: --stepps"),
-        ("sft --private --model m --demonstrations d", "error: --private: says how to publish"),
-        ("rl --model m --prompts p --reward-model r --json no/x.json", "error: --json no/x.json: its folder is not"),
+        ("sft --private --model m --demonstrations d", "error: --private: has no effect without --push-to-hub"),
+        (
+            "rl --model m --prompts p --reward-model r --json no/x.json",
+            "error: --json no/x.json: its folder does not exist",
+        ),
     ],
 )
 def test_what_is_missing_or_wrong_is_one_line(
@@ -198,7 +201,7 @@ def test_a_resumed_run_keeps_its_settings(runs: list[Any], capsys: pytest.Captur
     assert main(["run", "--name", "a", "--resume", "--seed", "4"]) == 2
     assert capsys.readouterr().err.startswith("error: --resume: seed (3 there, 4 now) differs from runs/a/config.yaml")
     assert main(["rl", "--name", "a", "--resume"]) == 2
-    assert "its stage 'rl' is done already" in capsys.readouterr().err
+    assert "its stage 'rl' is already done" in capsys.readouterr().err
     assert main(["run", "--resume"]) == 2
     assert "--resume: give --name of the run that was stopped" in capsys.readouterr().err
 

@@ -46,7 +46,8 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 RL = (
-    "rl --model model --prompts prompts.jsonl --reward-function rewards_of_the_doors:brief --steps 2 --prompts-per-step 2 "
+    "rl --model model --prompts prompts.jsonl --reward-function rewards_of_the_doors:brief --steps 2 "
+    "--prompts-per-step 2 "
     "--max-new-tokens 8 --learning-rate 1e-3 --set evaluation.every=1"
 )
 
@@ -144,7 +145,7 @@ def test_rl_then_evaluation_with_tensorboard_beside_metrics() -> None:
     assert figures["rl/p3o_v2"]["step"] == 2
     card = Path("runs/c/rl/p3o_v2/README.md").read_text()
     assert front_matter(Path("runs/c/rl/p3o_v2"))["tags"] == ["p3o", "rlhf", "p3o_v2", "arxiv:2310.00212"]
-    assert "wins against the start by the reward" in card
+    assert "win rate against the starting model by the reward" in card
     recipe = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
     assert recipe["rl"]["training"]["steps"] == 2
     assert recipe["rl"]["runs"]["p3o_v2"]["algorithm"] == "p3o_v2"
@@ -190,7 +191,8 @@ def test_a_dry_run_counts_processes(capsys: pytest.CaptureFixture[str], monkeypa
     asked = [*RL.split(), "--dry-run", "--json", "dry.json", "--set", "parallel.processes=2"]
     assert main(asked) == 0
     assert (
-        "rl: each of 2 processes holds the whole models; on one host that is 2 times as much" in capsys.readouterr().out
+        "rl: each of the 2 processes holds complete copies of the models; if all run on one host, it needs 2 times this memory"
+        in capsys.readouterr().out
     )
     [whole] = json.loads(Path("dry.json").read_text())["outlooks"]
     assert main([*asked, "--set", "parallel.mode=fsdp"]) == 0
@@ -200,7 +202,7 @@ def test_a_dry_run_counts_processes(capsys: pytest.CaptureFixture[str], monkeypa
     assert 2 * shared["estimate"]["weight_bytes"] == pytest.approx(whole["estimate"]["weight_bytes"], rel=0.05)
     assert shared["estimate"]["gathered_bytes"] > 0 == whole["estimate"]["gathered_bytes"]
     assert shared["estimate"]["tokens"] == whole["estimate"]["tokens"]
-    assert "rl: each of 2 processes holds" in shown
+    assert "rl: each of the 2 processes holds" in shown
     assert "of shards (1/2 of weights, gradients and moments)" in shown
     Path("dry.json").unlink()
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -209,7 +211,7 @@ def test_a_dry_run_counts_processes(capsys: pytest.CaptureFixture[str], monkeypa
     assert not Path("dry.json").exists()
     assert "dry run" not in capsys.readouterr().out
     assert main([*asked, "--set", "parallel.processes=4"]) == 2
-    assert "but WORLD_SIZE is 2; make them the same number" in capsys.readouterr().err
+    assert "but WORLD_SIZE is 2; make the two numbers equal" in capsys.readouterr().err
 
 
 def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,12 +235,12 @@ def test_a_dry_run_tells_what_is_not_there_yet_and_what_is_done(capsys: pytest.C
     )
     before = Path("runs/e/config.yaml").read_bytes()
     assert main(["sft", "--name", "e", "--dry-run"]) == 0
-    assert "done already; --overwrite does it again" in " ".join(capsys.readouterr().out.split())
+    assert "already done; --overwrite repeats it" in " ".join(capsys.readouterr().out.split())
     command = (
         "rl --name e --prompts-per-step 2 --dry-run --set data.prompts=prompts.jsonl --set data.preferences=pairs.jsonl"
     )
     assert main(command.split()) == 0
-    assert "reward_model is not there yet, run `p3o reward` first" in " ".join(capsys.readouterr().out.split())
+    assert "reward_model does not exist yet, run `p3o reward` first" in " ".join(capsys.readouterr().out.split())
     assert Path("runs/e/config.yaml").read_bytes() == before
 
 
@@ -250,7 +252,7 @@ def test_a_dry_run_counts_pairs_that_are_to_be_sampled(capsys: pytest.CaptureFix
     asked = ["run", *start.split(), "--set", f"sampling={sampling}", "--set", "reward.train.batch_size=5"]
     assert main([*asked, "--set", "rl.training.max_new_tokens=8", "--set", "evaluation.prompts=4"]) == 0
     does = {stage["stage"]: stage for stage in json.loads(Path("dry.json").read_text())["outlooks"]}
-    assert does["sample"]["does"] == "27 pairs at most, labelled (function)"
+    assert does["sample"]["does"] == "at most 27 pairs, labelled (function)"
     assert does["reward"]["does"] == "5 updates on 27 pairs at most"
     tokenizer = build_tokenizer()
     longest = max(len(tokenizer(row["prompt"])["input_ids"]) for row in read_jsonl(Path("prompts.jsonl")))
@@ -259,7 +261,7 @@ def test_a_dry_run_counts_pairs_that_are_to_be_sampled(capsys: pytest.CaptureFix
     command = ["sample", "--model", "model", "--prompts", "prompts.jsonl", "--dry-run", "--set", f"sampling={sampling}"]
     assert main([*command, "--set", "evaluation.prompts=4", "--json", "dry.json"]) == 0
     [stage] = json.loads(Path("dry.json").read_text())["outlooks"]
-    assert stage["does"] == "20 pairs at most, to be labelled with p3o label"
+    assert stage["does"] == "at most 20 pairs, to be labelled with p3o label"
     command = [
         "sample",
         "--set",
@@ -297,7 +299,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(place: Path, capsys: pytest
     assert main(_words("sft --model model --demonstrations broken.jsonl --name f --dry-run")) == 2
     assert capsys.readouterr().err.startswith("error: broken.jsonl:2: no column 'completion'")
     assert main([*RL.split(), "--max-new-tokens", "120", "--dry-run"]) == 2
-    assert "pass the model's limit of 128" in capsys.readouterr().err
+    assert "exceed the model's limit of 128" in capsys.readouterr().err
 
 
 def test_samples_over_the_steps(
@@ -353,11 +355,12 @@ CANNOT_START = {
     "--prompts nowhere.jsonl": "nowhere.jsonl: cannot be read",
     "--reward-function rewards_of_the_doors:breif": "did you mean 'brief'",
     "--set tracking=[wandb] --set tracking_online=true": "tracking_online: HF_HUB_OFFLINE is set",
-    "--set rl.training.max_new_tokens=120": "pass the model's limit of 128",
+    "--set rl.training.max_new_tokens=120": "exceed the model's limit of 128",
 }
 INSIDE = {
-    "--set model=runs/i/rl/p3o_v2": "model: {place}/runs/i/rl/p3o_v2 lies in the folder that --overwrite empties",
-    "--set data.heldout_prompts=runs/i/mine.jsonl": "runs/i/mine.jsonl lies in the folder that --overwrite empties",
+    "--set model=runs/i/rl/p3o_v2": "model: {place}/runs/i/rl/p3o_v2 is inside the folder that --overwrite would empty",
+    "--set data.heldout_prompts=runs/i/mine.jsonl": "runs/i/mine.jsonl is inside the folder that --overwrite "
+    "would empty",
 }
 
 
@@ -377,7 +380,7 @@ def test_a_run_that_cannot_start_replaces_nothing(
     assert main(_words("rl --name i --overwrite --prompts nowhere.jsonl")) == 2
     assert contents(kept) == before, "nor its settings and its status"
     assert main([*_words(RUN), "--set", "model=runs/i/rl/p3o_v2", "--dry-run"]) == 2
-    assert "lies in the folder that --overwrite empties" in capsys.readouterr().err
+    assert "is inside the folder that --overwrite would empty" in capsys.readouterr().err
     assert main([*_words(RUN), "--seed", "3"]) == 0
     assert not (kept / "mine.jsonl").exists()
     assert yaml.safe_load((kept / "config.yaml").read_text())["seed"] == 3

@@ -88,7 +88,7 @@ def test_init_never_overwrites_unasked(tmp_path: Path, capsys: pytest.CaptureFix
     path = tmp_path / "mine.yaml"
     path.write_text("precious")
     assert main(["init", str(path)]) == 2
-    assert f"{path}: exists already; choose another name or pass --overwrite" in capsys.readouterr().err
+    assert f"{path}: already exists; choose another name or pass --overwrite" in capsys.readouterr().err
     assert path.read_text() == "precious"
     assert main(["init", str(path), "--overwrite"]) == 0
     assert "seed" in path.read_text()
@@ -128,7 +128,7 @@ def test_a_device_without_float64_is_passed_over_and_doctor_says_so(
             choose_device(name)
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^mps +there, and not used: it has no float64", shown, re.MULTILINE)
+    assert re.search(r"^mps +found but not used: it has no float64", shown, re.MULTILINE)
     assert re.search(r"^device +cpu \(device: auto\)", shown, re.MULTILINE)
 
 

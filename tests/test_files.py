@@ -114,7 +114,7 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
         assert not target.exists()
     assert names(target) == ["config.json"]
     assert names(tmp_path / "models") == ["sft"]
-    with pytest.raises(P3OError, match="exists already"), atomic_directory(target):
+    with pytest.raises(P3OError, match="already exists"), atomic_directory(target):
         pass
 
 

@@ -115,12 +115,12 @@ def test_skipped_rows_are_told_and_recorded(run: Run) -> None:
         (
             {"demonstrations": [{"prompt": "a" * 200, "completion": "b" * 56}]},
             {},
-            "demonstrations.jsonl:1: a row of 200 + 57 tokens passes the model's limit of 256",
+            "demonstrations.jsonl:1: a row of 200 + 57 tokens exceeds the model's limit of 256",
         ),
         (
             {"preferences": [{"prompt": "a", "chosen": "b", "rejected": "c" * 9}]},
             {"max_completion_tokens": 9},
-            "preferences.jsonl:1: an answer has 10 tokens with its end, more than data.max_completion_tokens 9",
+            "preferences.jsonl:1: an answer has 10 tokens (end of sequence included), more than data.max_completion_tokens 9",
         ),
         ({}, {"max_prompt_tokens": 10}, "prompts.jsonl:11: the prompt has 11 tokens, more than data.max_prompt_tokens"),
         ({"demonstrations": [{"prompt": "a"}]}, {}, "demonstrations.jsonl:1: no column 'completion'"),
@@ -140,16 +140,16 @@ def test_a_row_too_long_a_missing_column_or_an_empty_response_is_told_with_its_r
     [
         (
             {"prompts": PROMPTS[:3], "heldout_prompts": PROMPTS[3:]},
-            "3 training prompts are fewer than rl.training.prompts_per_step 4",
+            "3 training prompts are fewer than rl.training.prompts_per_step = 4",
         ),
         ({"prompts": PROMPTS[:3]}, "3 distinct prompts are too few to hold some out"),
         (
             {"demonstrations": [{"prompt": "a", "completion": "b"}]},
-            "1 training demonstrations are fewer than sft.batch_size 2",
+            "1 training demonstrations are fewer than sft.batch_size = 2",
         ),
         (
             {"preferences": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
-            "1 pairs are fewer than reward.train.batch_size 2",
+            "1 pairs are fewer than reward.train.batch_size = 2",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_repeated_prompts_that_are_taken_once_are_counted(run: Run) -> None:
 def test_held_out_prompts_that_are_trained_on_are_told(run: Run) -> None:
     inputs = run.read(heldout_prompts=[*PROMPTS[:2], {"prompt": "Another?"}, {"prompt": "Another?"}])
     assert sorted(inputs.heldout_prompts) == ["Another?", "What is 0?", "What is 1?"]
-    assert "held-out prompts: 2 of 3 are also in data.prompts; what trains on those has seen them" in run.told.text
+    assert "held-out prompts: 2 of 3 are also in data.prompts; a model trained on those has seen them" in run.told.text
 
 
 def test_held_out_prompts_that_other_stages_train_on_are_told(run: Run) -> None:
@@ -229,7 +229,7 @@ def test_demonstrations_are_held_out_of_all_parts_of_a_data_set(run: Run) -> Non
 def test_demonstrations_of_one_prompt_are_all_trained_on_and_that_is_told(run: Run) -> None:
     inputs = run.read(demonstrations=[{"prompt": "q", "completion": f" {i}"} for i in range(60)])
     assert (len(inputs.demonstrations), inputs.heldout_demonstrations) == (60, [])
-    assert "data.demonstrations: none is held out for the loss" in run.told.text
+    assert "data.demonstrations: none is held out, so there is no held-out loss" in run.told.text
 
 
 def test_a_model_whose_configuration_is_code_is_read_where_code_is_trusted(run: Run) -> None:

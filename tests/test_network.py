@@ -82,7 +82,7 @@ def test_a_run_on_own_files_connects_to_nothing_and_says_what_it_doubts(tmp_path
     assert "models: float32 on cpu" in done.stderr, "the number format that was picked is told"
     warnings = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())["warnings"]
     assert any("held-out pairs as labelled" in text and "may be chance" in text for text in warnings)
-    assert any("the clip range epsilon does nothing" in text for text in warnings)
+    assert any("the clip range epsilon has no effect" in text for text in warnings)
     for text in warnings:
         assert f"warning: {text}" in done.stderr, "told when it happens, too"
 

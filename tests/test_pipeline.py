@@ -148,7 +148,7 @@ def test_killed_again_and_again_and_resumed_equals_never_killed(
             with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
                 file.write('{"stage": "rl", "st')  # the line that was being written
     assert main(["run", "--name", "killed", "--output", str(tmp_path), "--resume"]) == 0
-    assert "going on after step" in capsys.readouterr().err
+    assert "continuing after step" in capsys.readouterr().err
 
     def content(run: str) -> dict[str, bytes]:
         files = [path for path in (tmp_path / run).rglob("*") if path.suffix in (".safetensors", ".jsonl")]
@@ -266,7 +266,7 @@ BAD = {
     "a reward that is NaN": (["reward.function=tests.test_pipeline:nan"], "nan"),
     "prompts too long": (
         ["reward.function=tests.test_pipeline:short", "rl.training.max_new_tokens=120"],
-        "pass the model's limit of 128",
+        "exceed the model's limit of 128",
     ),
 }
 

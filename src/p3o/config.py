@@ -41,20 +41,23 @@ class DataConfig(Section):
 
     prompts: SourceConfig | None = Field(None, description='Training prompts of RL: rows of {"prompt"}.')
     heldout_prompts: SourceConfig | None = Field(
-        None, description="Prompts of the evaluation; null: split off from prompts."
+        None, description="Prompts for evaluation; null: some of prompts are held out."
     )
     demonstrations: SourceConfig | None = Field(None, description='Rows of {"prompt", "completion"}, for SFT.')
     preferences: SourceConfig | None = Field(
         None, description='Rows of {"prompt", "chosen", "rejected"}, for the reward model.'
     )
     bad_rows: Policy = Field(
-        "stop", description="What a row that cannot be used does: stop the run, or skip and count."
+        "stop", description="What to do with a row that cannot be used: stop the run, or skip the row and count it."
     )
     max_prompt_tokens: int | None = Field(
-        None, gt=0, description="Longer prompts are bad rows; null: the model's limit."
+        None, gt=0, description="Rows with a longer prompt are treated as bad rows; null: the model's limit."
     )
     max_completion_tokens: int | None = Field(
-        None, gt=0, description="Rows with a longer answer, its end included, are bad; null: the model's limit."
+        None,
+        gt=0,
+        description="Rows with a longer answer (end of sequence included) are treated as bad rows; "
+        "null: the model's limit.",
     )
 
     def sources(self) -> dict[str, SourceConfig]:
@@ -70,15 +73,17 @@ class EmbeddedTaskConfig(Section):
     demonstrations: int = Field(9600, gt=0, description="Demonstrations for SFT.")
     pairs: int = Field(12000, gt=0, description="Labelled pairs for the reward model.")
     sampled_share: float = Field(0.25, ge=0, le=1, description="Share of pairs sampled from the SFT policy.")
-    label_scale: float = Field(1.5, gt=0, description="Gold reward to log-odds of the simulated labeller.")
+    label_scale: float = Field(
+        1.5, gt=0, description="Factor from gold reward to the log-odds of the simulated labeller."
+    )
     prompts: int = Field(4000, gt=0, description="Training prompts of RL.")
 
 
 class RefitConfig(Section):
     """Refitting the reward model on fresh samples in the course of RL, in the runs that say so."""
 
-    every: int = Field(10, gt=0, description="RL steps between two refits.")
-    pairs: int = Field(1000, gt=0, description="Pairs sampled from the policy for each, at most.")
+    every: int = Field(10, gt=0, description="RL steps between refits.")
+    pairs: int = Field(1000, gt=0, description="Pairs sampled from the policy for each refit, at most.")
     responses_per_prompt: int = Field(
         2, ge=2, description="K; all K(K-1)/2 pairs of different texts count, so that few prompts give many pairs."
     )
@@ -100,9 +105,11 @@ class RunOverrides(Section):
     algorithm: str = Field(description="Name of the algorithm.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings of the algorithm (beta, epsilon, …).")
     reward_shift: float = Field(
-        0.0, ge=0, description="Standard deviation of an offset added in training to all rewards of a prompt."
+        0.0, ge=0, description="Standard deviation of a random offset added to all rewards of a prompt in training."
     )
-    refit: bool = Field(False, description="Refit the reward model on fresh samples, as rl.refit says.")
+    refit: bool = Field(
+        False, description="Refit the reward model on fresh samples during training; settings in rl.refit."
+    )
     training: dict[str, Any] = Field(
         default_factory=dict, description="Training settings that differ from rl.training."
     )
@@ -135,8 +142,8 @@ class RunOverrides(Section):
             )
         if common := sorted(OF_ALL_RUNS & set(self.training)):
             raise ValueError(
-                f"training: {common[0]} says what a response is and so must be the same for all that is compared; set it in "
-                "rl.training"
+                f"training: {common[0]} defines what a response is, so it must be the same for all policies that "
+                f"are compared; set it in rl.training"
             )
         return self
 
@@ -148,7 +155,7 @@ class RLConfig(Section):
     rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig())
     refit: RefitConfig = Field(default_factory=lambda: RefitConfig())
     runs: dict[str, RunOverrides] = Field(
-        default_factory=lambda: {"p3o_v2": RunOverrides(algorithm="p3o_v2")}, description="Runs by name."
+        default_factory=lambda: {"p3o_v2": RunOverrides(algorithm="p3o_v2")}, description="RL runs by name."
     )
 
     @model_validator(mode="after")
@@ -156,7 +163,7 @@ class RLConfig(Section):
         """Every run has a name that a folder can have, and its training settings are valid together with the shared ones."""
         for name in self.runs:
             if re.fullmatch(NAME, name) is None:
-                raise ValueError(f"the run's name {shorten(name)} must be of letters, digits, '.', '-' and '_'")
+                raise ValueError(f"the run's name {shorten(name)} may contain only letters, digits, '.', '-' and '_'")
             self.training_of(name)
         return self
 
@@ -169,24 +176,25 @@ class RunConfig(Section):
     """A whole run."""
 
     name: str = Field("run", pattern=f"^{NAME}$", description="Folder under runs/.")
-    seed: int = Field(0, ge=0, description="Of everything random.")
-    threads: int | None = Field(None, gt=0, description="CPU threads of torch; null: torch's own choice.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1; auto is cuda where there is one.")
+    seed: int = Field(0, ge=0, description="Random seed.")
+    threads: int | None = Field(None, gt=0, description="CPU threads of torch; null: torch decides.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:1; auto: cuda if there is one.")
     model: str | None = Field(
         None, description="Folder or hub name of the language model to start from; null: embedded."
     )
     dtype: DtypeName = Field(
-        "auto", description="auto is bfloat16 on a GPU that has it, else float32; float64 is for checks."
+        "auto", description="auto: bfloat16 on a GPU that supports it, else float32; float64 is for checks."
     )
     lora: LoraSettings | None = Field(None, description="Train low-rank adapters; null: all weights.")
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: less memory, a third more time."
+        False,
+        description="Gradient checkpointing: recompute activations in the backward pass; less memory, a third more time.",
     )
-    trust_remote_code: bool = Field(False, description="Whether Python code in a model's repository may run.")
+    trust_remote_code: bool = Field(False, description="Allow Python code in a model's repository to run.")
     parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
-    embedded: EmbeddedTaskConfig | None = Field(None, description="Use the embedded task in the place of data files.")
-    sft: SFTConfig | None = Field(None, description="Null: start RL from the model as it is.")
+    embedded: EmbeddedTaskConfig | None = Field(None, description="Use the embedded task instead of data files.")
+    sft: SFTConfig | None = Field(None, description="Supervised fine-tuning; null: start RL from the model as it is.")
     sampling: SamplingConfig | None = Field(
         None, description="Sample pairs from the SFT model for labelling; null: preferences are given or not needed."
     )
@@ -194,7 +202,8 @@ class RunConfig(Section):
     rl: RLConfig = Field(default_factory=lambda: RLConfig())
     evaluation: EvaluationConfig = Field(default_factory=lambda: EvaluationConfig())
     tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        (), description="Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; each is an extra."
+        (),
+        description="Trackers that also receive the metrics: tensorboard, wandb, trackio; each is an optional package.",
     )
     tracking_online: bool = Field(
         False, description="Let wandb and trackio send metrics to their servers; otherwise they stay on this machine."
@@ -214,7 +223,9 @@ class RunConfig(Section):
             if self.sft is None:
                 raise ValueError("sft: the embedded task starts from an untrained model; add a section 'sft: {}'")
             if self.lora is not None and self.lora.save == "adapter":
-                raise ValueError("lora: the embedded task's untrained base is in no folder; use 'save: merged'")
+                raise ValueError(
+                    "lora: the base model of the embedded task is not saved in any folder; use 'save: merged'"
+                )
         return self
 
     def require_inputs(self, stages: Sequence[str]) -> None:
@@ -234,8 +245,8 @@ class RunConfig(Section):
             raise P3OError("data.prompts: name a file or data set of prompts (--prompts)")
         if "evaluate" in stages and data.prompts is None and data.heldout_prompts is None:
             raise P3OError(
-                "data.heldout_prompts: name a file or data set of prompts (--heldout-prompts), or data.prompts (--prompts) to "
-                "split some off from"
+                "data.heldout_prompts: name a file or data set of prompts (--heldout-prompts), or data.prompts "
+                "(--prompts) to hold some out from"
             )
         if "sft" in stages and self.sft is not None and data.demonstrations is None:
             raise P3OError("data.demonstrations: name a file or data set of demonstrations (--demonstrations)")
@@ -254,7 +265,8 @@ class RunConfig(Section):
         for name, run in self.rl.runs.items():
             if run.refit and (not self.reward.is_trained or self.reward.parts):
                 raise ValueError(
-                    f"rl.runs.{name}.refit: the reward is given ({self.reward.source}); nothing can be refitted"
+                    f"rl.runs.{name}.refit: the reward is given ({self.reward.source}), so there is no reward "
+                    f"model to refit; remove refit"
                 )
         return self
 
@@ -263,7 +275,7 @@ class RunConfig(Section):
         """Only a policy with an adapter can be given to servers as one."""
         if self.rl.rollout.engine == "vllm" and self.rl.rollout.weights == "lora" and self.lora is None:
             raise ValueError(
-                "rl.rollout.weights: lora sends the adapter alone; add a section 'lora: {}', or use gloo, nccl or disk"
+                "rl.rollout.weights: lora sends only the adapter; add a section 'lora: {}', or use gloo, nccl or disk"
             )
         return self
 

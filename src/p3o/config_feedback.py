@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 def _check_form(form: Form, model: str | None) -> None:
     if form != "text" and model is None:
-        raise ValueError(f"form: {form} says how a given reward model reads; name it as model, or leave form out")
+        raise ValueError(f"form: {form} is only for a given reward model; name the model as model, or remove form")
 
 
 class RewardPart(Section):
@@ -32,10 +32,12 @@ class RewardPart(Section):
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
     form: Form = Field(
         "text",
-        description="How a given model reads plain prompts: text, or pair (encoders: two segments with separators).",
+        description="Input form of a given model for plain prompts: text, or pair (encoders: two segments with separators).",
     )
-    function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
-    service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
+    function: str | None = Field(
+        None, description="Python function module:function of (prompts, responses) that returns a list of scores."
+    )
+    service: RewardServiceConfig | None = Field(None, description="A reward service (p3o serve-reward or vLLM).")
     weight: int | float = Field(1.0, description="Weight in the sum; negative for a cost.")
 
     @model_validator(mode="after")
@@ -59,19 +61,22 @@ class RewardConfig(Section):
     model: str | None = Field(None, description="Folder or hub name of a sequence classifier with one label.")
     form: Form = Field(
         "text",
-        description="How a given model reads plain prompts: text, or pair (encoders: two segments with separators).",
+        description="Input form of a given model for plain prompts: text, or pair (encoders: two segments with separators).",
     )
-    function: str | None = Field(None, description="module:function of (prompts, responses) -> list of scores.")
-    service: RewardServiceConfig | None = Field(None, description="A reward that is served elsewhere.")
+    function: str | None = Field(
+        None, description="Python function module:function of (prompts, responses) that returns a list of scores."
+    )
+    service: RewardServiceConfig | None = Field(None, description="A reward service (p3o serve-reward or vLLM).")
     parts: dict[str, RewardPart] = Field(
-        default_factory=dict, description="Several rewards by name, added up with their weights."
+        default_factory=dict, description="Several rewards by name, summed with their weights."
     )
     comparison: str | None = Field(
         None,
-        description="module:function of (prompts, responses_a, responses_b); only relative algorithms learn from it.",
+        description="Python function module:function of (prompts, responses_a, responses_b); only relative "
+        "algorithms can learn from it.",
     )
     judge: JudgeConfig | None = Field(
-        None, description="A judge that compares two responses; only relative algorithms learn from it."
+        None, description="A judge that compares two responses; only relative algorithms can learn from it."
     )
     comparison_scale: Literal["preference", "log_odds"] = Field(
         "preference", description="What the comparison returns: a preference in [-1, 1] or log-odds."
@@ -112,14 +117,15 @@ class LabellerConfig(Section):
     """Who compares sampled responses."""
 
     kind: Literal["simulated", "function", "judge", "people"] = Field(
-        "simulated", description="simulated (embedded task), function, judge, or people at the labelling page."
+        "simulated", description="simulated (embedded task), function, judge, or people (on the labelling page)."
     )
     function: str | None = Field(
-        None, description="module:function of (prompts, responses_a, responses_b), in [-1, 1]."
+        None,
+        description="Python function module:function of (prompts, responses_a, responses_b), returns values in [-1, 1].",
     )
     judge: JudgeConfig | None = Field(None, description="Settings of the judge.")
-    store: str | None = Field(None, description="Of people's labels: a file, or a PostgreSQL URL.")
-    tie_margin: float = Field(0.0, ge=0, le=1, description="A preference of at most this size is a tie.")
+    store: str | None = Field(None, description="Store of people's labels: a file, or a PostgreSQL URL.")
+    tie_margin: float = Field(0.0, ge=0, le=1, description="Preferences up to this size count as ties.")
 
     @model_validator(mode="after")
     def complete(self) -> "LabellerConfig":
@@ -133,8 +139,10 @@ class LabellerConfig(Section):
 class SamplingConfig(Section):
     """Pairs of responses of the SFT model to the user's own prompts, to be labelled."""
 
-    prompts: int = Field(1000, gt=0, description="How many of the training prompts to sample for.")
-    responses_per_prompt: int = Field(2, ge=2, description="K; all K(K-1)/2 pairs of different texts are kept.")
+    prompts: int = Field(1000, gt=0, description="Number of training prompts to sample for.")
+    responses_per_prompt: int = Field(
+        2, ge=2, description="K, responses per prompt; all K(K-1)/2 pairs of different texts are kept."
+    )
     labeller: LabellerConfig | None = Field(
-        None, description="Who labels them; null: pairs.jsonl is written for p3o label."
+        None, description="Who labels the pairs; null: pairs.jsonl is written for p3o label."
     )

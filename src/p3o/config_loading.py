@@ -114,7 +114,7 @@ class _Settings:
         dotted, equals, value_text = change.partition("=")
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
-            raise P3OError(f"{place}: not of the form key=value; write for example --set seed=1")
+            raise P3OError(f"{place}: must have the form key=value, for example --set seed=1")
         if len(keys) > DEEPEST:
             raise P3OError(f"{shorten(place)}: nested too deeply for a configuration")
         key, path, container = self._descend(keys, place)
@@ -145,7 +145,7 @@ class _Settings:
             raise P3OError(f"{place}: '{dotted(path)}' is {shorten(container)}, which has no keys below it")
         if re.fullmatch("[0-9]{1,9}", part) is None or int(part) >= len(container):
             raise P3OError(
-                f"{place}: '{dotted(path)}' is a list of {len(container)}; after it stands a place, counted from 0"
+                f"{place}: '{dotted(path)}' is a list of {len(container)}; select an element by its number, counted from 0"
             )
         return int(part)
 
@@ -155,7 +155,7 @@ class _Settings:
         kind = mistake["type"]
         if kind == "missing":
             path = self._find(location[:-1])
-            return f"{self._place(path)}: no '{dotted((*path, location[-1]))}', which has no default; add it"
+            return f"{self._place(path)}: '{dotted((*path, location[-1]))}' is missing and has no default; add it"
         path = self._find(location, mistake["input"])
         place = self._place(path)
         if kind == "extra_forbidden" and path:
@@ -207,9 +207,9 @@ def _read_file(path: Path) -> _Settings:
     settings = _Settings(str(path))
     values = YamlReader(str(path), has_lines=True).read(text, settings.places, ())
     if values is None:
-        raise P3OError(f"{path}: holds no settings; write lines of the form key: value")
+        raise P3OError(f"{path}: has no settings; write lines of the form key: value")
     if not isinstance(values, dict):
-        raise P3OError(f"{path}: is {shorten(values)}; a configuration is lines of the form key: value")
+        raise P3OError(f"{path}: contains {shorten(values)}; a configuration consists of lines of the form key: value")
     settings.values = values
     return settings
 

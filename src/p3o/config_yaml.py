@@ -86,7 +86,7 @@ class YamlReader:
             key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             place = self._place(key_node.start_mark)
             if not isinstance(key, str):
-                raise P3OError(f"{place}: the key {shorten(key_node.value)} is not a text; write a setting's name")
+                raise P3OError(f"{place}: the key {shorten(key_node.value)} is not a text; write the name of a setting")
             if key in values:
                 raise P3OError(f"{place}: '{dotted((*path, key))}' is given twice; keep one")
             places[(*path, key)] = place
@@ -99,20 +99,20 @@ class YamlReader:
         try:
             value = _CONVERT[kind](text)
         except KeyError as error:
-            raise P3OError(f"{self._place(node.start_mark)}: the tag {node.tag} is not read; remove it") from error
+            raise P3OError(f"{self._place(node.start_mark)}: the tag {node.tag} is not supported; remove it") from error
         except ValueError as error:
-            raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} is no {kind} that can be read") from error
+            raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} is not a valid {kind}") from error
         if isinstance(value, int) and value.bit_length() > _MOST_BITS:
             raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} is too large for a setting")
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
             raise P3OError(f"{self._place(node.start_mark)}: {shorten(text)} holds half of a surrogate pair; remove it")
         if isinstance(value, float) and math.isnan(value):
-            raise P3OError(f"{self._place(node.start_mark)}: {text} is no setting; write a number")
+            raise P3OError(f"{self._place(node.start_mark)}: {text} is not a valid value; write a finite number")
         return value
 
     def _expect_tag(self, node: yaml.Node, kind: str) -> None:
         if node.tag != _TAG + kind:
-            raise P3OError(f"{self._place(node.start_mark)}: the tag {node.tag} is not read; remove it")
+            raise P3OError(f"{self._place(node.start_mark)}: the tag {node.tag} is not supported; remove it")
 
     def _place(self, mark: Any) -> str:
         return f"{self.source}:{mark.line + 1}" if self.has_lines and mark is not None else self.source
@@ -126,7 +126,7 @@ class _CoreLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases are not read here; write the value out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not supported; write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
 

@@ -28,7 +28,7 @@ _PLAIN_WORDS = {
     errno.EISDIR: "it is a folder; name a file",
     errno.ENOTDIR: "a part of the path is a file, not a folder; correct the path",
     errno.ENOENT: "no such file or folder; check the path",
-    errno.EEXIST: "it exists already; choose another name",
+    errno.EEXIST: "it already exists; choose another name",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
 }
@@ -74,7 +74,7 @@ def open_for_reading(path: Path) -> Iterator[IO[bytes]]:
         P3OError: if it is missing, a folder or unreadable.
     """
     if not path_is_possible(path):
-        raise P3OError(f"{str(path)!r}: not a possible path; it holds characters that no file name can hold")
+        raise P3OError(f"{str(path)!r}: not a valid path; it contains characters that no file name can have")
     with plain_os_errors(path, "read"), path.open("rb") as file:
         yield file
 
@@ -177,7 +177,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise P3OError(f"{path}:{number}: not a whole JSON object; remove the line") from error
+                raise P3OError(f"{path}:{number}: not a complete JSON object; remove the line") from error
             if not isinstance(row, dict):
                 raise P3OError(f"{path}:{number}: not a JSON object; remove the line")
             rows.append(row)
@@ -202,8 +202,8 @@ def _dumps(path: Path, value: Any, indent: int | None = None) -> str:
     for name, number in _numbers(value, ""):
         if not math.isfinite(number):
             raise P3OError(
-                f"{path.name}: '{name}' is {number}; nothing was written. "
-                "Training has probably diverged: lower the learning rate or check the rewards"
+                f"{path.name}: '{name}' is {number}; nothing was written. Training has probably diverged: lower "
+                f"the learning rate or check the rewards"
             )
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
 
@@ -232,7 +232,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         P3OError: if the system refuses, or ``path`` exists and ``replace`` is False.
     """
     if path.exists() and not replace:
-        raise P3OError(f"{path}: exists already; choose another name or remove it")
+        raise P3OError(f"{path}: already exists; choose another name or remove it")
     temporary, previous = _temporary_sibling(path), _temporary_sibling(path, "old")
     try:
         with plain_os_errors(path, "written"):

@@ -111,7 +111,8 @@ def _assemble(
     else:
         if repeated := len(prompts) - len(set(prompts)):
             progress.print(
-                f"data.prompts: {repeated} rows repeat the prompt of another; where some are held out, each is taken once"
+                f"data.prompts: {repeated} rows repeat the prompt of another row; each prompt is used once, "
+                f"because some are held out"
             )
         prompts, heldout = _split(prompts, config) if prompts else ([], [])
     demonstrations = [(row.prompt, row.answers[0]) for row in rows.get("demonstrations", [])]
@@ -122,7 +123,7 @@ def _assemble(
     for name, texts in trained.items():
         if seen := len(set(heldout).intersection(texts)):
             progress.print(
-                f"held-out prompts: {seen} of {len(heldout)} are also in data.{name}; what trains on those has seen them"
+                f"held-out prompts: {seen} of {len(heldout)} are also in data.{name}; a model trained on those has seen them"
             )
     wanted = min(256, len(demonstrations) // 20)
     # By a hash, as pairs are: the first ones of a data set of several parts would all be of one part.
@@ -132,8 +133,8 @@ def _assemble(
     held = held_out_prompts([prompt for prompt, _ in demonstrations], wanted, order=queue)
     if wanted and not held:
         progress.print(
-            f"data.demonstrations: none is held out for the loss; at most {wanted} of the {len(demonstrations)} would be, "
-            "and every prompt has more than that"
+            f"data.demonstrations: none is held out, so there is no held-out loss; at most {wanted} of the "
+            f"{len(demonstrations)} may be held out, and every prompt has more"
         )
     conversations: dict[str, tuple[Message, ...]] = {}
     for row in chain.from_iterable(rows.values()):
@@ -223,12 +224,13 @@ def _check_sizes(config: RunConfig, inputs: Inputs) -> None:
     sources = config.data.sources()
     if "heldout_prompts" in sources and len(inputs.heldout_prompts) < 2:
         raise P3OError(
-            f"data.heldout_prompts ({sources['heldout_prompts']}): one distinct prompt; the error of a mean needs two"
+            f"data.heldout_prompts ({sources['heldout_prompts']}): only one distinct prompt, but the standard "
+            f"error needs two; add prompts"
         )
     for name, found, size, key, what in wanted:
         if name in sources and found < size:
             raise P3OError(
-                f"data.{name} ({sources[name]}): {found} {what} are fewer than {key} {size}; give more rows or lower it"
+                f"data.{name} ({sources[name]}): {found} {what} are fewer than {key} = {size}; give more rows or lower it"
             )
 
 
@@ -246,8 +248,8 @@ def _split(prompts: list[str], config: RunConfig) -> tuple[list[str], list[str]]
     held = min(config.evaluation.prompts, int(HELDOUT_SHARE * len(distinct)))
     if held < 2:
         raise P3OError(
-            f"{config.data.prompts}: {len(distinct)} distinct prompts are too few to hold some out for the evaluation; "
-            "give at least 10, or a source of their own as data.heldout_prompts"
+            f"{config.data.prompts}: {len(distinct)} distinct prompts are too few to hold some out for "
+            f"evaluation; give at least 10, or separate prompts as data.heldout_prompts"
         )
     Random(f"held-out prompts {config.seed}").shuffle(distinct)
     return distinct[held:], distinct[:held]

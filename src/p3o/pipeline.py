@@ -143,5 +143,5 @@ def _is_done(run: RunContext, stage: str) -> bool:
     """Whether an earlier attempt has done it; then this is told."""
     done = bool(world().from_first(run.resume and run.folder.done(stage)))
     if done:
-        run.progress.print(f"{stage}: done already")
+        run.progress.print(f"{stage}: already done")
     return done

@@ -80,7 +80,7 @@ def stop_if_asked(doing: str, number: int | None = None) -> None:
     """
     if number := noted() if number is None else number:
         name = signal.Signals(number).name
-        raise Stopped(number, f"stopped by {name} while {doing}; everything is saved, go on with --resume")
+        raise Stopped(number, f"stopped by {name} while {doing}; everything is saved; continue with --resume")
 
 
 def ask_to_stop(number: int) -> bool:

@@ -367,13 +367,13 @@ def test_a_measured_share_takes_the_place_of_the_assumed_one(tmp_path: Path) -> 
 )
 def test_a_file_that_is_none_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(P3OError, match=r"x\.json: not a file of p3o bench speed"):
+    with pytest.raises(P3OError, match=r"x\.json: not a file written by p3o bench speed"):
         plan.calibrated(ASSUMED, tmp_path / "x.json")
 
 
 def test_a_share_that_is_none_is_told(tmp_path: Path) -> None:
     wrong = {"256,64": {"contenders": {"p3o": {"train_pass_gemm_share": 1.7}}}}
-    with pytest.raises(P3OError, match="lies between 0 and 1"):
+    with pytest.raises(P3OError, match="it must lie between 0 and 1"):
         plan.calibrated(ASSUMED, speed_file(tmp_path / "x.json", settings=wrong))
 
 

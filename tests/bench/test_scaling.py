@@ -63,5 +63,5 @@ def test_it_writes_its_figures_and_its_chart(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_plot_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(P3OError, match=r"--plot: x\.pdf has none of the endings"):
+    with pytest.raises(P3OError, match=r"--plot: x\.pdf must end in"):
         speed_scaling.main(None, tmp_path / "x.pdf")

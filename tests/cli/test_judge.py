@@ -55,7 +55,7 @@ def test_every_pair_is_judged_and_the_rows_join_those_by_reward(
         again = capsys.readouterr().out
     assert len(log.requests) == 3 * PROMPTS * 2
     assert "120 questions to ask: at most about" in shown
-    assert "0 questions to ask, 80 more are known already" in again
+    assert "0 questions to ask, 80 answers already saved" in again
     kept, *judged = json.loads((run / "head_to_head.json").read_text())
     assert kept["by"] == "reward"
     assert {(row["a"], row["b"]): (row["wins"], row["losses"]) for row in judged} == {
@@ -93,8 +93,8 @@ def test_failures_are_told_and_asked_again(tmp_path: Path, capsys: pytest.Captur
 
     with server(behave) as (url, log):
         assert ask(run, url, "--pair", "p3o_v2:ppo", "--set", "attempts=2") == 0
-        assert "1 pairs without a verdict: an answer names neither" in (told := capsys.readouterr().out)
-        assert "1 pairs without a verdict: no answer came" in told
+        assert "1 pairs without a verdict: the answer chose neither" in (told := capsys.readouterr().out)
+        assert "1 pairs without a verdict: no answer arrived" in told
         assert [line["outcome"] for line in rows_of(run / "judgements.jsonl")].count("failed") == 1
         broken, before = False, len(log.requests)
         assert ask(run, url, "--pair", "p3o_v2:ppo", "--set", "attempts=2") == 0
@@ -185,17 +185,17 @@ def test_the_report_reads_a_run_that_was_judged(
         (["nowhere", "--judge", "openai"], "nowhere: no such run folder"),
         (
             ["empty", "--judge", "openai"],
-            "empty: no responses to judge yet; run `p3o evaluate` in this run folder first",
+            "empty: there are no responses to judge yet; run `p3o evaluate` on this run first",
         ),
         (["run"], "name a judge"),
-        (["run", "--output", "x"], "leave it out"),
+        (["run", "--output", "x"], "leave --output out"),
         (["run", "--judge", "opnai"], "error: --judge opnai: 'kind' "),
         (["run", "--judge", "openai", "--model", "m", "--max-cost", "-1"], "error: --max-cost -1.0: 'max_cost' "),
         (["run", "--set", "kind=opnai"], "error: --set kind=opnai: 'kind' "),
         (["run", "--judge", "openai"], "needs model"),
-        (["run", "--judge", "openai", "--model", "m", "--pair", "ppo"], "not of the form A:B"),
+        (["run", "--judge", "openai", "--model", "m", "--pair", "ppo"], "must have the form A:B"),
         (["run", "--judge", "openai", "--model", "m", "--against", "pp0"], "did you mean 'ppo'?"),
-        (["run", "--judge", "openai", "--model", "m", "--template", "t"], "neither a file nor one of ours"),
+        (["run", "--judge", "openai", "--model", "m", "--template", "t"], "neither a file nor a built-in template"),
         (["run", "--judge", "openai", "--model", "m", "--max-cost", "1"], "max_cost needs price_input"),
         (["--a", "run/responses.jsonl", "--b", "bad.jsonl"], "bad.jsonl:2: 'response' must be a text"),
     ],

@@ -34,7 +34,7 @@ def test_a_run_is_named_by_its_folder_or_its_name(place: Path) -> None:
     ("command", "told"),
     [
         (["samples"], "runs/mine: no samples yet"),
-        (["judge", "--judge", "openai"], "runs/mine: no responses to judge yet"),
+        (["judge", "--judge", "openai"], "runs/mine: there are no responses to judge yet"),
         (["report"], "runs/mine"),
     ],
 )

@@ -86,8 +86,7 @@ def test_the_end_of_a_turn() -> None:
 def test_the_templates_end_of_turn_becomes_the_end_of_sequence() -> None:
     base = Tokenizer(CHATML, "<|endoftext|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     assert adopt_turn_end(base) == (
-        "the chat template ends a turn with <|im_end|>, so this is the end of sequence here; "
-        "the tokenizer's was <|endoftext|>"
+        "the chat template ends a turn with <|im_end|>, which replaces <|endoftext|> as the end of sequence"
     )
     assert base.eos_token == "<|im_end|>"
     assert adopt_turn_end(base) is None
@@ -96,12 +95,12 @@ def test_the_templates_end_of_turn_becomes_the_end_of_sequence() -> None:
 
 def test_what_the_template_refuses_is_a_bad_row() -> None:
     example = Example((Message("system", "Be kind."), *HI))
-    with pytest.raises(BadRowError, match="refuses the roles system, user: System role not supported"):
+    with pytest.raises(BadRowError, match="rejects the roles system, user: System role not supported"):
         ChatFormat(Tokenizer(CHATML, "<|im_end|>")).render(example)
 
 
 def test_no_template_and_an_unfit_template_are_told() -> None:
     with pytest.raises(P3OError, match="no chat template; write the prompts as plain texts"):
         ChatFormat(Tokenizer(None, "</s>")).render(Example(HI))
-    with pytest.raises(P3OError, match="renders an answered conversation otherwise than its prompt"):
+    with pytest.raises(P3OError, match="renders the prompt differently once there is an answer"):
         ChatFormat(Tokenizer(THINKING, "</s>")).render(Example(HI, ("Yo",)))

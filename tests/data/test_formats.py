@@ -57,15 +57,15 @@ GOOD = '{"prompt": "p", "completion": "c"}'
     ("row", "told"),
     [
         ('{"prompt": "p", "completion": "c"', "malformed JSON at column 34"),
-        ('{"prompt": "p"} {"completion": "c"}', "each line must be one whole JSON object"),
-        ('[{"prompt": "p"}]', "is a list; each line must be one whole JSON object"),
+        ('{"prompt": "p"} {"completion": "c"}', "each line must be one complete JSON object"),
+        ('[{"prompt": "p"}]', "is a list; each line must be one complete JSON object"),
         ("null", "is null"),
         ("3", "is a number"),
         ("{}", "no column 'prompt': it is empty; add 'prompt'"),
         ('{"promt": "p", "completion": "c"}', "no column 'prompt', only 'promt', 'completion'; did you mean 'promt'?"),
         (
             '{"prompt": "p", "answer": "c"}',
-            "add 'completion', or name the column that stands for it: columns: {completion: …}",
+            "add 'completion', or name the column to read instead: columns: {completion: …}",
         ),
         ('{"prompt": null, "completion": "c"}', "'prompt' is null; it must be a text or a list of messages"),
         ('{"prompt": 3, "completion": "c"}', "'prompt' is a number"),
@@ -78,8 +78,8 @@ GOOD = '{"prompt": "p", "completion": "c"}'
         ('{"prompt": "p", "completion": -Infinity}', "-Infinity is not a JSON value"),
         ('{"prompt": "p", "completion": ' + "9" * 5000 + "}", "malformed JSON"),
         ('{"prompt": "p", "prompt": "q", "completion": "c"}', "'prompt' appears twice in one object"),
-        ('{"prompt": "a\\u0000b", "completion": "c"}', "'prompt' holds a null character at position 2"),
-        ('{"prompt": "ab\\ud83d", "completion": "c"}', "'prompt' holds half of a surrogate pair at position 3"),
+        ('{"prompt": "a\\u0000b", "completion": "c"}', "'prompt' has a null character at position 2"),
+        ('{"prompt": "ab\\ud83d", "completion": "c"}', "'prompt' has half of a surrogate pair at position 3"),
         ("[" * 100_000, "nested too deeply"),
         ('{"prompt": [], "completion": "c"}', "'prompt' is an empty list"),
         ('{"prompt": ["Hi"], "completion": "c"}', "'prompt[0]' is a text; it must be a message"),
@@ -98,7 +98,7 @@ GOOD = '{"prompt": "p", "completion": "c"}'
         ),
         (
             '{"prompt": [{"role": "assistant", "content": "Hi"}], "completion": "c"}',
-            "ends with a message of the assistant",
+            "ends with a message by the assistant",
         ),
         (
             '{"prompt": "p", "completion": [{"role": "assistant", "content": "c"}]}',
@@ -133,8 +133,8 @@ def test_equal_answers_are_refused(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "holds no rows"),
-        (b"\n  \n", "holds no rows"),
+        (b"", "has no rows"),
+        (b"\n  \n", "has no rows"),
         (b'\xef\xbb\xbf{"prompt": "p"}', ":1: begins with a byte order mark"),
         ('{"prompt": "p"}'.encode("utf-16"), ":1: begins with a byte order mark"),
         (b'{"prompt": "p"}\n{"prompt": "caf\xe9"}', ":2: not UTF-8 (byte 0xe9 at position 16)"),
@@ -272,11 +272,11 @@ def test_the_prompt_of_two_texts_ends_before_the_word_in_which_they_differ(
         ({"chosen": conversation("Hi", "a"), "rejected": conversation("Ho", "b")}, "begin with different messages"),
         (
             {"chosen": conversation("Hi", "a"), "rejected": conversation("Hi", "a", "And?", "b")},
-            "'rejected' has 3 messages after the last that both share",
+            "'rejected' has 3 messages after the last one they share",
         ),
         (
             {"chosen": conversation("Hi", "a", "Ho", "b"), "rejected": conversation("Hi", "c", "Ho", "d")},
-            "'chosen' has 3 messages after the last that both share",
+            "'chosen' has 3 messages after the last one they share",
         ),
         (
             {"chosen": conversation("Hi", "a", "x"), "rejected": conversation("Hi", "a", "y")},
@@ -304,7 +304,7 @@ ULTRAFEEDBACK = {
 
 def test_whole_conversations_beside_their_prompt_as_a_text_are_read_if_that_is_left_unread(write: Write) -> None:
     path = write(ULTRAFEEDBACK)
-    with pytest.raises(P3OError, match=r"whole conversation, leave 'prompt' unread \(columns: \{prompt: null\}\)"):
+    with pytest.raises(P3OError, match=r"whole conversation, ignore 'prompt' \(columns: \{prompt: null\}\)"):
         read(path, "preferences")
     source = SourceConfig(path=str(path), columns={"prompt": None})
     (placed,), _ = read_examples(source, "preferences")

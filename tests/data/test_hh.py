@@ -46,7 +46,7 @@ def test_splitting_at_the_last_assistant_would_give_an_empty_answer(longer: str)
     naive = long[: long.rfind("\n\nAssistant:") + len("\n\nAssistant:")]
     assert short[len(naive) :] == ""
     row = {"chosen": long, "rejected": short} if longer == "chosen" else {"chosen": short, "rejected": long}
-    with pytest.raises(BadRowError, match=f"'{longer}' goes on for several turns") as caught:
+    with pytest.raises(BadRowError, match=f"'{longer}' continues for several turns") as caught:
         hh(row)
     assert caught.value.reason == "more than one turn"
 

@@ -84,5 +84,5 @@ def test_what_cannot_be_prepared_leaves_nothing(write: Write, tmp_path: Path) ->
         prepared(write(PAIRS[0]), tmp_path / "out", heldout=0.01)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
     (tmp_path / "out").mkdir()
-    with pytest.raises(P3OError, match="out: exists already; choose another name or remove it"):
+    with pytest.raises(P3OError, match="out: already exists; choose another name or remove it"):
         prepared(write(*PAIRS), tmp_path / "out")

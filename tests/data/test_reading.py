@@ -48,7 +48,7 @@ def test_all_rows_dropped_is_an_error_with_the_first(write: Write) -> None:
     path = write(BAD_ROWS["empty"], BAD_ROWS["empty"])
     _, report = read_examples(SourceConfig(path=str(path)), "preferences", "skip")
     with pytest.raises(
-        P3OError, match=r"all 2 rows were dropped \(2 empty\); the first: .*rows\.jsonl:1: 'chosen' is only"
+        P3OError, match=r"all 2 rows were dropped \(2 empty\); the first one: .*rows\.jsonl:1: 'chosen' is only"
     ):
         report.refuse_if_empty()
 
@@ -57,8 +57,11 @@ def test_all_rows_dropped_is_an_error_with_the_first(write: Write) -> None:
     ("limits", "told"),
     [
         (Limits(prompt=9), "p:2: the prompt has 10 tokens, more than data.max_prompt_tokens 9"),
-        (Limits(completion=4), "p:2: an answer has 5 tokens with its end, more than data.max_completion_tokens 4"),
-        (Limits(context=14), "p:2: a row of 10 + 5 tokens passes the model's limit of 14"),
+        (
+            Limits(completion=4),
+            "p:2: an answer has 5 tokens (end of sequence included), more than data.max_completion_tokens 4",
+        ),
+        (Limits(context=14), "p:2: a row of 10 + 5 tokens exceeds the model's limit of 14"),
     ],
 )
 def test_rows_too_long_stop_or_are_counted(limits: Limits, told: str) -> None:
@@ -77,7 +80,7 @@ def test_a_prompt_longer_than_the_context_less_the_response_is_told() -> None:
     report = RowReport("p", "prompts", read=1)
     assert drop_too_long([row], [Lengths(9, ())], limits, report) == [row]
     with pytest.raises(
-        P3OError, match=r"p:1: a prompt of 10 tokens and rl\.training\.max_new_tokens 11 pass the model's limit"
+        P3OError, match=r"p:1: a prompt of 10 tokens and rl\.training\.max_new_tokens 11 exceed the model's limit"
     ):
         drop_too_long([row], [Lengths(10, ())], limits, report)
 

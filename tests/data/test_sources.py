@@ -49,7 +49,7 @@ def test_csv_gives_the_same_rows(tmp_path: Path, ending: str, delimiter: str) ->
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "holds no rows; the first line must name the columns"),
+        ("", "has no rows; the first line must name the columns"),
         ("prompt,prompt\na,b\n", ":1: the column 'prompt' appears twice"),
         ("prompt,completion\na,b\nc\n", ":3: has 1 cells but the header has 2"),
         ("prompt,completion\na,b,c\n", ":2: has 3 cells but the header has 2; quote cells that hold commas"),
@@ -220,7 +220,7 @@ def test_a_source_that_makes_no_sense_is_refused(value: Any, told: str) -> None:
 
 
 def test_what_is_said_of_data_sets_is_not_said_of_a_file(write: Write) -> None:
-    with pytest.raises(P3OError, match="is a file, and 'split' is for folders and hub data sets; remove it"):
+    with pytest.raises(P3OError, match="is a file, but 'split' is only for folders and hub data sets; remove it"):
         read_examples(SourceConfig(path=str(write({"prompt": "a"})), split="train"), "prompts")
 
 

@@ -52,9 +52,9 @@ def test_the_original_columns_give_the_same_prompt() -> None:
     [
         ({"prompt": PROMPT.replace("\n\n", "\n"), "completion": " a"}, "with blank lines between"),
         ({"prompt": PROMPT + " ", "completion": "a"}, "not of the form"),
-        ({"prompt": PROMPT, "completion": "a"}, "does not begin with one space"),
-        ({"prompt": PROMPT, "completion": "  a"}, "does not begin with one space"),
-        ({**POST, "title": None, "summary": "a"}, "'title' is missing or no text"),
+        ({"prompt": PROMPT, "completion": "a"}, "must begin with one space"),
+        ({"prompt": PROMPT, "completion": "  a"}, "must begin with one space"),
+        ({**POST, "title": None, "summary": "a"}, "'title' is missing or not a text"),
         ({**POST, "summary": " "}, "'summary' is empty"),
     ],
 )
@@ -124,7 +124,9 @@ def test_a_script_based_data_set_is_refused_with_the_way_out(tmp_path: Path) -> 
     folder = tmp_path / "summarize_from_feedback"
     folder.mkdir()
     (folder / "summarize_from_feedback.py").write_text("raise AssertionError('never run')\n")
-    with pytest.raises(P3OError, match=r"made by a script.* set revision: refs/convert/parquet and data_dir") as caught:
+    with pytest.raises(
+        P3OError, match=r"made by a script.* set revision: refs/convert/parquet, and data_dir"
+    ) as caught:
         read_examples(SourceConfig(path=str(folder), adapter="summarize_feedback"), "preferences")
     assert "\n" not in str(caught.value)
 

@@ -218,7 +218,9 @@ def test_bad_weights_are_told_by_both(ranks: list[dict[str, Any]]) -> None:
 
 def test_sigterm_to_one_rank_stops_both_after_the_same_step(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["stopped"] == "Stopped: stopped by SIGTERM after step 1; everything is saved, go on with --resume"
+        assert (
+            rank["stopped"] == "Stopped: stopped by SIGTERM after step 1; everything is saved; continue with --resume"
+        )
         assert rank["resumed at"] == 1
 
 
@@ -229,5 +231,5 @@ def test_a_mistake_on_one_rank_ends_both(ranks: list[dict[str, Any]]) -> None:
 
 def test_a_rank_that_has_gone_is_noticed(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["left alone"].startswith(
-        "LostProcessError: another process of this training has gone, or has not answered"
+        "LostProcessError: another process of this training has stopped, or did not respond"
     )

@@ -19,7 +19,7 @@ class Waiting:
 
     def refit(self, step: int, policy: nn.Module) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        stop_if_asked("2 of 2 pairs waited for people")
+        stop_if_asked("2 of 2 pairs were waiting for people")
 
     def at(self, step: int) -> None:
         raise AssertionError("there is no new reward model")
@@ -37,5 +37,5 @@ def stopped_refit() -> Any:
 
 @pytest.mark.slow
 def test_both_processes_stop(tmp_path: Path) -> None:
-    told = "stopped by SIGTERM while 2 of 2 pairs waited for people; everything is saved, go on with --resume"
+    told = "stopped by SIGTERM while 2 of 2 pairs were waiting for people; everything is saved; continue with --resume"
     assert on_ranks(stopped_refit, tmp_path) == [[signal.SIGTERM, told, [2.0]]] * 2

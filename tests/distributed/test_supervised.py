@@ -120,7 +120,7 @@ def test_sigterm_to_one_rank_stops_both_and_costs_nothing(ranks: list[dict[str, 
     for mode in MODES:
         for rank in ranks:
             told = rank[f"{name} {mode} stopped"]
-            assert told == "Stopped: stopped by SIGTERM after step 2; everything is saved, go on with --resume"
+            assert told == "Stopped: stopped by SIGTERM after step 2; everything is saved; continue with --resume"
             assert rank[f"{name} {mode} resumed at"] == 2
             assert_near(rank[f"{name} {mode} ended"], supervised.weights(supervised.model_of(whole)))
 

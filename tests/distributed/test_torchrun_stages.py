@@ -43,7 +43,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "said"), [("data", "each with the whole models"), ("fsdp", "sharded")])
+@pytest.mark.parametrize(("mode", "said"), [("data", "each with complete models"), ("fsdp", "sharded")])
 def test_all_processes_train_in_every_stage_that_trains(tmp_path: Path, one: Path, mode: str, said: str) -> None:
     folder = prepared(tmp_path / mode, mode)
     done = p3o(folder, "run", 2)

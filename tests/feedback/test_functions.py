@@ -33,10 +33,10 @@ def test_loads_from_the_current_directory(here: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("rewards_b", "not of the form module:function; write for example 'rewards:polite'"),
-        ("rewards_b:", "not of the form module:function"),
-        (":length", "not of the form module:function"),
-        ("", "not of the form module:function"),
+        ("rewards_b", "must have the form module:function; write for example 'rewards:polite'"),
+        ("rewards_b:", "must have the form module:function"),
+        (":length", "must have the form module:function"),
+        ("", "must have the form module:function"),
         ("rewards_b.py:length", "name the module, not its file: 'rewards_b:function'"),
         ("folder/rewards_b.py:length", "name the module, not its file: 'folder.rewards_b:function'"),
         ("reward_b:length", "no module 'reward_b' in"),

@@ -135,7 +135,7 @@ def test_a_role_that_its_template_refuses_is_told(
     talk = (Message("system", "a"), Message("user", "b"))
     reward = RewardModel(classifier(tokenizer), tokenizer, conversations={rendered_by(policy_tokenizer, talk): talk})
     with pytest.raises(
-        P3OError, match=r"the reward model's chat template refuses a prompt with the roles system, user"
+        P3OError, match=r"the reward model's chat template rejects a prompt with the roles system, user"
     ):
         reward([rendered_by(policy_tokenizer, talk)], ["c"])
 
@@ -189,7 +189,7 @@ def test_the_padding_that_a_model_was_trained_with_is_kept(tmp_path: Path) -> No
 def test_a_row_that_it_cannot_read_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
     reward = RewardModel(classifier(tokenizer), tokenizer)
     assert len(reward(["a " * 40], ["b"])) == 1
-    with pytest.raises(P3OError, match=r"takes 63 of its tokens and it reads 48 at most"):
+    with pytest.raises(P3OError, match=r"has 63 of its tokens, but it can read only 48"):
         reward(["a " * 60], ["b"])
 
 
@@ -203,7 +203,7 @@ def test_a_model_that_numbers_positions_from_behind_its_padding_reads_fewer(
     )
     reward = RewardModel(RobertaForSequenceClassification(config).eval(), policy_tokenizer)
     assert reward.forward([[3] * 18]).isfinite().all()
-    with pytest.raises(P3OError, match="takes 19 of its tokens and it reads 18 at most"):
+    with pytest.raises(P3OError, match="has 19 of its tokens, but it can read only 18"):
         reward.forward([[3] * 19])
 
 
@@ -224,5 +224,5 @@ def test_a_run_reads_an_encoder_in_pairs_if_it_says_so(
     reward = feedback.scorer()
     assert isinstance(reward, RewardModel)
     assert reward.encode(["b c"], ["d"]) == [tokenizer("b c", "d")["input_ids"]]
-    with pytest.raises(ValidationError, match="form: pair says how a given reward model reads"):
+    with pytest.raises(ValidationError, match="form: pair is only for a given reward model"):
         RunConfig.model_validate({"model": "x", "reward": {"form": "pair"}})

@@ -51,7 +51,7 @@ def test_a_language_model_scores_nothing_until_a_reward_model_is_trained_on_it(t
     """A head that is drawn at random gives rewards that look like any others."""
     cpu = torch.device("cpu")
     build_model(TOKENIZER, seed=0).save_pretrained(tmp_path / "policy")
-    with pytest.raises(P3OError, match=r"lack score\.weight, which would be drawn at random.* with `p3o reward`"):
+    with pytest.raises(P3OError, match=r"lack score\.weight, which would be initialised at random.* with `p3o reward`"):
         load_reward_model(str(tmp_path / "policy"), device=cpu, new_head=False)
     load_reward_model(str(tmp_path / "policy"), device=cpu).save_pretrained(tmp_path / "reward")
     load_reward_model(str(tmp_path / "reward"), device=cpu, new_head=False)
@@ -61,7 +61,7 @@ def test_a_language_model_scores_nothing_until_a_reward_model_is_trained_on_it(t
     ):
         folder = tmp_path / kind
         save_model(add_adapter(model, LoraSettings(rank=2), task=kind, seed=0), TOKENIZER, folder)
-    with pytest.raises(P3OError, match="an adapter of a language model, without a head that scores"):
+    with pytest.raises(P3OError, match="an adapter of a language model, without a head for scores"):
         load_reward_model(str(tmp_path / "CAUSAL_LM"), device=cpu, new_head=False)
     load_reward_model(str(tmp_path / "SEQ_CLS"), device=cpu, new_head=False)
 

@@ -339,7 +339,7 @@ def test_the_admin_sees_how_it_goes(store: Store, enter: Enter) -> None:
         "raw agreement": "50 %",
         "Krippendorff&#39;s α": "0.00",
         "first side preferred": "–",
-        "gold answers right": "–",
+        "gold answers correct": "–",
     }
     assert [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<td>.*?</td>", page)][:4] == [
         "3",

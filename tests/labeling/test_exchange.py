@@ -148,7 +148,7 @@ def flipped(labels: list[Any]) -> list[Any]:
         ({"prompt": "p", "chosen": "x", "rejected": "x"}, "are the same text"),
         ({"prompt": "p", "chosen": "x", "rejected": "y", "strength": 9}, "strength 9: not 1, 2 or 3"),
         ({"prompt": "p", "chosen": "x", "rejected": "y", "time": "noon"}, "'time': 'noon' is no time"),
-        ({"prompt": "p", "chosen": "x", "rejected": "y", "annotator": 3}, "'annotator': 3 is no text"),
+        ({"prompt": "p", "chosen": "x", "rejected": "y", "annotator": 3}, "'annotator': 3 is not a text"),
         ({"prompt": "p", "response_a": "x", "response_b": "y", "label": "c"}, "choice 'c': not one of"),
         ("x", "not a JSON object"),
     ],
@@ -256,7 +256,7 @@ def test_label_studio(tmp_path: Path) -> None:
 
 def test_label_studio_with_several_questions(tmp_path: Path) -> None:
     row = task(pairwise("left", "safer"), pairwise("right", "better"))
-    with pytest.raises(P3OError, match="answers to 'safer', 'better'; which are the labels"):
+    with pytest.raises(P3OError, match="answers to 'safer', 'better'; name the question"):
         read(tmp_path, [row])
     assert read(tmp_path, [row], Naming(question="better"))[0] == [("label-studio 10", "b")]
 
@@ -272,8 +272,8 @@ def test_foreign_labels_reach_the_store(store: Store, tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     for name, content, told in (
         ("a.json", "[", "not a JSON list"),
-        ("b.jsonl", "{", r"b\.jsonl:1: not a whole JSON object"),
-        ("c.jsonl", "", "holds no rows"),
+        ("b.jsonl", "{", r"b\.jsonl:1: not a complete JSON object"),
+        ("c.jsonl", "", "has no rows"),
         ("d.parquet", "x", "is no parquet file"),
         ("e.json", '[{"data": 1, "annotations": []}]', "no 'data' object"),
     ):
@@ -286,7 +286,9 @@ def test_an_id_with_other_texts_is_refused(store: Store, tmp_path: Path) -> None
     store.add_items([Pair("k", "p", "x", "y")])
     row = {"id": "k", "prompt": "p", "chosen": "x", "rejected": "z", "chosen_side": "a"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
-    with pytest.raises(P3OError, match="the store has other texts under the id 'k'; nothing was imported"):
+    with pytest.raises(
+        P3OError, match="the store already has a pair with the id 'k' and different texts; nothing was imported"
+    ):
         import_labels(store, read_labels(tmp_path / "p.jsonl")[0])
 
 
@@ -301,10 +303,10 @@ def of(name: str, *chosen: str) -> list[Incoming]:
 
 def test_who_logs_in_speaks_for_themselves(store: Store, annotator: Register) -> None:
     annotator("ada")
-    with pytest.raises(P3OError, match=r"^l\.jsonl:1: ada logs in to this store, .* nothing was imported$"):
+    with pytest.raises(P3OError, match=r"^l\.jsonl:1: ada labels in this store, .* nothing was imported$"):
         import_labels(store, of("ada", "x"))
     store.add_annotator("boss", "admin")
-    with pytest.raises(P3OError, match="boss logs in to this store"):
+    with pytest.raises(P3OError, match="boss labels in this store"):
         import_labels(store, of("boss", "x"))
     assert store.verify() == {"items": 0, "labels": 0, "undone": 0}
 
@@ -313,7 +315,7 @@ def test_nobody_but_the_admin_has_the_admins_name(store: Store) -> None:
     """An import under it would leave a new store without any admin."""
     with pytest.raises(P3OError, match=r"^l\.jsonl:1: annotator 'admin': .* nothing was imported$"):
         import_labels(store, of("admin", "x"))
-    with pytest.raises(P3OError, match="annotator 'admin': the name of whoever runs the page"):
+    with pytest.raises(P3OError, match="annotator 'admin': this name is reserved for the administrator"):
         count_waiting(store, "admin")
     [admin] = links_for(store, [])
     found = store.authenticate(admin.token or "")
@@ -348,7 +350,7 @@ def test_a_token_of_who_cannot_log_in_is_none(store: Store) -> None:
             who.token_hash = hash_of(f"token of {who.name}")
     for name in ("eve", "judge"):
         assert store.authenticate(f"token of {name}") is None
-        with pytest.raises(P3OError, match="nobody logs in under this name"):
+        with pytest.raises(P3OError, match="nobody logs in with this name"):
             store.renew_token(name)
 
 

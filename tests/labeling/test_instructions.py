@@ -25,7 +25,7 @@ def sha256(text: str) -> str:
     ("content", "told"),
     [
         (None, "guide.md: cannot be read: no such file or folder"),
-        (b"", "guide.md: is empty; write what annotators are to know"),
+        (b"", "guide.md: is empty; write the instructions into it"),
         (b"\xef\xbb\xbf \r\n\t\n", "guide.md: is empty"),
         (b"First\nna\xefve", r"guide.md:2: not UTF-8; save the instructions"),
         ("Be fair.".encode("utf-16"), "guide.md:1: not UTF-8"),

@@ -53,7 +53,7 @@ def test_verdicts_become_labels(store: Store) -> None:
 
 def test_a_judge_that_was_stopped_goes_on_where_it_was(store: Store) -> None:
     store.add_items(pairs(5))
-    with pytest.raises(P3OError, match="gave 1 verdicts on 2 pairs"):
+    with pytest.raises(P3OError, match="returned 1 verdicts for 2 pairs"):
         label_with_judge(store, Listed([1, 1, 1]), name="j", batch_size=2)
     assert count_waiting(store, "j") == 3
     second = Listed([1, 1, 1])

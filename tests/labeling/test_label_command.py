@@ -40,7 +40,7 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
     assert cli.main(["label", "export", "out.jsonl"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "out.jsonl: 4 preferences",
-        "out.ties.jsonl: 0 ties and pairs of which both are bad",
+        "out.ties.jsonl: 0 ties (pairs with two bad responses included)",
         "left out: 0 skips, 0 labels of gold pairs",
     ]
     assert {
@@ -48,13 +48,14 @@ def test_a_judge_labels_and_its_labels_are_exported(here: Path, capsys: pytest.C
     } == {"good"}
     assert cli.main(["label", "import", "out.jsonl", "--store", "other.db"]) == 0
     assert (
-        capsys.readouterr().out == "4 labels added, 0 there already, 4 new pairs; 0 answers in the file held no label\n"
+        capsys.readouterr().out
+        == "4 labels added, 0 already in the store, 4 new pairs; 0 answers in the file without a label\n"
     )
     assert cli.main(["label", "status", "--store", "other.db"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "pairs: 4 of 4 with 1 label, and 0 gold",
+        "pairs: 4 of 4 with 1 label, plus 0 gold",
         "right_judge:right (imported): 4 labels",
-        "history: whole, 4 labels hold, 0 were taken back",
+        "history: intact, 4 valid labels, 0 withdrawn",
     ]
 
 
@@ -71,23 +72,26 @@ def test_two_functions_of_a_package_are_two_judges(here: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--store", "none.db"], "none.db: no such store; check --store, or make one with p3o label --pairs FILE"),
+        (["--store", "none.db"], "none.db: no such store; check --store, or create one with p3o label --pairs FILE"),
         (["--pairs", "none.jsonl"], "none.jsonl: cannot be read: no such file or folder"),
         (["--pairs", "pairs.jsonl", "--judge", "right_judge:wrong"], "the module has no function 'wrong'"),
         (
             ["--pairs", "pairs.jsonl", "--host", "no.such.host.invalid"],
-            "no.such.host.invalid:8765: cannot be listened on",
+            "no.such.host.invalid:8765: cannot listen on this address",
         ),
         (
             ["--pairs", "pairs.jsonl", "--instructions", "none.md"],
             "none.md: cannot be read: no such file or folder",
         ),
         (["--pairs", "pairs.jsonl", "--instructions", "."], ".: cannot be read: it is a folder"),
-        (["--judge", "right_judge:right", "--instructions", "guide.md"], "--instructions: are for people at the page"),
+        (
+            ["--judge", "right_judge:right", "--instructions", "guide.md"],
+            "--instructions: they are for people on the labelling page",
+        ),
         (["--pairs", "pairs.jsonl", "--overlap", "0"], "should be greater than or equal to 1"),
         (["export", "out.jsonl"], "labels.db: no such store"),
-        (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': write LABEL=a"),
-        (["status", "--database-url", "mysql+nothing://x"], "no such kind of database"),
+        (["import", "pairs.jsonl", "--meaning", "x=y"], "--meaning 'x=y': must be LABEL=a"),
+        (["status", "--database-url", "mysql+nothing://x"], "this kind of database is not supported"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(
@@ -111,7 +115,7 @@ def test_the_page_is_served_with_links_that_work_once_printed(here: Path) -> Non
     first = serve([*command, "--pairs", "pairs.jsonl"])
     assert set(first) == {"admin", "ada", "bob"}
     again = serve(command)
-    assert set(again.values()) == {"as printed before (or --new-links)"}
+    assert set(again.values()) == {"use the link printed before "}
     renewed = serve([*command, "--new-links"])
     assert len({*first.values(), *renewed.values()}) == 6
 
@@ -124,7 +128,7 @@ def test_instructions_are_served_kept_and_exported(here: Path, capsys: pytest.Ca
     serve([*command, "--new-links"], pages)
     assert "Prefer what is true." in pages["ada"], "a store that is served again still tells them"
     assert cli.main(["label", "export", "out.jsonl", "--store", "s.db"]) == 0
-    assert "out.instructions.jsonl: what annotators were told, 1 text" in capsys.readouterr().out.splitlines()
+    assert "out.instructions.jsonl: 1 version of the instructions to annotators" in capsys.readouterr().out.splitlines()
     [line] = (here / "out.instructions.jsonl").read_text().splitlines()
     assert json.loads(line) == {
         "instructions": hashlib.sha256((here / "guide.md").read_bytes()).hexdigest(),

@@ -59,5 +59,7 @@ def test_a_newer_store_is_refused(place: Path, store: Store, monkeypatch: pytest
     with store.database.writing() as session:
         migrate(session.connection(), "here", (*STEPS, add_column))
     monkeypatch.setattr(migrations, "STEPS", STEPS)
-    with pytest.raises(P3OError, match=r"was written by a newer p3o \(schema 2, this one knows 1\); update p3o"):
+    with pytest.raises(
+        P3OError, match=r"was written by a newer version of p3o \(schema 2; this version knows 1\); update p3o"
+    ):
         Store.open(place)

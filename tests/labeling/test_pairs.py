@@ -38,7 +38,7 @@ def test_optional_columns_and_others(tmp_path: Path) -> None:
     [
         (
             {"prompt": "p", "response_a": "x"},
-            "'response_b': not there; a pair has 'prompt', 'response_a' and 'response_b'",
+            "'response_b': missing; a pair needs 'prompt', 'response_a' and 'response_b'",
         ),
         ({**ROW, "response_a": 3}, "'response_a': input should be a valid string"),
         ({**ROW, "response_a": " \n"}, "'response_a': is empty; fill it in or remove the row"),
@@ -48,7 +48,7 @@ def test_optional_columns_and_others(tmp_path: Path) -> None:
         ({**ROW, "prompt": [{"role": "user", "content": "x\0"}]}, "'prompt': holds a null character"),
         ({**ROW, "response_b": "x"}, "are the same text; remove the row"),
         ({**ROW, "gold": "c"}, "'gold': input should be 'a', 'b', 'tie' or 'bad'"),
-        (ROW, ":2: the same pair as in line 1; remove one or give it an 'id'"),
+        (ROW, ":2: the same pair as in line 1; remove one of them or give it an 'id'"),
         ([1], "input should be a valid dictionary"),
     ],
 )
@@ -62,7 +62,7 @@ def test_a_bad_row_is_told_with_its_line(tmp_path: Path, row: Any, told: str) ->
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"{", ":1: not a whole JSON object in UTF-8"), (b"\xff", ":1: not a whole JSON"), (b" \n", "holds no rows")],
+    [(b"{", ":1: not a complete JSON object in UTF-8"), (b"\xff", ":1: not a complete JSON"), (b" \n", "has no rows")],
 )
 def test_a_file_that_is_none_is_told(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "p.jsonl").write_bytes(content)

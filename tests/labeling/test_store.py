@@ -206,10 +206,10 @@ def test_sqlite_commits_to_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("act", "told"),
     [
-        (lambda store: store.add_annotator("ada"), "there is one of that name"),
+        (lambda store: store.add_annotator("ada"), "an annotator with this name exists already"),
         (lambda store: store.add_annotator("  "), "1 to 100 printable characters"),
         (lambda store: store.add_annotator("a\nb"), "1 to 100 printable characters"),
-        (lambda store: store.renew_token("eve"), "there is nobody of that name"),
+        (lambda store: store.renew_token("eve"), "there is no annotator with this name"),
         (lambda store: store.change_settings(overlap=0), "overlap: 0 is less than 1"),
         (lambda store: Answer("c"), "choice 'c': not one of a, b, tie, bad, skip"),
         (lambda store: Answer("a", 4), "strength 4: not 1, 2 or 3"),
@@ -228,7 +228,7 @@ def test_an_id_with_other_texts_is_refused_and_nothing_is_added(store: Store) ->
     first, second, third = pairs(3)
     store.add_items([first])
     clash = type(second)(first.key, second.prompt, second.response_a, second.response_b)
-    with pytest.raises(P3OError, match="the store has other texts under this id"):
+    with pytest.raises(P3OError, match="the store already has a pair with this id"):
         store.add_items([third, clash])
     assert store.verify()["items"] == 1
 
@@ -248,7 +248,7 @@ def test_what_is_no_store_is_told(tmp_path: Path) -> None:
         Store.open(tmp_path / "s.db", create=False)
     with pytest.raises(P3OError, match="not a URL"):
         Store.open("what")
-    with pytest.raises(P3OError, match="no such kind of database"):
+    with pytest.raises(P3OError, match="this kind of database is not supported"):
         Store.open("oracles://localhost/x")
 
 
@@ -263,5 +263,5 @@ def test_verify_finds_a_contradiction(store: Store, annotator: Register) -> None
     with store.database.writing() as session:
         session.execute(text("UPDATE item SET labels = 1"))
         session.execute(text("UPDATE assignment SET label_id = NULL"))
-    with pytest.raises(P3OError, match="assignments and history tell of different labels"):
+    with pytest.raises(P3OError, match="assignments and history disagree about the labels"):
         store.verify()

@@ -242,7 +242,7 @@ def test_weights_that_learn_or_differ_are_not_shared(base: str, tmp_path: Path) 
 def test_a_base_that_is_gone_is_named(base: str, tmp_path: Path) -> None:
     start("after LoRA SFT", base, tmp_path / "sft")
     Path(base).rename(tmp_path / "moved")
-    with pytest.raises(P3OError, match=rf"model '.*sft': an adapter on '{base}', and that folder is not there"):
+    with pytest.raises(P3OError, match=rf"model '.*sft': an adapter on '{base}', but that folder does not exist"):
         load_language_model(str(tmp_path / "sft"), device=CPU)
 
 
@@ -258,7 +258,7 @@ def test_an_adapter_of_another_base_is_refused(base: str, tmp_path: Path) -> Non
     path = tmp_path / "sft" / "adapter_config.json"
     other = FAMILIES["gpt_neox"].write(tmp_path / "other")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": other}))
-    with pytest.raises(P3OError, match=r"model '.*sft': the adapter cannot be put onto its base"):
+    with pytest.raises(P3OError, match=r"model '.*sft': the adapter cannot be applied to its base"):
         load_language_model(str(tmp_path / "sft"), device=CPU)
 
 
@@ -266,7 +266,7 @@ def test_an_adapter_without_a_base_on_disk_is_saved_merged_or_not_at_all(base: s
     tokenizer = load_tokenizer(base)
     made_here = LlamaForCausalLM(LlamaConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
     policy = add_adapter(made_here.eval(), LORA, task="CAUSAL_LM", seed=0)
-    with pytest.raises(P3OError, match=r"its base is in no folder; save the base first, or save merged"):
+    with pytest.raises(P3OError, match=r"its base model is not in any folder; save the base first, or save merged"):
         save_model(policy, tokenizer, tmp_path / "adapter")
     save_model(policy, tokenizer, tmp_path / "merged", merge=True)
     assert load_model_config(str(tmp_path / "merged")).hidden_size == 8
@@ -298,7 +298,7 @@ def test_settings_that_an_adapter_does_not_have_are_told(tmp_path: Path, family:
         else load_reward_model(adapter, device=CPU, new_head=True)
     )
     assert unheeded(again, asked) is None
-    lead = "it is an adapter already, and that goes on being trained: "
+    lead = "it is already an adapter, whose training continues with its own settings: "
     modules = f"{few} adapted layers, not the {count} of lora.target_modules"
     assert unheeded(again, LoraSettings()) == f"{lead}rank 2, not lora.rank 16; alpha 4, not lora.alpha 32; {modules}"
     assert unheeded(again, LoraSettings(rank=2, alpha=4)) == lead + modules

@@ -53,7 +53,9 @@ def test_an_ordinary_token_is_no_end() -> None:
     assert model.generation_config.eos_token_id == 2
     ends = find_ends(tokenizer, model.generation_config)
     assert ends == Ends((END_OF_TEXT,), (2,))
-    assert describe_ends(ends, tokenizer) == "not at id 2 of the model's generation settings, which is no special token"
+    assert (
+        describe_ends(ends, tokenizer) == "not at id 2 of the model's generation settings, which is not a special token"
+    )
     both = find_ends(tokenizer, chat_model([END_OF_TEXT, TURN_END]).generation_config)
     assert describe_ends(both, tokenizer) == "a response ends at <|endoftext|> or <|im_end|>"
     assert describe_ends(Ends((END_OF_TEXT,), ()), tokenizer) == ""

@@ -40,8 +40,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("absent", "neither a folder here nor a model of the hub that you may read"),
-        ("owner/far", r"no folder here, and the hub cannot be asked \(Name or service not known\)"),
+        ("absent", "neither a local folder nor a hub model that you can access"),
+        ("owner/far", r"not a local folder, and the hub cannot be reached \(Name or service not known\)"),
     ],
 )
 def test_what_is_not_there_is_told_after_one_question(asked: list[str], name: str, said: str) -> None:

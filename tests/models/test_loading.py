@@ -31,7 +31,7 @@ def test_pickled_weights_are_refused(folder: Path, load: object) -> None:
     load(str(folder), device=CPU)  # safetensors are there too, and they are what is read
     (folder / "model.safetensors").unlink()
     with pytest.raises(
-        P3OError, match=r"model'?: only pickled weights \(pytorch_model\.bin\), and reading a pickle can"
+        P3OError, match=r"model'?: only pickled weights \(pytorch_model\.bin\), and loading a pickle can"
     ):
         load(str(folder), device=CPU)
 
@@ -64,19 +64,21 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path, load: object) -> None
 
 def test_a_folder_without_a_tokenizer_is_told_as_that(folder: Path, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "bare")
-    with pytest.raises(P3OError, match=r"bare': the folder holds no tokenizer; save that of the model there too"):
+    with pytest.raises(P3OError, match=r"bare': the folder has no tokenizer; save the model's tokenizer there too"):
         load_tokenizer(str(tmp_path / "bare"))
 
 
 def test_a_classifier_is_not_a_language_model(folder: Path, tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).save_pretrained(tmp_path / "classifier")
-    with pytest.raises(P3OError, match=r"its files lack lm_head\.weight, which would be drawn at random"):
+    with pytest.raises(P3OError, match=r"its files lack lm_head\.weight, which would be initialised at random"):
         load_language_model(str(tmp_path / "classifier"), device=CPU)
 
 
 def test_a_classifier_with_several_labels_is_no_reward_model(folder: Path, tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).save_pretrained(tmp_path / "classifier")
-    with pytest.raises(P3OError, match=r"classifier': a classifier with 3 labels; a reward model has one"):
+    with pytest.raises(
+        P3OError, match=r"classifier': a classifier with 3 labels; a reward model must have exactly one"
+    ):
         load_reward_model(str(tmp_path / "classifier"), device=CPU)
 
 
@@ -105,7 +107,7 @@ def test_a_hub_model_without_safetensors_is_neither_unpickled_nor_sent_to_be_con
 
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", hub)
-    with pytest.raises(P3OError, match=r"\(it has no weights in safetensors, and pickled ones are not read\); give"):
+    with pytest.raises(P3OError, match=r"\(it has no safetensors weights, and p3o does not load pickled ones\); give"):
         load_language_model("x/y", device=CPU)
     assert asked == [(True, "1")]
     assert "DISABLE_SAFETENSORS_CONVERSION" not in os.environ

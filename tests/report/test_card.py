@@ -63,7 +63,7 @@ def test_it_says_what_was_recorded(run: Path) -> None:
         "# first/p3o_v2",
         "| reward | 8.00 ± 0.50 |",
         "| KL(policy ‖ start), nats per response | 0.80 ± 0.01 |",
-        "| wins against the start by the reward, 95 % interval | 81.2 % (75.0–87.5) |",
+        "| win rate against the starting model by the reward, 95 % interval | 81.2 % (75.0–87.5) |",
         "| tokens per response | 7.2 |",
         "| held-out prompts | 64 |",
         "- prompts: p.jsonl",
@@ -72,7 +72,7 @@ def test_it_says_what_was_recorded(run: Path) -> None:
     ):
         assert line in text.replace("\N{NO-BREAK SPACE}", " ").splitlines(), line
     assert "journal = {arXiv preprint arXiv:2310.00212}" in text
-    assert "Nothing was measured yet." in (run / "sft" / "README.md").read_text()
+    assert "No evaluation results yet." in (run / "sft" / "README.md").read_text()
 
 
 def test_where_files_lie_is_not_published(run: Path) -> None:

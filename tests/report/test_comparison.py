@@ -33,7 +33,7 @@ def test_the_page_has_every_policy_and_fetches_nothing(page: str) -> None:
     found = Page(page)
     assert found.sections == ["frontier", "dominance", "policies", "runs"]
     assert found.fetches == []
-    assert "24 policies of 3 runs over 3 seeds" in found.text
+    assert "24 policies from 3 runs with 3 seeds" in found.text
     gold = found.charts[0]["datasets"]
     assert len(gold["points"]) == 24
     assert len({row["series"] for row in gold["bands"]}) == 4
@@ -169,7 +169,7 @@ def test_the_arbitrary_levels_of_the_runs_reward_models_change_nothing(tmp_path:
         assert after.area.value == pytest.approx(before.area.value)
         assert (after.area.low, after.area.high) == pytest.approx((before.area.low, before.area.high))
     page = Page(build_comparison([run.folder for run in moved.runs], tmp_path / "c.html").read_text(encoding="utf-8"))
-    assert "moved so that all SFT models stand at the same level" in page.text
+    assert "shifted so that all SFT models have the same value" in page.text
 
 
 def test_a_given_reward_keeps_its_level_and_each_seed_starts_at_its_own_sft_model(tmp_path: Path) -> None:

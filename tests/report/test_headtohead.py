@@ -108,7 +108,7 @@ def test_a_price_on_kl_is_taken_off_both() -> None:
     table = price_table(run_of(responses=rows), page_palette(["ppo", "p3o_v2"]))
     assert table is not None
     assert [plain(cell.text)[:5] for cell in table.rows[0][2:]] == ["100.0", "0.0 %"]
-    assert table.head[-1] == "A wins, 0.1 of reward a nat"
+    assert table.head[-1] == "A wins, 0.1 of reward per nat"
     assert price_table(run_of(responses=rows[:4]), page_palette(["ppo"])) is None
 
 
@@ -204,4 +204,4 @@ def test_only_a_reward_that_learned_from_comparisons_is_said_to_be_so_and_so_sur
     data = read_run(run)
     section = reward_model_section(data, page_palette(data.algorithms))
     assert [type(block) for block in section.blocks] == [*([Figure] if calibrated else []), TableBlock]
-    assert "learned from labelled pairs" not in section.intro
+    assert "trained on labelled pairs" not in section.intro

@@ -74,8 +74,8 @@ def test_texts_are_chosen_by_position_and_by_the_extremes() -> None:
     shown = before_and_after(run_of(evaluation("ppo", 1, 1.0, 1.0, 1.0), responses=responses))
     assert [(s.prompt, s.reasons) for s in shown] == [
         *((f"p{i}", [("", "by position")]) for i in (0, 2, 4, 6)),
-        ("p1", [("ppo", "greatest rise"), ("ppo", "its highest")]),
-        ("p5", [("ppo", "greatest fall"), ("ppo", "its lowest")]),
+        ("p1", [("ppo", "largest rise"), ("ppo", "its highest")]),
+        ("p5", [("ppo", "largest fall"), ("ppo", "its lowest")]),
     ]
     assert [r.policy for r in shown[0].responses] == ["sft", "ppo"]
 

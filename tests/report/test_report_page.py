@@ -85,9 +85,9 @@ def test_raw_rewards_are_not_shown_without_saying_that_their_level_means_nothing
     sections = re.findall(r'<section id="(\w+)".*?</section>', html, re.DOTALL)
     assert sections == SECTIONS
     for name, said in (
-        ("frontier", "level has no meaning of its own, only differences"),
-        ("training", "level means nothing and each step has other prompts"),
-        ("shift", "a reward model's are arbitrary"),
+        ("frontier", "level of a reward model's scores has no meaning, only their differences"),
+        ("training", "each step has different prompts, and the level"),
+        ("shift", "a reward model's own offsets are arbitrary"),
     ):
         (section,) = re.findall(rf'<section id="{name}".*?</section>', html, re.DOTALL)
         assert said in " ".join(Page(section).text.split()), name

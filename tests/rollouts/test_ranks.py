@@ -335,7 +335,7 @@ def test_a_failure_in_the_middle_of_the_gathering_leaves_nobody_waiting(ranks: l
     assert ranks[0]["no room"] == "P3OError: no room is left"
     assert ranks[1]["no room"] == "P3OError: process 0: no room is left"
     for rank in ranks:
-        assert rank["no adapter"].startswith("P3OError: rl.rollout.weights: lora sends the adapter alone")
+        assert rank["no adapter"].startswith("P3OError: rl.rollout.weights: lora sends only the adapter")
 
 
 @pytest.mark.slow

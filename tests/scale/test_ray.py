@@ -113,7 +113,7 @@ def test_two_workers_of_a_whole_run_do_what_one_process_does(tmp_path: Path, clu
         "rl online_dpo",
         "rl ppo",
     ]
-    assert all(line.endswith("2 processes, each with the whole models") for line in told[1:])
+    assert all(line.endswith("2 processes, each with complete models") for line in told[1:])
     assert_equal(one, folder)
     assert not (folder / ".ray").exists()
 
@@ -129,7 +129,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_e
     assert process.returncode == 0, told
     assert "engine: failure 1 (of 3 allowed)" in told
     assert "engine: attempt 2, 2 workers" in told
-    assert "rl/p3o_v2: going on after step" in told
+    assert "rl/p3o_v2: continuing after step" in told
     assert_equal(long, folder)
 
 
@@ -143,7 +143,7 @@ def test_when_no_failure_is_allowed_the_run_says_how_to_go_on(base: Path, cluste
     assert process.returncode == 2, told
     last = told.splitlines()[-1]
     assert last.startswith("error: engine: workers were lost 1 times, more than engine.max_failures = 0")
-    assert last.endswith("go on from the last checkpoint with --resume")
+    assert last.endswith("continue from the last checkpoint with --resume")
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -167,6 +167,6 @@ def test_ctrl_c_on_two_workers_then_resume_on_one_process(base: Path, long: Path
     assert 10 <= steps < STEPS
     result = done(folder, "--resume", "--engine", "local")
     assert result.returncode == 0, result.stderr
-    assert f"rl/p3o_v2: going on after step {steps}" in result.stderr
+    assert f"rl/p3o_v2: continuing after step {steps}" in result.stderr
     assert sum(row["stage"] == "rl" for row in metrics(folder)) == STEPS
     assert_equal(long, folder)

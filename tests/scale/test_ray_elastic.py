@@ -60,7 +60,7 @@ def test_a_run_shrinks_and_grows_with_its_cluster(base: Path, mark: str, tmp_pat
         "attempt 3, 2 workers",
     ]
     assert any("engine: failure 1 (of 3 allowed)" in line for line in told)
-    begins = [int(line.rpartition(" ")[2]) for line in told if "going on after step" in line]
+    begins = [int(line.rpartition(" ")[2]) for line in told if "continuing after step" in line]
     assert len(begins) == 2
     assert 4 <= begins[0] < shrunk <= begins[1] < STEPS, "each number of workers had its share of the steps"
     assert sum(row["stage"] == "rl" for row in metrics(folder)) == STEPS

@@ -128,7 +128,7 @@ def test_ray_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     require_one_process()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(P3OError, match="one of 2 processes that were started already"):
+    with pytest.raises(P3OError, match="2 processes were already started here"):
         require_one_process()
 
 

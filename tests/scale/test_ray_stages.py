@@ -181,9 +181,9 @@ def test_stages_that_are_skipped_start_no_workers_and_keep_none_apart(
 @pytest.mark.parametrize(
     ("trainer", "step", "begins"),
     [
-        (SFTTrainer, 3, "sft: going on after step 2"),
-        (RewardTrainer, 2, "reward: going on after step 1"),
-        (OnlineTrainer, 2, "reward: done already"),
+        (SFTTrainer, 3, "sft: continuing after step 2"),
+        (RewardTrainer, 2, "reward: continuing after step 1"),
+        (OnlineTrainer, 2, "reward: already done"),
     ],
 )
 def test_a_lost_worker_costs_any_training_only_what_its_checkpoint_lacks(
@@ -226,7 +226,7 @@ def test_ctrl_c_in_fine_tuning_saves_and_another_engine_goes_on(
     assert ray.told == ["connected", ("sft",), "left"]
     assert record("stopped")["status"] == "interrupted"
     assert main(["run", "--resume", "--name", "stopped", "--engine", "local"]) == 0
-    assert "sft: going on after step 2" in capsys.readouterr().err
+    assert "sft: continuing after step 2" in capsys.readouterr().err
     assert metrics("stopped") == alone
 
 

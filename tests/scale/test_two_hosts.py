@@ -23,4 +23,4 @@ def test_a_host_that_is_cut_off_and_comes_back_changes_nothing(tmp_path: Path) -
     undisturbed, cut = (" ".join(row["told"]) for row in rows[2:])
     assert "failure" not in undisturbed
     assert "attempt 2, 2 workers" in cut
-    assert "going on after step" in cut
+    assert "continuing after step" in cut

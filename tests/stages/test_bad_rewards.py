@@ -59,7 +59,7 @@ def test_with_skip_a_bad_reward_costs_its_group_and_is_told(here: Path, number: 
     assert [row.get("dropped_groups") for row in rows(here, "rl")] == [None, 1, None]
     warnings = json.loads((here / "runs" / "mine" / "run.json").read_text())["warnings"]
     (told,) = [text for text in warnings if "left out" in text]
-    assert told.startswith(f"rl p3o_v2, step 2: 1 of 4 groups left out: the reward of a response is {shown}; prompt ")
+    assert told.startswith(f"rl p3o_v2, step 2: left out 1 of 4 groups: the reward of a response is {shown}; prompt ")
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
@@ -99,7 +99,7 @@ def test_with_skip_an_evaluation_counts_what_has_no_reward(here: Path) -> None:
     samples = [json.loads(line) for line in (here / "runs" / "mine" / "samples.jsonl").read_text().splitlines()]
     assert ["reward" in sample for sample in samples] == [False, True, True, True]
     warnings = json.loads((here / "runs" / "mine" / "run.json").read_text())["warnings"]
-    assert any("evaluation at step 0: the reward of 1 responses is not finite, left out: " in text for text in warnings)
+    assert any("evaluation at step 0: left out 1 responses whose reward is not finite: " in text for text in warnings)
 
 
 def test_with_stop_an_evaluation_does_not_go_on_without_a_reward(
@@ -114,4 +114,4 @@ def test_with_rollback_the_run_goes_back_a_step_and_on(here: Path) -> None:
     assert [row["step"] for row in rows(here, "rl")] == [1, 2, 3]
     (told,) = json.loads((here / "runs" / "mine" / "run.json").read_text())["warnings"][:1]
     assert told.startswith("rl/p3o_v2: step 2: the reward of a response is nan; prompt ")
-    assert told.endswith("; back to step 1 (time 1)")
+    assert told.endswith("; rolled back to step 1 (attempt 1)")

@@ -85,7 +85,7 @@ def test_several_processes_cannot_share_a_gpu(tmp_path: Path) -> None:
     """All models would be on one GPU, and nccl refuses it in words of its own."""
     RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
     config = RunConfig.model_validate({"device": "cuda:1"})
-    with within(World(size=2)), pytest.raises(P3OError, match="device: cuda:1 is one GPU, and 2 processes"):
+    with within(World(size=2)), pytest.raises(P3OError, match="device: cuda:1 names one GPU, but 2 processes"):
         RunContext(config, RunFolder.open(tmp_path, "x"), Progress(Nowhere()))
 
 

@@ -25,5 +25,5 @@ def test_a_model_that_is_an_adapter_already_is_told_once(tmp_path: Path) -> None
     models.reward(adapter, trained=True)
     models.fixed(adapter)
     assert told == [
-        f"model {adapter!r}: it is an adapter already, and that goes on being trained: rank 2, not lora.rank 8"
+        f"model {adapter!r}: it is already an adapter, whose training continues with its own settings: rank 2, not lora.rank 8"
     ]

@@ -211,7 +211,7 @@ def test_own_prompts_are_sampled_and_labelled(
         ("rl.runs={a: {algorithm: p3o_v2, refit: true}}", "rl.runs.a.refit: the reward is given"),
         (
             "rl.runs={a: {algorithm: ppo, training: {temperature: 0.7}}}",
-            "training: temperature says what a response is",
+            "training: temperature defines what a response is",
         ),
     ],
 )
@@ -372,7 +372,7 @@ def test_stopped_while_it_waits_for_people_and_resumed_equals_never_stopped(
     assert do("whole", work) == 0
     capsys.readouterr()
     assert do("stopped", asks) == 143
-    assert "pairs waited for people; everything is saved, go on with --resume" in capsys.readouterr().err
+    assert "pairs were waiting for people; everything is saved; continue with --resume" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints" / "rl" / "refitted").iterdir()] == ["00000002"]
     waiting = Store.open(tmp_path / "stopped.db").verify()["items"]
     assert do("stopped", asks, "--resume") == 143, "asked while it goes on waiting"

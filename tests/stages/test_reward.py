@@ -93,11 +93,11 @@ def test_the_stage_tells_what_it_holds_out(here: Path, capsys: pytest.CaptureFix
     ]
     told = capsys.readouterr().err
     assert (many["pairs"], many["prompts"]) == (12, 2)
-    assert "reward: 12 pairs of 2 prompts are held out, 108 pairs of 18 prompts to train on" in told
-    assert "reward: 12 of 108 rows make no whole batch of 32 and are not seen" in told
+    assert "reward: training on 108 pairs of 18 prompts, 12 pairs of 2 prompts held out" in told
+    assert "reward: 12 of 108 rows are left out, as they do not fill a batch of 32" in told
     assert (one["pairs"], one["prompts"]) == (0, 0)
     assert "accuracy_labels" not in one
-    assert "warning: reward: nothing is held out, as every prompt has too many of the 120 pairs" in told
+    assert "warning: reward: no pairs are held out, because each prompt has too many of the 120 pairs" in told
 
 
 def each_its_own(outcomes: Sequence[float]) -> list[str]:

@@ -89,7 +89,7 @@ def cut(path: Path) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
-    (flip, "content has changed|no whole JSON|does not tell of|in place of"),
+    (flip, "content has changed|not complete JSON|does not list|instead of"),
     (cut, "in place of|no whole JSON"),
     (Path.unlink, "is missing"),
     (lambda path: path.write_bytes(b""), "in place of|no whole JSON"),
@@ -113,14 +113,14 @@ def test_damage_is_named_and_the_checkpoint_before_it_is_used(
     assert state["step"] == 10
     assert len(warnings) == 1
     assert name in warnings[0]
-    assert "going on from 10" in warnings[0]
+    assert "continuing from 10" in warnings[0]
 
 
 def test_when_all_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, {"step": 5})
     cut(tmp_path / "00000005" / VALUES)
-    with pytest.raises(P3OError, match="no whole checkpoint is left"):
+    with pytest.raises(P3OError, match="no intact checkpoint"):
         checkpoints.latest()
 
 

@@ -82,7 +82,7 @@ def test_groups_with_such_rewards_are_left_out_whole_and_counted() -> None:
     run.rollouts.notice = told.append
     metrics = run.step()
     assert len(told) == 1
-    assert told[0].startswith("step 1: 2 of 8 groups left out: the reward of a response is nan; prompt ")
+    assert told[0].startswith("step 1: left out 2 of 8 groups: the reward of a response is nan; prompt ")
     assert all(prompt[:20] in told[0] for prompt in PROMPTS[:2])
     assert metrics["dropped_groups"] == 2
     assert run.buffer.experience().groups == 6
@@ -211,7 +211,7 @@ def test_a_policy_of_one_answer_is_told_also_in_a_small_step() -> None:
     metrics = run.step()
     assert (metrics["distinct"], metrics["repeated_groups"], metrics["tie_fraction"]) == (0.25, 1.0, 1.0)
     signs = Watch().notice(metrics)
-    assert any(sign.startswith("every prompt got one and the same response") for sign in signs)
+    assert any(sign.startswith("all responses to each prompt are identical") for sign in signs)
     assert any(sign.startswith("no response ended") for sign in signs)
 
 
@@ -219,7 +219,7 @@ def test_feedback_that_tells_nothing_apart_is_told() -> None:
     metrics = online(lambda prompts, responses: [1.0] * len(responses)).step()
     assert metrics["tie_fraction"] == 1.0
     assert [sign.split(":")[0] for sign in Watch().notice(metrics)] == [
-        "the feedback tells no two responses to a prompt apart",
+        "the feedback rates all responses to each prompt as equal",
         "no response ended within max_new_tokens",
     ][: 1 + (metrics["ended"] == 0.0)]
 

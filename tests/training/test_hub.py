@@ -80,7 +80,7 @@ def test_what_the_hub_says_is_told(hub: type[StandIn], tmp_path: Path) -> None:
     with pytest.raises(P3OError, match=r"the hub refuses: 403 Forbidden: no rights$"):
         HubTarget("someone/model").prepare()
     (tmp_path / "README.md").write_text("card")
-    with pytest.raises(P3OError, match=f"the model is whole in {tmp_path}, send it with `hf upload someone/model"):
+    with pytest.raises(P3OError, match=f"the complete model is in {tmp_path}; upload it with `hf upload someone/model"):
         HubTarget("someone/model").push(tmp_path, message="m")
 
 

@@ -208,12 +208,12 @@ def test_a_cut_response_pays_the_penalty() -> None:
 
 
 def test_too_few_prompts_are_told_at_the_start() -> None:
-    with pytest.raises(P3OError, match=r"rl\.training\.prompts_per_step: 99 prompts a step, but there are only 24"):
+    with pytest.raises(P3OError, match=r"rl\.training\.prompts_per_step: 99 prompts per step, but there are only 24"):
         trainer(prompts_per_step=99)
 
 
 def test_more_minibatches_than_prompts_are_told_at_the_start() -> None:
-    with pytest.raises(P3OError, match=r"rl\.training\.minibatches: a step of 4 prompts cannot be cut into 5"):
+    with pytest.raises(P3OError, match=r"rl\.training\.minibatches: a step of 4 prompts cannot be divided into 5"):
         trainer(minibatches=5)
 
 

@@ -91,7 +91,7 @@ def test_the_ratio_is_one_before_the_first_update_with_dropout_in_the_configurat
 
 
 def test_a_policy_in_training_mode_is_refused(policy: nn.Module) -> None:
-    with pytest.raises(P3OError, match=r"the policy is in training mode, in which dropout .* call policy\.eval\(\)"):
+    with pytest.raises(P3OError, match=r"the policy is in training mode, where dropout .* call policy\.eval\(\)"):
         trainer(policy.train())
 
 
@@ -307,7 +307,7 @@ def test_a_prompt_longer_than_the_context_is_told_at_the_start(policy: nn.Module
     fits = " ".join("a" * 36)
     assert trainer(policy, prompts=[*PROMPTS, fits], prompts_per_step=9).step()["updates"] > 0
     with pytest.raises(
-        P3OError, match=r"prompt 9 \(.*\): 37 tokens and max_new_tokens 12 pass the model's limit of 48"
+        P3OError, match=r"prompt 9 \(.*\): 37 tokens and max_new_tokens 12 exceed the model's limit of 48"
     ):
         trainer(policy, prompts=[*PROMPTS, f"{fits} b"])
 

@@ -138,7 +138,7 @@ def test_a_demonstration_longer_than_the_context_is_told_at_the_start(tmp_path: 
     config = SFTConfig(steps=1, batch_size=2)
     fits = ([3] * 40, [4] * 8)
     fit(SFTTrainer(model, [fits, fits], config, fill=0, seed=0))
-    with pytest.raises(P3OError, match=r"demonstration 2: 40 \+ 9 tokens, and the model reads 48 at most"):
+    with pytest.raises(P3OError, match=r"demonstration 2: 40 \+ 9 tokens are more than the model can read .48."):
         SFTTrainer(model, [fits, ([3] * 40, [4] * 9)], config, fill=0, seed=0)
 
 

@@ -59,7 +59,7 @@ def test_a_run_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     create(tmp_path)
-    with pytest.raises(P3OError, match="exists already and is not empty; choose another --name or pass --overwrite"):
+    with pytest.raises(P3OError, match="already exists and is not empty; choose another --name or pass --overwrite"):
         create(tmp_path)
     (tmp_path / "first" / "old.txt").write_text("old")
     create(tmp_path, overwrite=True).begin()
@@ -245,8 +245,8 @@ def test_opening_cuts_nothing_off_and_only_our_own_files_are_mended(tmp_path: Pa
     folder = RunFolder.open(tmp_path, "first")
     assert contents(path) == before
     [told] = drop_torn_lines(folder.path, ["metrics.jsonl", "samples.jsonl", "not_there.jsonl"])
-    assert told.startswith(f"{path}/metrics.jsonl: its last line had no end")
-    assert told.endswith("; 19 bytes cut off")
+    assert told.startswith(f"{path}/metrics.jsonl: its last line was incomplete")
+    assert told.endswith("; removed 19 bytes")
     assert read_jsonl(path / "metrics.jsonl") == [{"stage": "sft", "step": 0}]
     assert [name for name, file in contents(path).items() if file != before[name]] == ["metrics.jsonl"]
 
@@ -254,7 +254,7 @@ def test_opening_cuts_nothing_off_and_only_our_own_files_are_mended(tmp_path: Pa
 def test_overwrite_removes_only_runs(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_text("x")
-    with pytest.raises(P3OError, match="not the folder of a run"):
+    with pytest.raises(P3OError, match="not a run folder"):
         create(tmp_path, "photos", overwrite=True)
     assert names(tmp_path / "photos") == ["one.jpg"]
 
@@ -286,7 +286,7 @@ def test_open_goes_on_where_a_run_stopped(tmp_path: Path) -> None:
         folder.metrics({"stage": "rl", "step": 1})
     assert [row["stage"] for row in read_jsonl(folder.path / "metrics.jsonl")] == ["sft", "reward", "reward_test", "rl"]
     with (
-        pytest.raises(P3OError, match="stage 'reward' is done already"),
+        pytest.raises(P3OError, match="stage 'reward' is already done"),
         RunFolder.open(tmp_path, "first").stage("reward"),
     ):
         pass
@@ -297,7 +297,7 @@ def test_open_goes_on_where_a_run_stopped(tmp_path: Path) -> None:
 
 def test_open_tells_the_nearest_run(tmp_path: Path) -> None:
     create(tmp_path, "smollm2")
-    with pytest.raises(P3OError, match=r"no run there .* did you mean 'smollm2'"):
+    with pytest.raises(P3OError, match=r"there is no run .* did you mean 'smollm2'"):
         RunFolder.open(tmp_path, "smolm2")
     for content in ("", "[]", '{"seconds": 3}', "\udcff"):
         (tmp_path / "smollm2" / "run.json").write_bytes(content.encode(errors="surrogateescape"))

@@ -78,7 +78,7 @@ def absolute_rewards(experience: Experience, algorithm: str) -> Float[Tensor, "g
         ValueError: if the feedback was comparisons only, which ``algorithm`` cannot learn from.
     """
     if experience.rewards is None:
-        raise ValueError(f"{algorithm} needs a reward per response; comparisons alone do not suffice")
+        raise ValueError(f"{algorithm} needs a reward for every response and cannot learn from comparisons alone")
     return experience.rewards
 
 

@@ -96,10 +96,13 @@ class P3OResidualConfig(AlgorithmConfig):
 
     epsilon: float | None = Field(None, gt=0, description="Clip range of log ρ_i/ρ_j; null: no clip.")
     clip_per: Literal["response", "token"] = Field(
-        "response", description="What ε is for: a pair's range is ε, or ε times the mean length of its responses."
+        "response", description="Unit of ε: the clip range of a pair is ε, or ε times the mean length of its responses."
     )
     importance: float = Field(
-        0.0, ge=0, le=1, description="α: 0 weighs pairs as sampled, 1 as the policy would sample."
+        0.0,
+        ge=0,
+        le=1,
+        description="α: 0 weights pairs as they were sampled, 1 as the current policy would sample them.",
     )
 
 

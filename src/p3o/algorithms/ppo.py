@@ -83,7 +83,7 @@ class PPOConfig(AlgorithmConfig):
     value_coefficient: float = Field(0.5, ge=0, description="Weight of the critic's loss.")
     gamma: float = Field(1.0, ge=0, le=1, description="Discount per token.")
     lam: float = Field(0.95, ge=0, le=1, description="λ of GAE.")
-    whiten_advantages: bool = Field(True, description="Shift and scale advantages to mean 0, variance 1 per batch.")
+    whiten_advantages: bool = Field(True, description="Normalise advantages to mean 0 and variance 1 per batch.")
 
 
 class PPO:

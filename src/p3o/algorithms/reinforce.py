@@ -34,7 +34,7 @@ class ReinforceConfig(AlgorithmConfig):
 
     baseline: Literal["batch_mean", "none"] = Field(
         "batch_mean",
-        description="What is subtracted from every KL-penalised reward: their mean over the batch, or nothing.",
+        description="Baseline subtracted from every KL-penalised reward: the batch mean, or nothing.",
     )
 
 

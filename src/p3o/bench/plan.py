@@ -180,9 +180,11 @@ def calibrated(assumed: Assumptions, path: Path) -> tuple[Assumptions, str]:
         machine = measured["machine"]
         where = machine.get("gpu") or machine.get("cpu") or "a CPU"
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
-        raise P3OError(f"{path}: not a file of p3o bench speed --json ({shorten(error)}); give one of these") from error
+        raise P3OError(
+            f"{path}: not a file written by p3o bench speed --json ({shorten(error)}); give such a file"
+        ) from error
     if not 0 < share <= 1:
-        raise P3OError(f"{path}: train_pass_gemm_share is {share:g}; a share lies between 0 and 1")
+        raise P3OError(f"{path}: train_pass_gemm_share is {share:g}; it must lie between 0 and 1")
     told = f"{share:.0%} of the GEMM rate, measured by {measured.get('command', 'p3o bench speed')} on {where} at {name} tokens"
     return replace(assumed, training_share=share * GEMM_SHARE), f"{told}, times an assumed {GEMM_SHARE:.0%} of the peak"
 

@@ -30,7 +30,7 @@ def check_writable(json_path: Path | None, output: Path | None) -> None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise P3OError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error
+                raise P3OError(f"{folder}: cannot be created: {error.strerror}; choose another folder") from error
 
 
 def assemble(

@@ -57,9 +57,7 @@ def main(json_path: Path | None, *, quick: bool, model: Path | None) -> None:
         P3OError: if TRL is not installed, the model cannot be loaded, or a contender fails.
     """
     if find_spec("trl") is None or find_spec("datasets") is None:
-        raise P3OError(
-            "bench speed: TRL is not installed, and it is what p3o is compared with; pip install trl datasets"
-        )
+        raise P3OError("bench speed: TRL, which p3o is compared with, is not installed; run: pip install trl datasets")
     check_writable(json_path, None)
     if model is not None:
         load_model_config(str(model))
@@ -225,11 +223,11 @@ def reply(name: str, connection: Connection) -> dict[str, Any]:
         P3OError: if it failed, ended, or took too long.
     """
     if not connection.poll(STEP_TIMEOUT):
-        raise P3OError(f"bench speed: {name} took more than {STEP_TIMEOUT:.0f} s over a step; try --quick")
+        raise P3OError(f"bench speed: {name} took more than {STEP_TIMEOUT:.0f} s for a step; try --quick")
     try:
         report: dict[str, Any] = connection.recv()
     except EOFError as error:
-        raise P3OError(f"bench speed: the process of {name} ended; is there memory enough? Try --quick") from error
+        raise P3OError(f"bench speed: the process of {name} ended, perhaps for lack of memory; try --quick") from error
     if "error" in report:
         raise P3OError(f"bench speed: {name} failed: {report['error']}")
     return report

@@ -85,7 +85,7 @@ def main(json_path: Path | None, plot: Path | None, *, axes: Mapping[str, Sequen
     """
     check_writable(json_path, plot.parent if plot is not None else None)
     if plot is not None and plot.suffix not in (".svg", ".png", ".html"):
-        raise P3OError(f"--plot: {plot.name} has none of the endings .svg, .png, .html; choose one")
+        raise P3OError(f"--plot: {plot.name} must end in .svg, .png or .html")
     logging.disable_progress_bar()
     results = {
         "command": "p3o bench scaling",

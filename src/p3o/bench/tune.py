@@ -104,7 +104,7 @@ def for_all_tasks(chosen: Mapping[tuple[str, str], Setting]) -> dict[tuple[str, 
         for method in METHODS:
             if (tuned_on(method, task), method) not in chosen:
                 raise P3OError(
-                    f"{SETTINGS_FILE.name}: no settings of {method} on {task}; tune with: p3o bench frontier --full"
+                    f"{SETTINGS_FILE.name}: no settings for {method} on {task}; tune with: p3o bench frontier --full"
                 )
     return {(task, method): chosen[tuned_on(method, task), method] for task in TASKS for method in METHODS}
 

@@ -12,18 +12,18 @@ from p3o.errors import P3OError
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="YAML file of settings, or the name of one that comes with p3o."),
+    typer.Option("--config", metavar="FILE", help="Configuration file (YAML), or the name of one that comes with p3o."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set sft.steps=300; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. --set sft.steps=300; can be repeated."),
 ]
-Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the run's folder.")]
-Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder that holds the runs' folders.")]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the run, and of its folder.")]
+Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder that contains the run folders.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left under this name.")]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on where an earlier attempt under this name stopped, from its last checkpoint."),
+    typer.Option("--resume", help="Continue an earlier attempt under this name from its last checkpoint."),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -32,7 +32,7 @@ RUNS = Path("runs")
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its name.")]
 
 PANELS = {
-    "Begin": ("init", "doctor", "data", "demo"),
+    "Get started": ("init", "doctor", "data", "demo"),
     "Train": ("run", "sft", "sample", "reward", "rl", "evaluate"),
     "Feedback": ("label", "judge", "serve-reward"),
     "Results": ("report", "samples"),
@@ -53,7 +53,7 @@ def run_folder(given: Path, runs: Path = RUNS) -> Path:
     """
     folders = [folder for folder in (given, runs / given) if folder.is_dir()]
     if not folders:
-        raise P3OError(f"{given}: no such run folder, and no run of this name in {runs}; check the name, or the path")
+        raise P3OError(f"{given}: no such run folder, and no run of this name in {runs}; check the name or the path")
     return next((folder for folder in folders if (folder / "run.json").is_file()), folders[0])
 
 
@@ -117,13 +117,13 @@ app = Commands(
     name="p3o",
     cls=_Grouped,
     help="Align language models from relative feedback with Pairwise Proximal Policy Optimization (arXiv:2310.00212).",
-    epilog="Start with `p3o demo --quick`, or with `p3o init` for your own model and data. `p3o COMMAND --help` has the "
-    "options of a command.",
+    epilog="Start with `p3o demo --quick`, or with `p3o init` for your own model and data. `p3o COMMAND --help` "
+    "lists a command's options.",
     add_completion=True,
 )
 bench = Commands(
     cls=Group,
-    help="Benchmarks: algorithms against known optima, stale samples, speed beside TRL, the scaling plan.",
+    help="Benchmarks: algorithms against known optima, stale samples, speed compared with TRL, the scaling plan.",
 )
 app.add_typer(bench, name="bench")
 
@@ -138,7 +138,7 @@ def _print_version(wanted: bool) -> bool:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

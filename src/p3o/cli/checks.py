@@ -11,13 +11,13 @@ from p3o.cli.app import RUNS, JsonFile, Output, app, bench
 @app.command()
 def gate(
     json_file: JsonFile = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many times to run the whole chain.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of seeds to run the whole pipeline with.")] = 3,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Try the gate itself with `demo --quick`; it will fail.")
+        bool, typer.Option("--quick", help="Only test the gate itself, on `demo --quick`; it will fail.")
     ] = False,
     output: Output = RUNS,
 ) -> None:
-    """Check that the embedded task is learned: pass or fail for each claim, over several seeds. Exit code 1 on a fail."""
+    """Check over several seeds that the embedded task is learned; each claim passes or fails. Exit code 1 if one fails."""
     from p3o import gate as acceptance
     from p3o.training.progress import Progress
 
@@ -32,7 +32,9 @@ def gate(
 @bench.command()
 def frontier(
     json_file: JsonFile = None,
-    full: Annotated[bool, typer.Option("--full", help="All problems, seeds and settings; takes hours.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run all problems, seeds and settings; takes about half an hour.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Also write the chart and tables to this folder.")
     ] = None,
@@ -60,14 +62,19 @@ def staleness(
 def speed(
     json_file: JsonFile = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One setting; without --model, on a Llama of 1.4 million parameters.")
+        bool,
+        typer.Option(
+            "--quick", help="Measure one setting only; without --model, on a Llama of 1.4 million parameters."
+        ),
     ] = False,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="DIR", help="Folder of the model; else a Llama of SmolLM2-135M's shape."),
+        typer.Option(
+            "--model", metavar="DIR", help="Folder of the model; default: a Llama with the shape of SmolLM2-135M."
+        ),
     ] = None,
 ) -> None:
-    """Measure a step of P3O beside TRL's RLOO and our PPO: seconds by phase, memory, share of the machine's matrix rate."""
+    """Compare a step of P3O with those of TRL's RLOO and our PPO: seconds by phase, memory, share of the peak matrix rate."""
     from p3o.bench import speed as benchmark
 
     benchmark.main(json_file, quick=quick, model=model)
@@ -82,18 +89,22 @@ def plan(
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            "--calibrate", metavar="FILE", help="Of p3o bench speed --json: its efficiency, not an assumed one."
+            "--calibrate",
+            metavar="FILE",
+            help="Output of p3o bench speed --json; use the efficiency measured there instead of an assumed one.",
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts of a step.")] = 512,
-    responses: Annotated[int, typer.Option(min=2, metavar="K", help="Responses to each.")] = 4,
+    prompts: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts per step.")] = 512,
+    responses: Annotated[int, typer.Option(min=2, metavar="K", help="Responses per prompt.")] = 4,
     prompt_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Mean length of a prompt.")] = 512,
     response_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Mean length of a response.")] = 512,
-    tail: Annotated[float, typer.Option(min=1, metavar="X", help="The longest response over the mean one.")] = 2.0,
-    passes: Annotated[int, typer.Option(min=1, metavar="N", help="Training passes over every sample.")] = 1,
-    updates: Annotated[int, typer.Option(min=1, metavar="N", help="Optimiser steps.")] = 1,
+    tail: Annotated[
+        float, typer.Option(min=1, metavar="X", help="Length of the longest response divided by the mean length.")
+    ] = 2.0,
+    passes: Annotated[int, typer.Option(min=1, metavar="N", help="Training passes over each sample.")] = 1,
+    updates: Annotated[int, typer.Option(min=1, metavar="N", help="Optimiser steps per step of RL.")] = 1,
 ) -> None:
-    """Reckon memory, traffic and time of P3O and PPO on 8 to 512 GPUs for models of 1B, 8B and 70B. Runs nothing."""
+    """Estimate memory, traffic and time of P3O and PPO on 8 to 512 GPUs for models of 1B, 8B and 70B. Runs nothing."""
     from p3o.bench import plan as benchmark
     from p3o.bench.plan_shapes import Work
 
@@ -108,7 +119,7 @@ def scaling(
         Path | None, typer.Option("--plot", metavar="FILE", help="Write the curves to this .svg, .png or .html file.")
     ] = None,
 ) -> None:
-    """Measure how the cost of a P3O step grows with prompts, responses, lengths and model size, each varied alone."""
+    """Measure how the cost of a P3O step grows with prompts, responses, lengths and model size, varied one at a time."""
     from p3o.bench import speed_scaling as benchmark
 
     benchmark.main(json_file, plot)

@@ -20,21 +20,32 @@ if TYPE_CHECKING:
 data = Commands(cls=Group, help="Inspect and prepare data: files, folders and hub data sets.")
 app.add_typer(data, name="data")
 
-_SOURCE_HELP = "A .jsonl, .csv, .tsv or .parquet file, a folder of such, or hub:OWNER/NAME."
-Adapter = Annotated[str | None, typer.Option("--adapter", metavar="NAME", help="tldr, summarize_feedback or hh.")]
+_SOURCE_HELP = "A .jsonl, .csv, .tsv or .parquet file, a folder of such files, or hub:OWNER/NAME."
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="NAME", help="Adapter for a known data set: tldr, summarize_feedback or hh."),
+]
 As = Annotated[
     str | None,
-    typer.Option("--as", metavar="KIND", help="prompts, demonstrations or preferences; by the columns if left out."),
+    typer.Option(
+        "--as",
+        metavar="KIND",
+        help="What the rows are: prompts, demonstrations or preferences. If not given, the columns decide.",
+    ),
 ]
-Configuration = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Configuration of a data set.")]
-DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder inside a data set.")]
+Configuration = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Configuration of the data set.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder inside the data set.")]
 Split = Annotated[str | None, typer.Option("--split", metavar="SPLIT", help="Split or slice, such as train[:1000].")]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")]
 _FEW = 5
 """So many dropped rows are shown where all were: they are mostly wrong in one way."""
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", metavar="OURS=THEIRS", help="Read our column from theirs; OURS= leaves it out."),
+    typer.Option(
+        "--column",
+        metavar="OURS=THEIRS",
+        help="Read column OURS from the column THEIRS of the source; OURS= leaves it out.",
+    ),
 ]
 
 
@@ -44,28 +55,32 @@ def inspect(
     config: ConfigFile = None,
     set_: Overrides = None,
     kind: As = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Whose tokenizer counts.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Model whose tokenizer counts the tokens.")
+    ] = None,
     adapter: Adapter = None,
     name: Configuration = None,
     data_dir: DataDir = None,
     split: Split = None,
     revision: Revision = None,
     column: Columns = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Longer prompts are bad.")] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows with a longer prompt are treated as bad rows.")
+    ] = None,
     max_completion_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Longer answers are bad.")
+        int | None, typer.Option(min=1, metavar="N", help="Rows with a longer answer are treated as bad rows.")
     ] = None,
     dropped: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", show_default="20, or 5 if no row is left", help="How many dropped rows to show."
+            min=0, metavar="N", show_default="20, or 5 if no row is left", help="Number of dropped rows to show."
         ),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Tell what is in a source, or in all of a configuration: counts, lengths, an example, every dropped row.
+    """Show what a source contains, or all sources of a configuration: counts, lengths, an example, every dropped row.
 
-    A source of which no row can be used is an error, told after that.
+    If no row of a source can be used, this is reported as an error at the end.
     """
     from p3o.data.reading import Limits, richest_kind
     from p3o.data.rows import SHOWN
@@ -75,7 +90,7 @@ def inspect(
     from p3o.training.progress import Progress
 
     if (source is None) == (config is None):
-        raise P3OError("give a SOURCE or --config FILE, one of the two")
+        raise P3OError("give either a SOURCE or --config FILE")
     tokenizer = None
     wanted: list[tuple[SourceConfig, Kind, Limits]] = []
     if config is not None:
@@ -104,7 +119,7 @@ def inspect(
 @data.command()
 def prepare(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to make.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to create.")],
     kind: As = None,
     adapter: Adapter = None,
     name: Configuration = None,
@@ -115,12 +130,13 @@ def prepare(
     heldout: Annotated[
         float, typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Share of the prompts to hold out.")
     ] = 0.05,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the split.")] = 0,
     bad_rows: Annotated[
-        str, typer.Option("--bad-rows", metavar="stop|skip", help="Stop at a bad row, or skip and count it.")
+        str,
+        typer.Option("--bad-rows", metavar="stop|skip", help="Stop at the first bad row, or skip and count bad rows."),
     ] = "stop",
 ) -> None:
-    """Write any source as plain JSONL files, split into training and held-out rows by prompt."""
+    """Convert any source to plain JSONL files, split by prompt into training and held-out rows."""
     from p3o.data.preparing import REPORT_FILE
     from p3o.data.preparing import prepare as write
     from p3o.data.reading import richest_kind
@@ -155,9 +171,7 @@ def _source(
     for text in columns:
         ours, equals, theirs = text.partition("=")
         if not ours or not equals:
-            raise P3OError(
-                f"--column {text}: not of the form OURS=THEIRS; write for example --column completion=chosen"
-            )
+            raise P3OError(f"--column {text}: must have the form OURS=THEIRS, for example --column completion=chosen")
         renamed[ours] = theirs or None
     try:
         return SourceConfig(
@@ -189,7 +203,7 @@ def _of_configuration(
 
     config = load_config(path, overrides, RunConfig)
     if config.model is None:
-        raise P3OError(f"{path}: uses the embedded task, which has no data of yours to inspect")
+        raise P3OError(f"{path}: uses the embedded task, which reads no data files; there is nothing to inspect")
     tokenizer = _tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     limits = limits_of(config, tokenizer)
     return [(source, KINDS[name], limits) for name, source in config.data.sources().items()], tokenizer
@@ -211,7 +225,7 @@ def _lines(found: "Inspection", few: int | None) -> list[str]:
     if found.note is not None:
         lines.append(found.note)
     if found.tokens is None:
-        lines.append("tokens: not counted; name a tokenizer with --model")
+        lines.append("tokens: not counted; name the model with --model")
     elif found.tokens:
         names = list(next(iter(found.tokens.values())))
         lines.append(f"{'tokens':<12}" + "".join(f"{name:>8}" for name in names))

@@ -20,15 +20,15 @@ CORE = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic
 USES = {
     "peft": "LoRA adapters",
     "bitsandbytes": "8-bit optimisers",
-    "datasets": "parquet files and data sets of the hub",
-    "ray": "--engine ray: training on workers of Ray Train",
+    "datasets": "parquet files and hub data sets",
+    "ray": "--engine ray: training on Ray Train workers",
     "tensorboard": "tracking: [tensorboard]",
     "wandb": "tracking: [wandb]",
     "trackio": "tracking: [trackio]",
     "openai": "a language model as judge",
     "evalica": "rankings from comparisons",
     "fastapi": "the labelling page, serve-reward",
-    "httpx": "rewards that are served elsewhere",
+    "httpx": "rewards served by another process or machine",
     "verl": "P3O as an advantage estimator of verl",
     "gguf": "models in GGUF format",
 }
@@ -143,7 +143,7 @@ def _devices(found: Findings) -> None:
         name = torch.cuda.get_device_name(index)
         found.facts[f"cuda:{index}"] = f"{name}, {total / _GIB:.0f} GiB, {free / _GIB:.0f} free"
     if torch.backends.mps.is_available():
-        found.facts["mps"] = "there, and not used: it has no float64, in which p3o samples and compares rewards"
+        found.facts["mps"] = "found but not used: it has no float64, which p3o needs to sample and to compare rewards"
     found.facts["device"] = f"{chosen} (device: auto), {torch.get_num_threads()} CPU threads"
     found.facts["number format"] = str(choose_precision("auto", chosen, trains_all_weights=True))
 
@@ -163,4 +163,4 @@ def _disk(found: Findings, folder: Path) -> None:
     if free < _LOW_DISK_GIB:
         found.warnings.append(f"only {free:.1f} GiB of disk are free here; a model and its optimiser may not fit")
     if not os.access(folder, os.W_OK):
-        found.warnings.append(f"{folder.absolute()} cannot be written to; give --output another folder")
+        found.warnings.append(f"{folder.absolute()} is not writable; choose another folder with --output")

@@ -28,8 +28,8 @@ def require_one_process() -> None:
 
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise P3OError(
-            f"engine: ray starts its own workers, but this is one of {os.environ['WORLD_SIZE']} processes that were started "
-            "already; leave torchrun away, or use --engine local"
+            f"engine: ray starts its own workers, but {os.environ['WORLD_SIZE']} processes were already started "
+            f"here; run p3o without torchrun, or use --engine local"
         )
 
 

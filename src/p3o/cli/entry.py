@@ -20,7 +20,7 @@ COMPLETION = "_P3O_COMPLETE"
 
 _LESS_MEMORY = (
     "lower rl.training.micro_batch_tokens (in a pass) or rl.training.sampling_prompts (sampled together), micro_batch_size of "
-    "sft or reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run says what a stage takes"
+    "sft or reward.train, set gradient_checkpointing: true, or train LoRA; --dry-run estimates what each stage needs"
 )
 
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (reason := _no_mistake(error)) is not None:
             return _fail(reason)
         traceback.print_exc()
-        return _fail("this is a mistake in p3o; please report it with the command and the lines above", code=1)
+        return _fail("this is a bug in p3o; please report it with the command and the lines above", code=1)
 
 
 def _no_mistake(error: Exception) -> str | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from p3o.feedback.judge.sidebyside import CostEstimate
 
 _FileA = Annotated[
-    Path | None, typer.Option("--a", metavar="FILE", help='Responses of A: {"prompt", "response"} a line.')
+    Path | None, typer.Option("--a", metavar="FILE", help='Responses of A, one {"prompt", "response"} per line.')
 ]
 _FileB = Annotated[Path | None, typer.Option("--b", metavar="FILE", help="Responses of B to the same prompts.")]
 _Run = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder, or its name.")]
@@ -30,33 +30,48 @@ def judge(
     a: _FileA = None,
     b: _FileB = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Where verdicts on --a and --b go; default: here.")
+        Path | None,
+        typer.Option(
+            "--output", metavar="DIR", help="Folder for the verdicts on --a and --b; default: the current one."
+        ),
     ] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            "--judge", metavar="KIND", help="openai, transformers, reward_model, reward_function or function."
+            "--judge",
+            metavar="KIND",
+            help="Kind of judge: openai, transformers, reward_model, reward_function or function.",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at the endpoint, or a folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model name at the endpoint, or a model folder.")
+    ] = None,
     function: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="Of the kinds that are functions.")
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="Function to call, for the kinds reward_function and function."),
     ] = None,
-    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Of an OpenAI-compatible server.")] = None,
-    template: Annotated[str | None, typer.Option(metavar="NAME", help="tldr, helpfulness, or a jinja file.")] = None,
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Address of an OpenAI-compatible server.")] = None,
+    template: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Prompt template: tldr, helpfulness, or a jinja file.")
+    ] = None,
     max_cost: Annotated[
-        float | None, typer.Option(metavar="X", help="Refuse to start beyond this cost, earlier runs included.")
+        float | None,
+        typer.Option(metavar="X", help="Do not start if the cost, earlier runs included, may exceed this."),
     ] = None,
-    pair: Annotated[list[str] | None, typer.Option(metavar="A:B", help="Only this pair; may be repeated.")] = None,
-    against: Annotated[str | None, typer.Option(metavar="NAME", help="Every policy against this one only.")] = None,
-    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts.")] = None,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Tell what it would cost, and stop.")] = False,
+    pair: Annotated[
+        list[str] | None, typer.Option(metavar="A:B", help="Compare only this pair; can be repeated.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare every policy with this one only.")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first N prompts.")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Print what it would cost, and exit.")] = False,
 ) -> None:
-    """Have a judge compare responses: of a run's policies, or of two files. A key is read from the environment only.
+    """Have a judge compare the responses of a run's policies, or of two files. API keys are read only from the environment.
 
-    Every pair is asked in both orders. What was answered is kept, so the same command goes on after a failure.
+    The judge sees every pair in both orders. Answers are saved, so after a failure the same command continues.
     """
     from datetime import date
 
@@ -99,10 +114,10 @@ def _contest(run: Path | None, a: Path | None, b: Path | None, output: Path | No
         raise P3OError("give either a run's folder, or --a FILE and --b FILE")
     if run is not None:
         if output is not None:
-            raise P3OError("--output: a run's verdicts go into its own folder; leave it out")
+            raise P3OError("--output: the verdicts on a run are written to its own folder; leave --output out")
         folder = run_folder(run)
         if not (folder / "responses.jsonl").is_file():
-            raise P3OError(f"{folder}: no responses to judge yet; run `p3o evaluate` in this run folder first")
+            raise P3OError(f"{folder}: there are no responses to judge yet; run `p3o evaluate` on this run first")
         return read_run_contest(folder / "responses.jsonl"), folder
     assert a is not None
     assert b is not None
@@ -129,10 +144,10 @@ def _open(config: Path | None, overrides: Sequence[str], options: dict[str, Any]
 
 
 def _cost(estimate: "CostEstimate") -> str:
-    known = f", {estimate.known} more are known already" if estimate.known else ""
+    known = f", {estimate.known} answers already saved" if estimate.known else ""
     tokens = f"at most about {estimate.input_tokens} tokens to read and {estimate.output_tokens} to write"
     cost = f", cost at most about {estimate.cost:.4g}" if estimate.cost is not None else ""
-    spent = f"; {estimate.spent:.4g} is spent already" if estimate.spent else ""
+    spent = f"; {estimate.spent:.4g} already spent" if estimate.spent else ""
     return f"{estimate.questions} questions to ask{known}: {tokens}{cost}{spent}"
 
 
@@ -183,15 +198,17 @@ def _remarks(judged: "Sequence[Judged]") -> list[str]:
     if rates.first_position_rate is not None:
         lines.append(f"the response shown first was chosen in {rates.first_position_rate:.1%} of valid answers")
     if rates.invalid:
-        lines.append(f"{rates.invalid} pairs without a verdict: an answer names neither response")
+        lines.append(f"{rates.invalid} pairs without a verdict: the answer chose neither response")
     if rates.failed:
         lines.append(
-            f"{rates.failed} pairs without a verdict: no answer came; run the same command again to ask for them"
+            f"{rates.failed} pairs without a verdict: no answer arrived; run the same command again to ask once more"
         )
     if any(row.unit == "words" for row in judged):
-        lines.append("lengths are counted in words: not every response has its number of tokens as 'length'")
+        lines.append(
+            "lengths are counted in words, because some responses do not have their number of tokens as 'length'"
+        )
     if alone := sum(row.alone for row in judged):
-        lines.append(f"{alone} prompts were left out: only one of the two policies has answered them")
+        lines.append(f"{alone} prompts were left out because only one of the two policies answered them")
     return lines
 
 

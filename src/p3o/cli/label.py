@@ -27,13 +27,15 @@ class _ServeByDefault(Group):
         return super().parse_args(ctx, args)
 
 
-label = Commands(help="Have pairs of responses compared in a browser, or by a judge.", cls=_ServeByDefault)
+label = Commands(help="Have pairs of responses compared by people in a browser, or by a judge.", cls=_ServeByDefault)
 app.add_typer(label, name="label")
 
-StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file that holds pairs and labels.")]
+StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file for the pairs and labels.")]
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option("--database-url", metavar="URL", help="A PostgreSQL store: postgresql://user@host/database."),
+    typer.Option(
+        "--database-url", metavar="URL", help="PostgreSQL database to use instead: postgresql://user@host/database."
+    ),
 ]
 STORE = Path("labels.db")
 
@@ -41,53 +43,78 @@ STORE = Path("labels.db")
 @label.command()
 def serve(
     pairs: Annotated[
-        Path | None, typer.Option("--pairs", metavar="FILE", help="JSON Lines of prompt, response_a, response_b.")
+        Path | None,
+        typer.Option("--pairs", metavar="FILE", help="Pairs to add: JSONL with prompt, response_a and response_b."),
     ] = None,
     store: StoreFile = STORE,
     database_url: DatabaseUrl = None,
     instructions: Annotated[
         Path | None,
         typer.Option(
-            "--instructions", metavar="FILE", help="Text that tells annotators what to prefer; the store keeps it."
+            "--instructions", metavar="FILE", help="Text that tells annotators what to prefer; saved in the store."
         ),
     ] = None,
-    annotators: Annotated[str, typer.Option("--annotators", metavar="A,B", help="Names of who may label.")] = "me",
+    annotators: Annotated[
+        str, typer.Option("--annotators", metavar="A,B", help="Names of the annotators, separated by commas.")
+    ] = "me",
     overlap: Annotated[
-        int | None, typer.Option("--overlap", min=1, metavar="K", help="Labels wanted for each pair; 1 at first.")
+        int | None,
+        typer.Option(
+            "--overlap", min=1, metavar="K", help="Labels wanted for each pair; default 1. Saved in the store."
+        ),
     ] = None,
     lease_minutes: Annotated[
         int | None,
-        typer.Option("--lease-minutes", min=1, metavar="N", help="For how long an open pair is kept; 30 at first."),
+        typer.Option(
+            "--lease-minutes",
+            min=1,
+            metavar="N",
+            help="Minutes that an open pair stays reserved for its annotator; default 30. Saved in the store.",
+        ),
     ] = None,
     gold_every: Annotated[
         int | None,
-        typer.Option("--gold-every", min=1, metavar="N", help="Every Nth pair is a gold one; 10 at first."),
+        typer.Option(
+            "--gold-every", min=1, metavar="N", help="Show a gold pair every N pairs; default 10. Saved in the store."
+        ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Address to listen on; the default is this machine alone.")
+        str,
+        typer.Option("--host", metavar="HOST", help="Address to listen on; by default only this machine can connect."),
     ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0: any free one.")] = 8765,
-    new_links: Annotated[bool, typer.Option("--new-links", help="Replace the links that were printed before.")] = False,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Port to listen on; 0: any free port.")
+    ] = 8765,
+    new_links: Annotated[bool, typer.Option("--new-links", help="Print new links; the old ones stop working.")] = False,
     judge: Annotated[
         str | None,
         typer.Option(
-            "--judge", metavar="CONFIG", help="Have a judge compare the pairs (YAML file, or MODULE:FUNCTION); no page."
+            "--judge",
+            metavar="CONFIG",
+            help="Have a judge (YAML file or MODULE:FUNCTION) compare the pairs instead of serving the page.",
         ),
     ] = None,
     judge_name: Annotated[
         str | None,
-        typer.Option("--judge-name", metavar="NAME", help="Its name in the store; at first its file's or function's."),
+        typer.Option(
+            "--judge-name",
+            metavar="NAME",
+            help="Name of the judge in the store; default: the name of its file or function.",
+        ),
     ] = None,
     tie_margin: Annotated[
         float,
         typer.Option(
-            "--tie-margin", metavar="X", min=0, max=1, help="A judge's preference of at most this size is a tie."
+            "--tie-margin", metavar="X", min=0, max=1, help="Preferences of the judge up to this size count as ties."
         ),
     ] = 0.0,
 ) -> None:
-    """Serve the labelling page of a store, or have a judge label it; what `p3o label` does if no command is named."""
+    """Serve the labelling page, or have a judge label the pairs. `p3o label` without a command does this."""
     if instructions is not None and judge is not None:
-        raise P3OError("--instructions: are for people at the page; a judge's are in its own settings; leave out one")
+        raise P3OError(
+            "--instructions: they are for people on the labelling page, and a judge's are in its own "
+            "settings; leave out --instructions or --judge"
+        )
     _need_packages()
     from p3o.labeling.instructions import change_instructions, read_instructions
     from p3o.labeling.pairs import read_pairs
@@ -100,7 +127,9 @@ def serve(
         typer.echo(f"{pairs}: {_count(len(read), 'pair')}, {opened.add_items(read)} of them new")
     if told is not None:
         new = change_instructions(opened, told)
-        typer.echo(f"{instructions}: {'shown to annotators from now on' if new else 'shown to annotators already'}")
+        typer.echo(
+            f"{instructions}: {'annotators will see these from now on' if new else 'annotators see these already'}"
+        )
     wanted = {
         "overlap": overlap,
         "lease_seconds": None if lease_minutes is None else 60 * lease_minutes,
@@ -115,11 +144,11 @@ def serve(
 
 @label.command()
 def export(
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl or .parquet file to write.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, .jsonl or .parquet.")],
     store: StoreFile = STORE,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Write the labels: prompt/chosen/rejected to FILE, ties and instructions to files beside it."""
+    """Export the labels: prompt/chosen/rejected to FILE, ties and instructions to files next to it."""
     opened = _open(store, database_url)
     from p3o.labeling.exchange import export_labels, instructions_path, ties_path, write_rows
 
@@ -127,42 +156,49 @@ def export(
     write_rows(output, exported.preferences)
     write_rows(ties_path(output), exported.ties)
     typer.echo(f"{output}: {_count(len(exported.preferences), 'preference')}")
-    typer.echo(f"{ties_path(output)}: {_count(len(exported.ties), 'tie')} and pairs of which both are bad")
+    typer.echo(f"{ties_path(output)}: {_count(len(exported.ties), 'tie')} (pairs with two bad responses included)")
     if exported.instructions:
         write_rows(instructions_path(output), exported.instructions)
         typer.echo(
-            f"{instructions_path(output)}: what annotators were told, {_count(len(exported.instructions), 'text')}"
+            f"{instructions_path(output)}: {_count(len(exported.instructions), 'version')} of the instructions to annotators"
         )
     typer.echo(f"left out: {_count(exported.skipped, 'skip')}, {_count(exported.gold, 'label')} of gold pairs")
 
 
 @label.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .json or .parquet file of labels.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File of labels, .jsonl, .json or .parquet.")],
     store: StoreFile = STORE,
     database_url: DatabaseUrl = None,
     format: Annotated[
         Literal["p3o", "argilla", "label-studio"] | None,
-        typer.Option("--format", metavar="NAME", help="p3o, argilla or label-studio; otherwise found out."),
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Format of the file: p3o, argilla or label-studio. If not given, it is detected.",
+        ),
     ] = None,
     prompt_field: Annotated[
-        str | None, typer.Option("--prompt-field", metavar="NAME", help="Field of the prompt; otherwise guessed.")
+        str | None,
+        typer.Option("--prompt-field", metavar="NAME", help="Field with the prompt. If not given, it is guessed."),
     ] = None,
     response_a_field: Annotated[
-        str | None, typer.Option("--response-a-field", metavar="NAME", help="Field of response a.")
+        str | None, typer.Option("--response-a-field", metavar="NAME", help="Field with response a.")
     ] = None,
     response_b_field: Annotated[
-        str | None, typer.Option("--response-b-field", metavar="NAME", help="Field of response b.")
+        str | None, typer.Option("--response-b-field", metavar="NAME", help="Field with response b.")
     ] = None,
     question: Annotated[
-        str | None, typer.Option("--question", metavar="NAME", help="Whose answers are the labels.")
+        str | None, typer.Option("--question", metavar="NAME", help="Question whose answers are the labels.")
     ] = None,
     meaning: Annotated[
         list[str] | None,
-        typer.Option("--meaning", metavar="LABEL=a|b|tie|bad|skip", help="What a label says; may be repeated."),
+        typer.Option(
+            "--meaning", metavar="LABEL=a|b|tie|bad|skip", help="What a label in the file means; can be repeated."
+        ),
     ] = None,
 ) -> None:
-    """Add labels from a file: our own exports, prompt/chosen/rejected rows, Argilla's and Label Studio's exports."""
+    """Add labels from a file: an export of p3o, Argilla or Label Studio, or prompt/chosen/rejected rows."""
     from p3o.labeling.exchange import import_labels
     from p3o.labeling.foreign import Naming, read_labels
 
@@ -170,14 +206,14 @@ def import_(
     labels, without = read_labels(file, format, naming)
     imported = import_labels(_open(store, database_url, create=True), labels)
     typer.echo(
-        f"{_count(imported.labels, 'label')} added, {imported.known} there already, {_count(imported.items, 'new pair')}; "
-        f"{_count(without, 'answer')} in the file held no label"
+        f"{_count(imported.labels, 'label')} added, {imported.known} already in the store, "
+        f"{_count(imported.items, 'new pair')}; {_count(without, 'answer')} in the file without a label"
     )
 
 
 @label.command()
 def status(store: StoreFile = STORE, database_url: DatabaseUrl = None) -> None:
-    """Print how far a store is, and check its history."""
+    """Show the progress of a store, and check its history."""
     opened = _open(store, database_url)
     from p3o.labeling.records import status_of
     from p3o.labeling.statistics import krippendorff_alpha, raw_agreement, summarise, units_of
@@ -185,7 +221,7 @@ def status(store: StoreFile = STORE, database_url: DatabaseUrl = None) -> None:
     found = status_of(opened, datetime.now(UTC))
     overlap = opened.settings().overlap
     units = units_of([one for one in found.labels if one.gold is None])
-    typer.echo(f"pairs: {found.finished} of {found.items} with {_count(overlap, 'label')}, and {found.gold} gold")
+    typer.echo(f"pairs: {found.finished} of {found.items} with {_count(overlap, 'label')}, plus {found.gold} gold")
     for annotator in found.annotators:
         line = summarise(annotator.name, [one for one in found.labels if one.annotator == annotator.name])
         typer.echo(f"{annotator.name} ({annotator.role}): {_count(line.labels, 'label')}")
@@ -193,7 +229,7 @@ def status(store: StoreFile = STORE, database_url: DatabaseUrl = None) -> None:
     if raw is not None:
         typer.echo(f"agreement: {raw:.1%} raw" + ("" if alpha is None else f", Krippendorff's alpha {alpha:.3f}"))
     checked = opened.verify()
-    typer.echo(f"history: whole, {_count(checked['labels'], 'label')} hold, {checked['undone']} were taken back")
+    typer.echo(f"history: intact, {_count(checked['labels'], 'valid label')}, {checked['undone']} withdrawn")
 
 
 def _open(store: Path, database_url: str | None, *, create: bool = False) -> "Store":
@@ -255,7 +291,7 @@ def _serve_page(store: "Store", names: Sequence[str], *, host: str, port: int, n
     links = server.links_for(store, names, renew=new_links)
     if not server.is_loopback(listening):
         typer.echo(
-            "warning: other machines can reach this page, and links travel unencrypted; put a proxy with TLS before it",
+            "warning: other machines can reach this page, and its links are sent unencrypted; put it behind a proxy with TLS",
             err=True,
         )
     server.serve(store, listening, ready=_announce(address, links))
@@ -264,7 +300,8 @@ def _serve_page(store: "Store", names: Sequence[str], *, host: str, port: int, n
 def _announce(address: str, links: Sequence["Link"]) -> Callable[[], None]:
     def announce() -> None:
         for link in links:
-            where = f"{address}/enter/{link.token}" if link.token is not None else "as printed before (or --new-links)"
+            where = f"{address}/enter/{link.token}" if link.token is not None else "use the link printed before "
+            "(--new-links makes a new one)"
             typer.echo(f"{link.name}: {where}")
         typer.echo(f"serving {address}; stop with Ctrl-C")
 
@@ -278,7 +315,7 @@ def _meanings(texts: Sequence[str]) -> "dict[str, Choice]":
     for text in texts:
         name, equals, choice = text.rpartition("=")
         if not equals or choice not in CHOICES:
-            raise P3OError(f"--meaning {text!r}: write LABEL=a, or =b, =tie, =bad, =skip")
+            raise P3OError(f"--meaning {text!r}: must be LABEL=a, LABEL=b, LABEL=tie, LABEL=bad or LABEL=skip")
         meanings[name] = cast("Choice", choice)
     return meanings
 

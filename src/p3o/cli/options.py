@@ -41,38 +41,55 @@ def _file(flag: str, help_text: str) -> SettingOption:
 
 
 MODEL = SettingOption("model", "model", str, "Folder or hub name of the language model to start from.", metavar="MODEL")
-SEED = SettingOption("seed", "seed", int, "Seed of everything random.", "0", "N")
-DEVICE = SettingOption("device", "device", str, "auto, cpu, cuda or cuda:1.", "auto", "NAME")
-PROMPTS = _file("prompts", "Training prompts: {prompt} a line.")
-HELDOUT = _file("heldout-prompts", "Prompts of the evaluation; otherwise some are split off from the others.")
-DEMONSTRATIONS = _file("demonstrations", "{prompt, completion} a line.")
-PREFERENCES = _file("preferences", "{prompt, chosen, rejected} a line.")
+SEED = SettingOption("seed", "seed", int, "Random seed.", "0", "N")
+DEVICE = SettingOption("device", "device", str, "Device to compute on: auto, cpu, cuda or cuda:1.", "auto", "NAME")
+PROMPTS = _file("prompts", "Training prompts, one {prompt} per line.")
+HELDOUT = _file("heldout-prompts", "Prompts for evaluation. If not given, some of the training prompts are held out.")
+DEMONSTRATIONS = _file("demonstrations", "Demonstrations, one {prompt, completion} per line.")
+PREFERENCES = _file("preferences", "Preferences, one {prompt, chosen, rejected} per line.")
 REWARD_MODEL = SettingOption(
-    "reward-model", "reward.model", str, "A sequence classifier with one label: folder or hub name.", metavar="MODEL"
+    "reward-model",
+    "reward.model",
+    str,
+    "Reward model, a sequence classifier with one label: folder or hub name.",
+    metavar="MODEL",
 )
 REWARD_FUNCTION = SettingOption(
-    "reward-function", "reward.function", str, "A Python function of (prompts, responses).", metavar="MODULE:NAME"
+    "reward-function",
+    "reward.function",
+    str,
+    "Python function of (prompts, responses) that returns the rewards.",
+    metavar="MODULE:NAME",
 )
 REWARD_URL = SettingOption(
     "reward-url", "reward.service.url", str, "Address of a reward service (p3o serve-reward).", metavar="URL"
 )
-ALGORITHM = SettingOption("algorithm", "", str, "Train with this one alone: p3o_v2, p3o_v1, ppo, …", "p3o_v2", "NAME")
-BETA = SettingOption("beta", "", float, "β, weight of the KL to the starting model.", "0.1", "X")
+ALGORITHM = SettingOption(
+    "algorithm", "", str, "Train with only this algorithm: p3o_v2, p3o_v1, ppo, …", "p3o_v2", "NAME"
+)
+BETA = SettingOption("beta", "", float, "β, weight of the KL penalty towards the starting model.", "0.1", "X")
 EPSILON = SettingOption("epsilon", "", float, "Clip range.", "0.2", "X")
 MAX_NEW_TOKENS = SettingOption(
-    "max-new-tokens", "rl.training.max_new_tokens", int, "Length limit of a response.", "64", "N"
+    "max-new-tokens", "rl.training.max_new_tokens", int, "Maximum length of a response in tokens.", "64", "N"
 )
-TEMPERATURE = SettingOption("temperature", "rl.training.temperature", float, "Of sampling.", "1.0", "X")
+TEMPERATURE = SettingOption("temperature", "rl.training.temperature", float, "Sampling temperature.", "1.0", "X")
 RESPONSES = SettingOption(
     "responses-per-prompt", "rl.training.responses_per_prompt", int, "K, responses sampled per prompt.", "2", "N"
 )
-ENGINE = SettingOption("engine", "engine.name", str, "local, or ray: workers of Ray Train.", "local", "NAME")
-WORKERS = SettingOption("workers", "engine.workers", int, "With --engine ray: processes that train together.", "1", "N")
+ENGINE = SettingOption(
+    "engine",
+    "engine.name",
+    str,
+    "What starts the training processes: local, or ray (Ray Train workers).",
+    "local",
+    "NAME",
+)
+WORKERS = SettingOption("workers", "engine.workers", int, "With --engine ray: number of training processes.", "1", "N")
 RAY_ADDRESS = SettingOption(
     "ray-address",
     "engine.address",
     str,
-    "HOST:PORT of a Ray cluster, or auto; otherwise one is started here.",
+    "HOST:PORT of a Ray cluster, or auto. If not given, one is started on this machine.",
     metavar="ADDRESS",
 )
 ENGINE_SETTINGS = (ENGINE, WORKERS, RAY_ADDRESS)
@@ -90,16 +107,28 @@ def _supervised(section: str, rows: str, rate: str) -> tuple[SettingOption, ...]
     """The options that supervised fine-tuning and the training of the reward model share."""
     return (
         SettingOption("learning-rate", f"{section}.learning_rate", float, "Peak learning rate.", rate, "X"),
-        SettingOption("schedule", f"{section}.schedule", str, "constant, linear or cosine.", "cosine", "NAME"),
         SettingOption(
-            "warmup-fraction", f"{section}.warmup_fraction", float, "Share of updates with a rising rate.", "0.03", "X"
+            "schedule",
+            f"{section}.schedule",
+            str,
+            "Learning rate schedule: constant, linear or cosine.",
+            "cosine",
+            "NAME",
+        ),
+        SettingOption(
+            "warmup-fraction",
+            f"{section}.warmup_fraction",
+            float,
+            "Share of the updates spent warming up the learning rate.",
+            "0.03",
+            "X",
         ),
         SettingOption("weight-decay", f"{section}.weight_decay", float, "Decoupled weight decay.", "0.0", "X"),
         SettingOption(
             "steps",
             f"{section}.steps",
             int,
-            "Updates; otherwise as many whole batches as there are rows for.",
+            "Number of updates. If not given, one pass over the rows, in whole batches.",
             None,
             "N",
         ),
@@ -123,12 +152,12 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         BETA,
         EPSILON,
         _rl("learning-rate", float, "Peak learning rate of the policy.", "1e-06", "X"),
-        _rl("steps", int, "Batches of prompts to sample and learn from.", "100"),
+        _rl("steps", int, "Number of RL steps; each samples a batch of prompts and learns from it.", "100"),
         _rl("prompts-per-step", int, "Prompts sampled per step.", "16"),
         RESPONSES,
         _rl("epochs", int, "Passes over a step's samples.", "2"),
         _rl("minibatches", int, "Updates per pass.", "2"),
-        _rl("kl-stop", float, "End a step's updates when the policy has moved this far.", "0.05", "X"),
+        _rl("kl-stop", float, "End a step's updates early once the policy has moved this far.", "0.05", "X"),
         MAX_NEW_TOKENS,
         TEMPERATURE,
         SEED,
@@ -142,7 +171,7 @@ STAGE_OPTIONS: dict[str, tuple[SettingOption, ...]] = {
         REWARD_MODEL,
         REWARD_FUNCTION,
         REWARD_URL,
-        SettingOption("count", "evaluation.prompts", int, "Held-out prompts to judge on.", "512", "N"),
+        SettingOption("count", "evaluation.prompts", int, "Number of held-out prompts to evaluate on.", "512", "N"),
         SettingOption("batch-size", "evaluation.batch_size", int, "Prompts per forward pass.", "128", "N"),
         MAX_NEW_TOKENS,
         TEMPERATURE,

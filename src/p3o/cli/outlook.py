@@ -12,9 +12,9 @@ from p3o.stages.estimates import GIB, StepEstimate
 
 _PASSES = {"training": "activations and logits", "sampling": "keys and values", "evaluating": "activations and logits"}
 _GATHERED = {
-    "training": "weights gathered from the others and gradients not yet divided",
-    "sampling": "weights gathered from the others",
-    "evaluating": "weights gathered from the others",
+    "training": "weights gathered from the other processes and gradients not yet sharded",
+    "sampling": "weights gathered from the other processes",
+    "evaluating": "weights gathered from the other processes",
 }
 _PROMPT, _RESPONSE = "prompt   │ ", "response ┃ "
 
@@ -27,7 +27,7 @@ def print_outlook(outlook: DryRun, console: Console, *, changed: Sequence[str]) 
 
 def _parts(outlook: DryRun, changed: Sequence[str]) -> list[RenderableType]:
     parts: list[RenderableType] = [
-        Text(f"dry run for {outlook.folder}: nothing is written"),
+        Text(f"dry run for {outlook.folder}: nothing was written"),
         Text(f"settings that differ from their defaults: {', '.join(changed) or 'none'}"),
     ]
     if outlook.model is not None:
@@ -91,17 +91,20 @@ def _divided(stage: StageOutlook) -> str:
     if estimate is None:
         return f"{stage.stage}: {count} processes"
     if not stage.processes.sharded:
-        return f"{stage.stage}: each of {count} processes holds the whole models; on one host that is {count} times as much"
+        return f"{stage.stage}: each of the {count} processes holds complete copies of the models; if all run on "
+        f"one host, it needs {count} times this memory"
     parts = [f"{_memory(estimate.shared_bytes)} of shards (1/{count} of weights, gradients and moments)"]
     if estimate.unshared_bytes:
-        parts.append(f"{_memory(estimate.unshared_bytes)} of reward models that score, not sharded")
+        parts.append(f"{_memory(estimate.unshared_bytes)} of reward models, which are not sharded while they score")
     parts.append(
         f"at most, while {estimate.height}, {_memory(estimate.gathered_bytes)} of {_GATHERED[estimate.height]}"
     )
     parts.append(f"{_memory(estimate.pass_bytes)} of {_PASSES[estimate.height]}")
-    host = f"on one host that is {count} times as much"
-    first = f"the first one besides {_memory(estimate.first_bytes)} of whole weights on its CPU, to save or send them"
-    return f"{stage.stage}: each of {count} processes holds {', '.join(parts)}; {host}; {first}"
+    host = f"if all run on one host, it needs {count} times this memory"
+    first = (
+        f"the first one also holds {_memory(estimate.first_bytes)} of complete weights on its CPU, to save or send them"
+    )
+    return f"{stage.stage}: each of the {count} processes holds {', '.join(parts)}; {host}; {first}"
 
 
 def _memory(count: int) -> str:

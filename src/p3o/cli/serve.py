@@ -11,33 +11,51 @@ from p3o.errors import P3OError
 @app.command("serve-reward")
 def serve_reward(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A sequence classifier with one label: folder or hub name.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="Reward model, a sequence classifier with one label: folder or hub name."),
     ] = None,
     function: Annotated[
         str | None,
-        typer.Option("--function", metavar="MODULE:NAME", help="A function of (prompts, responses) instead."),
+        typer.Option(
+            "--function",
+            metavar="MODULE:NAME",
+            help="Serve a Python function of (prompts, responses) instead of a model.",
+        ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Address to listen on; the default is this machine alone.")
+        str,
+        typer.Option("--host", metavar="HOST", help="Address to listen on; by default only this machine can connect."),
     ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0: any free one.")] = 8100,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Port to listen on; 0: any free port.")
+    ] = 8100,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="Device to compute on: auto, cpu, cuda or cuda:1.")
+    ] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Rows per forward pass.")] = 64,
-    threads: Annotated[int, typer.Option("--threads", min=0, metavar="N", help="Of torch; 0: its own choice.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, metavar="N", help="CPU threads of torch; 0: torch decides.")
+    ] = 0,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, metavar="S", help="Seconds that a request may take.")
+        float, typer.Option("--timeout", min=0.1, metavar="S", help="Time limit of a request, in seconds.")
     ] = (120.0),
-    waiting: Annotated[int, typer.Option("--waiting", min=1, metavar="N", help="Requests there at a time.")] = 64,
-    rows: Annotated[int, typer.Option("--rows", min=1, metavar="N", help="Responses in a request at most.")] = 4096,
+    waiting: Annotated[
+        int, typer.Option("--waiting", min=1, metavar="N", help="Maximum number of requests in progress or waiting.")
+    ] = 64,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, metavar="N", help="Maximum number of responses in a request.")
+    ] = 4096,
     api_key_env: Annotated[
         str | None,
-        typer.Option("--api-key-env", metavar="NAME", help="Variable with the key that requests must bring."),
+        typer.Option(
+            "--api-key-env", metavar="NAME", help="Environment variable with the key that requests must send."
+        ),
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Whether Python code in the model's repository may run.")
+        bool, typer.Option("--trust-remote-code", help="Allow Python code in the model's repository to run.")
     ] = False,
 ) -> None:
-    """Serve a reward model or a reward function to runs elsewhere, which name it as reward.service.url."""
+    """Serve a reward model or reward function over HTTP; other runs use it through reward.service.url or --reward-url."""
     if (model is None) == (function is None):
         raise P3OError("give either a reward model or --function MODULE:NAME")
     try:
@@ -63,8 +81,8 @@ def serve_reward(
     listening = listen(host, port)
     if not is_loopback(listening) and not key:
         typer.echo(
-            "warning: other machines can reach this server and it asks for no key; give --api-key-env, and put a proxy with "
-            "TLS before it",
+            "warning: other machines can reach this server and it asks for no key; give --api-key-env, and put it "
+            "behind a proxy with TLS",
             err=True,
         )
     name = model or function or ""

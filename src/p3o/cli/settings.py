@@ -97,13 +97,13 @@ def resolve(asked: Asked) -> Work:
     if not asked.is_new:
         if asked.command == "run":
             raise P3OError(
-                "give --config FILE, or --model MODEL and the files of the data, or --resume with the --name of a run that "
-                "was stopped"
+                "give --config FILE, or --model MODEL and the data files, or --resume with the --name of a run "
+                "that was stopped"
             )
         if asked.name is None and asked.command == "report":
-            raise P3OError("name a run: p3o report runs/NAME; several make one page that compares them")
+            raise P3OError("name a run: p3o report runs/NAME; several runs make one page that compares them")
         if asked.name is None:
-            raise P3OError("give --name of a run that is there, or --config FILE or --model MODEL for a new one")
+            raise P3OError("give --name of an existing run, or --config FILE or --model MODEL for a new one")
         from p3o.training.tracking import CONFIG_FILE, RunFolder
 
         source = RunFolder.open(asked.output, asked.name).path / CONFIG_FILE
@@ -160,7 +160,7 @@ def require_nothing_of_ours_inside(work: Work, asked: Asked) -> None:
     for key, path in named:
         if path.is_relative_to(folder) and path != folder / CONFIG_FILE:
             raise P3OError(
-                f"{key}: {path} lies in the folder that --overwrite empties; move it, or choose another --name"
+                f"{key}: {path} is inside the folder that --overwrite would empty; move it, or choose another --name"
             )
 
 
@@ -213,7 +213,7 @@ def _resumed(asked: Asked) -> Work:
         settings = settings.model_copy(update={"engine": now.engine})
     if now is not None and (key := first_difference(settings, now.model_copy(update={"name": settings.name}))):
         raise P3OError(
-            f"--resume: {key} differs from {stored}; leave it as it was, or take another --name for another run"
+            f"--resume: {key} differs from {stored}; keep the old value, or start a new run under another --name"
         )
     return Work(settings, asked.output, name, is_there=True)
 

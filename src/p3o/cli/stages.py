@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 STAGES = {
     "sft": "Fine-tune the model on the demonstrations.",
-    "sample": "Sample pairs of responses from the SFT model; a labeller labels them, or p3o label does.",
+    "sample": "Sample pairs of responses from the SFT model, to be labelled by the configured labeller or with "
+    "p3o label.",
     "reward": "Train the reward model on the preferences.",
-    "rl": "Optimise the policy against the reward, once for each run of the configuration.",
+    "rl": "Optimise the policy against the reward, once for each run in the configuration.",
     "evaluate": "Score every policy on held-out prompts.",
-    "report": "Write report.html from what the run folder holds.",
+    "report": "Write report.html from the contents of the run folder.",
 }
 RUN = "Run all stages of a configuration: SFT, preferences, reward model, RL, evaluation, report."
 MAKES_A_MODEL = ("sft", "reward", "rl", "run")
@@ -41,18 +42,21 @@ def _print_keys(wanted: bool) -> bool:
 
 
 HelpAll = Annotated[
-    bool, typer.Option("--help-all", callback=_print_keys, is_eager=True, help="Show every key for --set and --config.")
+    bool,
+    typer.Option(
+        "--help-all", callback=_print_keys, is_eager=True, help="List every setting that --config and --set accept."
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; nothing is written.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, without writing anything.")]
 PushToHub = Annotated[
     str | None,
-    typer.Option("--push-to-hub", metavar="REPO", help="Publish the model on the Hugging Face hub when it is there."),
+    typer.Option("--push-to-hub", metavar="REPO", help="Publish the model on the Hugging Face hub once it is trained."),
 ]
-Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: as a private repository.")]
+Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: make the repository private.")]
 
 
 def _add_stage_command(stage: str, summary: str) -> None:
-    describe = summary if stage == "run" else f"{summary} One stage of `run`, in a run's folder or a new one."
+    describe = summary if stage == "run" else f"{summary} One stage of `run`, in an existing run folder or a new one."
 
     @app.command(stage, short_help=summary, help=describe)
     @takes(STAGE_OPTIONS[stage], without=() if stage in MAKES_A_MODEL else ("push_to_hub", "private"))
@@ -79,18 +83,22 @@ _add_stage_command("run", RUN)
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="The same path in a minute, too short to learn much.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same stages in under a minute, too short to learn much.")
+    ] = False,
     reward_shift: Annotated[
         float,
         typer.Option(
-            min=0, metavar="S", help="Run each algorithm again with offsets of this size on every prompt's reward."
+            min=0,
+            metavar="S",
+            help="Run each algorithm a second time with a random offset of this size added to every prompt's rewards.",
         ),
     ] = 0.0,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Random seed.")] = None,
     name: Name = None,
     output: Output = RUNS,
 ) -> None:
-    """Show the whole method on a small task that comes with the package; needs no network."""
+    """Run the whole pipeline on a small built-in task; needs no network."""
     from p3o.config import RunConfig
     from p3o.config_loading import load_packaged_config
     from p3o.training.following import open_together
@@ -106,7 +114,10 @@ def demo(
         _run_stages(folder, settings, None)
         if together.first:
             if quick:
-                typer.echo("this was the short path: its numbers mean little; p3o demo takes minutes and learns")
+                typer.echo(
+                    "this was the quick demo, too short for its numbers to mean much; the full p3o demo "
+                    "takes a few minutes"
+                )
             _tell_where("demo", folder.path)
 
 
@@ -118,7 +129,7 @@ for _stage, _summary in STAGES.items():
 def do(asked: Asked, *, dry: bool, json_file: Path | None, repository: str | None, private: bool) -> None:
     """Resolve the settings and look ahead, or do it and record what came of it."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise P3OError(f"--json {json_file}: its folder is not there; make it first")
+        raise P3OError(f"--json {json_file}: its folder does not exist; create it first")
     work = resolve(asked)
     if dry:
         _look_ahead(work, asked, json_file)
@@ -162,7 +173,7 @@ def _tell_where(command: str, folder: Path) -> None:
     if command in ("run", "demo", "report") and page.is_file():
         typer.echo(f"written to {folder}; open {page}")
     elif command in ("rl", "evaluate"):
-        typer.echo(f"written to {folder}; p3o report {folder} draws it")
+        typer.echo(f"written to {folder}; for a report, run: p3o report {folder}")
     else:
         typer.echo(f"written to {folder}")
 
@@ -192,7 +203,7 @@ def _look_ahead(work: Work, asked: Asked, json_file: Path | None) -> None:
     path = work.output / work.name
     record = RunFolder.open(work.output, work.name).record if work.is_there else {"seconds": {}}
     if path.exists() and not work.is_there and not asked.overwrite:
-        raise P3OError(f"{path}: exists already; choose another --name or pass --overwrite")
+        raise P3OError(f"{path}: already exists; choose another --name or pass --overwrite")
     if asked.overwrite:
         if not work.is_there:
             require_nothing_of_ours_inside(work, asked)
@@ -237,7 +248,7 @@ def _hub_targets(asked: Asked, settings: "RunConfig", repository: str | None, pr
     """
     if repository is None:
         if private:
-            raise P3OError("--private: says how to publish; give --push-to-hub REPO as well")
+            raise P3OError("--private: has no effect without --push-to-hub REPO; give both")
         return {}
     from p3o.training.hub import HubTarget
 

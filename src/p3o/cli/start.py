@@ -11,18 +11,18 @@ from p3o.errors import P3OError
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path("p3o.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")] = Path("p3o.yaml"),
     task: Annotated[
         str,
         typer.Option(
-            "--task", metavar="NAME", help="What to begin from: own (your model and files), tldr, hh, demo, …"
+            "--task", metavar="NAME", help="Task to start from: own (your model and files), tldr, hh, demo, …"
         ),
     ] = "own",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a commented configuration: every key with its description; fill in what is marked."""
+    """Write a configuration with every key explained in a comment; fill in the marked lines."""
     if file.exists() and not overwrite:
-        raise P3OError(f"{file}: exists already; choose another name or pass --overwrite")
+        raise P3OError(f"{file}: already exists; choose another name or pass --overwrite")
     from p3o.cli.template import FILL_IN, configuration_text
     from p3o.files import write_text
 

@@ -58,7 +58,7 @@ def configuration_text(task: str) -> str:
     fill = _TO_FILL if task == "own" else {}
     lines = [
         f"# A configuration of p3o, written by `p3o init --task {task}`. `p3o run --config FILE --dry-run` shows what it does.",
-        "# Settings that begin with # have their defaults: remove the # to change one (and that of its section).",
+        "# Settings after a # have their default values: to change one, remove its # (and that of its section).",
         *([f"# Fill in the lines marked {FILL_IN}."] if fill else []),
         "",
     ]

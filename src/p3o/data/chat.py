@@ -80,7 +80,7 @@ class ChatFormat:
             tail = self._apply(probe).rpartition(_PROBE)[2]
         except BadRowError as error:
             raise P3OError(
-                f"the tokenizer's chat template refuses a question with its answer: {error.problem}"
+                f"the tokenizer's chat template rejects a question with its answer: {error.problem}"
             ) from error
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         found = [token for token in {*special, self.tokenizer.eos_token} if token and token in tail]
@@ -94,8 +94,9 @@ class ChatFormat:
         whole = self._apply((*messages, Message("assistant", answer)))
         if not whole.startswith(prompt) or not whole.endswith(self.turn_end.tail):
             raise P3OError(
-                "the tokenizer's chat template renders an answered conversation otherwise than its prompt, so what the model "
-                "should write cannot be told; use another template, or write prompts and completions as plain texts"
+                "the tokenizer's chat template renders the prompt differently once there is an answer, so the "
+                "part that the model should write cannot be identified; use another template, or write prompts "
+                "and completions as plain texts"
             )
         return whole[len(prompt) : len(whole) - len(self.turn_end.tail)] + self.turn_end.kept
 
@@ -103,7 +104,7 @@ class ChatFormat:
         if not self.tokenizer.chat_template:
             raise P3OError(
                 "a prompt is a list of messages, but the model's tokenizer has no chat template; "
-                "write the prompts as plain texts or use a model that was tuned for chat"
+                "write the prompts as plain texts or use a chat model"
             )
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
@@ -113,13 +114,13 @@ class ChatFormat:
         except Exception as error:  # a template is somebody else's program: it may raise anything
             roles = ", ".join(message.role for message in messages)
             raise BadRowError(
-                "refused by the chat template",
-                f"the tokenizer's chat template refuses the roles {roles}: {first_line(error)}; "
+                "rejected by the chat template",
+                f"the tokenizer's chat template rejects the roles {roles}: {first_line(error)}; "
                 "change the messages as the model's card asks",
             ) from error
         if half_surrogate(rendered):
             raise BadRowError(
-                "refused by the chat template",
+                "rejected by the chat template",
                 "the tokenizer's chat template writes half of a surrogate pair; correct it",
             )
         return cast(str, rendered)
@@ -135,9 +136,7 @@ def adopt_turn_end(tokenizer: ChatTokenizer) -> str | None:
     if token is None or token == before:
         return None
     tokenizer.eos_token = token
-    return (
-        f"the chat template ends a turn with {token}, so this is the end of sequence here; the tokenizer's was {before}"
-    )
+    return f"the chat template ends a turn with {token}, which replaces {before} as the end of sequence"
 
 
 def is_conversation(prompt: Prompt) -> bool:

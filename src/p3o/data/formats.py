@@ -80,7 +80,7 @@ def parse(columns: Mapping[str, Any], kind: Kind, unread: Collection[str] = ()) 
     example = row.pair()
     if example.answers[0] == example.answers[1]:
         raise BadRowError(
-            "equal answers", "'chosen' and 'rejected' are the same text; remove the row, it prefers nothing"
+            "equal answers", "'chosen' and 'rejected' are the same text, so the row states no preference; remove it"
         )
     return example
 
@@ -141,14 +141,14 @@ class _Columns:
         if not isinstance(value, list):
             return _text(name, value, "a text")
         if isinstance(self.columns.get("prompt"), str):
-            whole = "; if it is the whole conversation, leave 'prompt' unread (columns: {prompt: null})"
+            whole = "; if it is the whole conversation, ignore 'prompt' (columns: {prompt: null})"
             _fail(
                 "bad message",
                 f"'{name}' is a list of messages but 'prompt' is a text; write both in the same form"
                 + (whole if len(value) > 1 else ""),
             )
         if len(value) != 1:
-            _fail("bad message", f"'{name}' has {len(value)} messages; give it exactly one, of the assistant")
+            _fail("bad message", f"'{name}' has {len(value)} messages; give it exactly one, by the assistant")
         return self._assistant(f"{name}[0]", _message(f"{name}[0]", value[0]))
 
     def answered_messages(self) -> Example:
@@ -156,7 +156,7 @@ class _Columns:
         messages = self._conversation("messages")
         answer = self._assistant(f"messages[{len(messages) - 1}]", messages[-1])
         if len(messages) == 1:
-            _fail("bad message", "'messages' is an answer without a question; begin with a message of the user")
+            _fail("bad message", "'messages' is an answer without a question; begin with a message by the user")
         return Example(self._ending_with_user("messages before the last", messages[:-1]), (answer,))
 
     def pair(self) -> Example:
@@ -188,8 +188,8 @@ class _Columns:
             if len(messages) != shared + 1:
                 _fail(
                     "more than one turn",
-                    f"'{name}' has {len(messages) - shared} messages after the last that both share; "
-                    "the two are no answers to one prompt",
+                    f"'{name}' has {len(messages) - shared} messages after the last one they share, so the two do "
+                    f"not answer the same prompt",
                 )
             answers.append(self._assistant(f"{name}[{shared}]", messages[shared]))
         return Example(self._ending_with_user("the shared beginning", chosen[:shared]), tuple(answers))
@@ -207,8 +207,8 @@ class _Columns:
             role = messages[-1].role if messages else "assistant"
             _fail(
                 "bad message",
-                f"'{name}' ends with a message of the {role}; it must end with the user's, "
-                "and what the assistant answers belongs in the other columns",
+                f"'{name}' ends with a message by the {role}; it must end with one by the user, and the "
+                f"assistant's answer belongs in the other columns",
             )
         return messages
 
@@ -219,7 +219,7 @@ class _Columns:
 
     def _column(self, name: str) -> Any:
         if name not in self.columns:
-            otherwise = f", or name the column that stands for it: columns: {{{name}: …}}"
+            otherwise = f", or name the column to read instead: columns: {{{name}: …}}"
             _fail_missing(f"no column '{name}'", name, self.columns, otherwise)
         return self.columns[name]
 
@@ -256,7 +256,7 @@ def _message(name: str, value: Any) -> Message:
     if extra := [key for key in value if key not in ("role", "content") and value[key] is not None]:
         _fail(
             "bad message",
-            f"'{name}' has {shorten(extra[0])} beside 'role' and 'content'; only those two are read, remove it",
+            f"'{name}' has {shorten(extra[0])} besides 'role' and 'content'; only those two are supported, remove it",
         )
     role = value["role"]
     if role not in ROLES:
@@ -270,9 +270,12 @@ def _text(name: str, value: Any, expected: str) -> str:
     if not value.strip():
         _fail("empty", f"'{name}' is {'empty' if not value else 'only white space'}; fill it in or remove the row")
     if "\0" in value:
-        _fail("not text", f"'{name}' holds a null character at position {value.index(chr(0)) + 1}; remove it")
+        _fail("not text", f"'{name}' has a null character at position {value.index(chr(0)) + 1}; remove it")
     if half := half_surrogate(value):
-        _fail("not text", f"'{name}' holds half of a surrogate pair at position {half.end()}; it is no text, remove it")
+        _fail(
+            "not text",
+            f"'{name}' has half of a surrogate pair at position {half.end()}, which is not valid text; remove it",
+        )
     return value
 
 

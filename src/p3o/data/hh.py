@@ -28,7 +28,10 @@ def hh(columns: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     chosen, rejected = (_transcript(columns, name) for name in ("chosen", "rejected"))
     if chosen == rejected:
-        raise BadRowError("equal answers", "'chosen' and 'rejected' are the same transcript; it prefers nothing")
+        raise BadRowError(
+            "equal answers",
+            "'chosen' and 'rejected' are the same transcript, so the row states no preference; remove it",
+        )
     prompt = shared_prompt(chosen, rejected)
     answers = {"chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
     for name, text in answers.items():
@@ -37,8 +40,8 @@ def hh(columns: Mapping[str, Any]) -> Mapping[str, Any]:
         if HUMAN in text or ASSISTANT in text:
             raise BadRowError(
                 "more than one turn",
-                f"'{name}' goes on for several turns after the last turn that both transcripts share; "
-                "the two are no answers to one prompt",
+                f"'{name}' continues for several turns after the last one that both transcripts share, so the two "
+                f"do not answer the same prompt",
             )
     return {"prompt": prompt, **answers}
 
@@ -52,7 +55,9 @@ def shared_prompt(chosen: str, rejected: str) -> str:
     shared = common_prefix(chosen, rejected)
     end = shared.rfind(ASSISTANT)
     if end < 0:
-        raise BadRowError("no shared prompt", "'chosen' and 'rejected' share no turn; they begin differently")
+        raise BadRowError(
+            "no shared prompt", "'chosen' and 'rejected' begin differently and share no turn; remove the row"
+        )
     return shared[: end + len(ASSISTANT)]
 
 
@@ -60,6 +65,6 @@ def _transcript(columns: Mapping[str, Any], name: str) -> str:
     text = columns.get(name)
     if not isinstance(text, str) or not text.startswith(HUMAN):
         raise BadRowError(
-            "not a transcript", f"'{name}' is no transcript; it must begin with two line ends and 'Human:'"
+            "not a transcript", f"'{name}' is not a transcript; it must begin with two line breaks and 'Human:'"
         )
     return text

@@ -38,7 +38,7 @@ def _parse(line: bytes) -> dict[str, Any]:
         problem = f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); save the file as UTF-8"
     except json.JSONDecodeError as error:
         problem = (
-            f"malformed JSON at column {error.pos + 1}: {error.msg.lower()}; each line must be one whole JSON object"
+            f"malformed JSON at column {error.pos + 1}: {error.msg.lower()}; each line must be one complete JSON object"
         )
     except RecursionError:
         problem = "nested too deeply; a row is one flat JSON object"
@@ -47,7 +47,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     else:
         if isinstance(value, dict):
             return value
-        problem = f'is {kind_of(value)}; each line must be one whole JSON object, such as {{"prompt": "…"}}'
+        problem = f'is {kind_of(value)}; each line must be one complete JSON object, such as {{"prompt": "…"}}'
     raise BadRowError(MALFORMED, problem)
 
 

@@ -36,7 +36,7 @@ def prepare(
         P3OError: if the source cannot be read, has a bad row that stops, or is too small to split; if ``output`` exists.
     """
     if output.exists():  # told before minutes of reading
-        raise P3OError(f"{output}: exists already; choose another name or remove it")
+        raise P3OError(f"{output}: already exists; choose another name or remove it")
     examples, report = read_examples(source, kind, policy)
     report.refuse_if_empty()
     sides: dict[str, list[PlacedExample]] = {"": [], "heldout_": []}

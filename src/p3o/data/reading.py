@@ -162,19 +162,19 @@ def _too_long(length: Lengths, limits: Limits, prompt: str) -> str | None:
     longest = max(length.answers, default=0)
     if limits.completion is not None and longest > limits.completion:
         return (
-            f"an answer has {longest} tokens with its end, more than data.max_completion_tokens {limits.completion}; "
-            "shorten it or remove the row"
+            f"an answer has {longest} tokens (end of sequence included), more than data.max_completion_tokens "
+            f"{limits.completion}; shorten it or remove the row"
         )
     if limits.context is None:
         return None
     if length.answers and length.prompt + longest > limits.context:
         return (
-            f"a row of {length.prompt} + {longest} tokens passes the model's limit of {limits.context}; "
-            f"shorten it or remove it ({prompt[:60]!r})"
+            f"a row of {length.prompt} + {longest} tokens exceeds the model's limit of {limits.context}; shorten "
+            f"it or remove it ({prompt[:60]!r})"
         )
     if not length.answers and length.prompt + limits.room > limits.context:
         return (
-            f"a prompt of {length.prompt} tokens and rl.training.max_new_tokens {limits.room} pass the model's "
+            f"a prompt of {length.prompt} tokens and rl.training.max_new_tokens {limits.room} exceed the model's "
             f"limit of {limits.context}; shorten the prompt or lower max_new_tokens ({prompt[:60]!r})"
         )
     return None

@@ -98,8 +98,8 @@ class RowReport:
         """
         if self.kept == 0:
             if self.read == 0:
-                raise P3OError(f"{self.source}: holds no rows")
-            first = f"; the first: {self.first[0]}" if self.first else ""
+                raise P3OError(f"{self.source}: has no rows")
+            first = f"; the first one: {self.first[0]}" if self.first else ""
             raise P3OError(f"{self.source}: all {self.read} rows were dropped ({self.reasons()}){first}")
 
     def reasons(self) -> str:

@@ -22,16 +22,16 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(
-        min_length=1, description="A .jsonl, .csv, .tsv or .parquet file, a folder of such, or hub:OWNER/NAME."
+        min_length=1, description="A .jsonl, .csv, .tsv or .parquet file, a folder of such files, or hub:OWNER/NAME."
     )
-    name: str | None = Field(None, description="Configuration of a data set that has several.")
+    name: str | None = Field(None, description="Configuration, for a data set that has several.")
     data_dir: str | None = Field(None, description="Folder inside a data set, such as helpful-base.")
     split: str | None = Field(None, description="Split of a data set, or a slice: train[:1000]; null: train.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub data set.")
-    adapter: str | None = Field(None, description="What makes our columns of the data set's: tldr, hh, ….")
+    adapter: str | None = Field(None, description="Adapter that converts the data set's columns to ours: tldr, hh, ….")
     columns: dict[str, str | None] = Field(
         default_factory=dict,
-        description="Our name: the column's name, after the adapter; null: do not read the column of our name.",
+        description="Renamed columns, as our name: name in the data set (after the adapter); null: ignore that column.",
     )
 
     @model_validator(mode="before")
@@ -77,7 +77,7 @@ class SourceConfig(BaseModel):
             P3OError: if the source cannot be read.
         """
         if not self.path.startswith(HUB) and not path_is_possible(Path(self.path)):
-            raise P3OError(f"{self.path!r}: not a possible path; it holds characters that no file name can hold")
+            raise P3OError(f"{self.path!r}: not a valid path; it contains characters that no file name can have")
         path = Path(self.path)
         with plain_os_errors(path, "read"):  # asking about a name that is too long is refused as well
             is_folder, is_file = path.is_dir(), path.is_file()
@@ -91,7 +91,7 @@ class SourceConfig(BaseModel):
             )
         given = next((key for key in _OF_DATASETS if getattr(self, key) is not None), None)
         if given is not None and is_file:
-            raise P3OError(f"{self.path}: is a file, and '{given}' is for folders and hub data sets; remove it")
+            raise P3OError(f"{self.path}: is a file, but '{given}' is only for folders and hub data sets; remove it")
         if path.suffix.lower() in (".csv", ".tsv"):
             return csv_rows(path)
         return parquet_rows(path) if path.suffix.lower() == ".parquet" else jsonl_rows(path)

@@ -27,9 +27,9 @@ def summarize_feedback(columns: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     info, summaries, choice = (columns.get(name) for name in ("info", "summaries", "choice"))
     if not isinstance(info, Mapping):
-        raise BadRowError(NOT_A_COMPARISON, "no column 'info'; is this the part 'comparisons'?")
+        raise BadRowError(NOT_A_COMPARISON, "no column 'info'; use the part 'comparisons' of the data set")
     if not info.get("post") and info.get("article"):
-        raise OtherTaskError("news article, not a Reddit post", "a news article, which has no TL;DR prompt; left out")
+        raise OtherTaskError("news article, not a Reddit post", "a news article, which has no TL;DR prompt")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
         raise BadRowError(NOT_A_COMPARISON, "'summaries' is not a list of two summaries")
     if choice not in (0, 1) or isinstance(choice, bool):

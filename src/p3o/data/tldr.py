@@ -32,10 +32,10 @@ def tldr(columns: Mapping[str, Any]) -> Mapping[str, Any]:
         raise BadRowError(
             NOT_TLDR,
             "'prompt' is not of the form SUBREDDIT: r/…, TITLE: …, POST: …, TL;DR: with blank lines between; "
-            "the reward model and RL would see another text than the published ones",
+            "otherwise the reward model and RL would see a different text from the published one",
         )
     if isinstance(completion, str) and completion.strip() and not re.match(r" \S", completion):
-        raise BadRowError(NOT_TLDR, "'completion' does not begin with one space; it follows 'TL;DR:'")
+        raise BadRowError(NOT_TLDR, "'completion' must begin with one space, because it follows 'TL;DR:'")
     return columns
 
 
@@ -47,7 +47,7 @@ def tldr_prompt(post: Mapping[str, Any]) -> str:
     """
     for name in ("subreddit", "title", "post"):
         if not isinstance(post.get(name), str):
-            raise BadRowError(NOT_TLDR, f"'{name}' is missing or no text; a TL;DR row has subreddit, title and post")
+            raise BadRowError(NOT_TLDR, f"'{name}' is missing or not a text; a TL;DR row has subreddit, title and post")
     return f"SUBREDDIT: r/{post['subreddit']}\n\nTITLE: {post['title']}\n\nPOST: {post['post']}\n\nTL;DR:"
 
 
@@ -58,7 +58,7 @@ def summary_text(text: Any, name: str) -> str:
         BadRowError: if it is no text or empty.
     """
     if not isinstance(text, str):
-        raise BadRowError(NOT_TLDR, f"'{name}' is missing or no text")
+        raise BadRowError(NOT_TLDR, f"'{name}' is missing or not a text")
     if not text.strip():
         raise BadRowError("empty", f"'{name}' is empty")
     return f" {text.strip()}"

@@ -12,17 +12,18 @@ class ParallelConfig(BaseModel):
 
     mode: Literal["data", "fsdp"] = Field(
         "data",
-        description="data: every process holds the models; fsdp: parameters, gradients and moments are sharded (FSDP2).",
+        description="data: every process holds complete models; fsdp: parameters, gradients and optimiser states "
+        "are sharded (FSDP2).",
     )
     processes: int | None = Field(
-        None, gt=0, description="How many processes there must be; null: as many as were started."
+        None, gt=0, description="Required number of processes; null: as many as were started."
     )
-    timeout_minutes: int | float = Field(30, gt=0, description="Limit on every collective operation.")
+    timeout_minutes: int | float = Field(30, gt=0, description="Time limit of a collective operation, in minutes.")
     reshard_after_forward: bool = Field(
         True,
-        description="fsdp: drop a block's whole weights after its forward pass and gather them again for the backward.",
+        description="fsdp: free a block's gathered weights after its forward pass and gather them again for the backward pass.",
     )
     cpu_offload: bool = Field(
         False,
-        description="fsdp: keep shards, gradients and moments in the CPU's memory; the GPU holds a block at a time.",
+        description="fsdp: keep shards, gradients and optimiser states in CPU memory; the GPU holds one block at a time.",
     )

@@ -69,8 +69,8 @@ def shard(
     whole = [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
     if whole or mesh.size() != world().size:
         raise P3OError(
-            f"parallel.mode: fsdp left {whole[0] if whole else 'the model'} whole on every process; this is a mistake in p3o: "
-            "report it, and use mode: data"
+            f"parallel.mode: fsdp left {whole[0] if whole else 'the model'} whole on every process; this is a bug "
+            f"in p3o: report it, and use mode: data"
         )
     return module
 

@@ -93,7 +93,7 @@ def _own_gpu() -> int:
     rank, there = _number(LOCAL_RANK, 0), torch.cuda.device_count()
     if there > 1 and rank >= there:
         raise P3OError(
-            f"this is process {rank + 1} on a host with {there} GPUs, and each process takes one; start fewer on each host "
+            f"this is process {rank + 1} on a host with {there} GPUs, but each process needs its own; start fewer on each host "
             "(torchrun --nproc-per-node), or choose device: cpu"
         )
     return rank if there > 1 else 0

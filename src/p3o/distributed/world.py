@@ -236,8 +236,8 @@ def _answers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            "another process of this training has gone, or has not answered within parallel.timeout_minutes; what it said "
-            f"tells why ({str(error).splitlines()[0][:200]})"
+            "another process of this training has stopped, or did not respond within parallel.timeout_minutes; "
+            "its output says why ({str(error).splitlines()[0][:200]})"
         ) from error
 
 

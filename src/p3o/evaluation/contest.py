@@ -67,20 +67,22 @@ def read_run_contest(path: Path, *, decoding: str = "sample") -> Contest:
     for place, row in _rows(path, ("policy", "prompt", "response")):
         number = row.get("prompt_index")
         if not isinstance(number, int):
-            raise P3OError(f"{place}: 'prompt_index' must be a whole number; was this file written by p3o evaluate?")
+            raise P3OError(f"{place}: 'prompt_index' must be an integer; use a file written by p3o evaluate")
         if row.get("decoding", "sample") != decoding:
             continue
         # A conversation has its messages there in plain words; its prompt is full of a chat template's marks.
         asked = row.get("question")
         prompt = asked if isinstance(asked, str) else row["prompt"]
         if prompts.setdefault(number, prompt) != prompt:
-            raise P3OError(f"{place}: prompt {number} has another text than before; the file mixes two sets of prompts")
+            raise P3OError(
+                f"{place}: prompt {number} has a different text than before; the file mixes two sets of prompts"
+            )
         answered = answers.setdefault(row["policy"], {})
         if number in answered:
             raise P3OError(f"{place}: a second response of {row['policy']!r} to prompt {number}; remove one")
         answered[number] = row["response"], _tokens(row)
     if len(answers) < 2:
-        raise P3OError(f"{path}: holds responses of {len(answers)} policies ({decoding}); a comparison needs two")
+        raise P3OError(f"{path}: has responses of {len(answers)} policies ({decoding}); a comparison needs two")
     return _contest(dict(sorted(prompts.items())), answers)
 
 
@@ -103,7 +105,7 @@ def read_file_contest(a: Path, b: Path) -> Contest:
             answered[numbers.setdefault((row["prompt"], occurrence), len(numbers))] = row["response"], _tokens(row)
     contest = _contest({number: prompt for (prompt, _), number in numbers.items()}, answers)
     if len(answers) < 2 or not contest.shared(*names):
-        raise P3OError(f"{a} and {b}: no prompt is in both; the two files must answer the same prompts")
+        raise P3OError(f"{a} and {b}: have no prompt in common; the two files must answer the same prompts")
     return contest
 
 
@@ -118,7 +120,7 @@ def choose_pairs(contest: Contest, wanted: Sequence[str], against: str | None) -
         pairs = [tuple(text.split(":")) for text in wanted]
         for text, pair in zip(wanted, pairs, strict=True):
             if len(pair) != 2 or pair[0] == pair[1]:
-                raise P3OError(f"--pair {text}: not of the form A:B with two policies")
+                raise P3OError(f"--pair {text}: must have the form A:B with two policies")
         chosen = [(pair[0], pair[1]) for pair in pairs]
     elif against is not None:
         chosen = [(name, against) for name in names if name != against]

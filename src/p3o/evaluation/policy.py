@@ -32,13 +32,17 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompts: int = Field(512, gt=1, description="Held-out prompts, one sampled response each.")
-    every: int = Field(10, gt=0, description="RL steps between evaluations; the first and last are always evaluated.")
+    prompts: int = Field(512, gt=1, description="Number of held-out prompts, with one sampled response each.")
+    every: int = Field(
+        10, gt=0, description="RL steps between evaluations; the first and the last step are always evaluated."
+    )
     best_of: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        (4, 16), description="Best-of-n yardsticks of the SFT model, by the reward."
+        (4, 16), description="Values of n for best-of-n of the SFT model, chosen by the reward."
     )
     batch_size: int = Field(128, gt=0, description="Prompts per forward pass.")
-    followed_prompts: int = Field(8, ge=0, description="Prompts whose texts are kept at every evaluation.")
+    followed_prompts: int = Field(
+        8, ge=0, description="Number of prompts whose responses are saved at every evaluation."
+    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class Evaluator:
         worth = world().in_turns(pieces, lambda part: self._worth(part, responses))
         columns = {name: [value for piece in worth for value in piece[name]] for name in worth[0]}
         if sum(map(isfinite, columns["reward"])) < 2:
-            raise P3OError("evaluation: fewer than two responses have a finite reward; mend the reward and run again")
+            raise P3OError("evaluation: fewer than two responses have a finite reward; fix the reward and run again")
         if with_kl:
             columns |= self._kl(policy, responses)
         return PolicyEvaluation(
@@ -210,7 +214,8 @@ class Evaluator:
         )
         if int(full.isfinite().sum()) < 2:
             raise P3OError(
-                "evaluation: fewer than two responses have a finite KL: the policy gives no probabilities any more; lower the "
+                "evaluation: fewer than two responses have a finite KL: the policy no longer gives valid "
+                "probabilities; lower the "
                 "learning rate or raise beta"
             )
         return {"kl": full.flatten().tolist(), "kl_k1": k1.flatten().tolist()}

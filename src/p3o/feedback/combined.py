@@ -29,7 +29,7 @@ class CombinedReward:
 
     def __init__(self, parts: Mapping[str, WeightedReward]) -> None:
         if not any(part.weight for part in parts.values()):
-            raise P3OError("reward: a weighted sum needs at least one reward with a weight other than 0")
+            raise P3OError("reward: a weighted sum needs at least one reward with a non-zero weight")
         self.parts = dict(parts)
         self._sums = dict.fromkeys(self.parts, 0.0)
         self._scored = dict.fromkeys(self.parts, 0)

@@ -38,7 +38,7 @@ def render_conversation(messages: tuple[Message, ...], answer: str, tokenizer: C
     except TemplateError as error:
         roles = ", ".join(message.role for message in messages)
         raise P3OError(
-            f"the reward model's chat template refuses a prompt with the roles {roles}: {error}; change the prompts' messages "
-            "as the reward model's card asks"
+            f"the reward model's chat template rejects a prompt with the roles {roles}: {error}; change the "
+            f"messages as the reward model's card requires"
         ) from error
     return cast(str, text)

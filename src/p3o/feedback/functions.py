@@ -43,7 +43,7 @@ def load_function(spec: str, *, kind: str, parameters: Sequence[str]) -> Callabl
     module_name, colon, function_name = spec.partition(":")
     named = [function_name, *module_name.split(".")]
     if not colon or not all(map(str.isidentifier, named)) or named[-1] == "py":
-        raise P3OError(f"{kind} {spec!r}: not of the form module:function; {_form_advice(module_name)}")
+        raise P3OError(f"{kind} {spec!r}: must have the form module:function; {_form_advice(module_name)}")
     module = _import(module_name, f"{kind} {spec!r}")
     function = getattr(module, function_name, None)
     called = f"{function_name}({', '.join(parameters)})"
@@ -126,7 +126,7 @@ def call_function(
         returned = function(*map(list, columns))
     except (Exception, SystemExit) as error:
         where = _culprit(function, columns, row)
-        raise P3OError(f"{called} raised {_summary(error)}{where}; mend it and run again") from error
+        raise P3OError(f"{called} raised {_summary(error)}{where}; fix it and run again") from error
     values = _as_sequence(returned, called)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         hint = " (is a return statement missing?)" if returned is None else ""
@@ -148,7 +148,9 @@ def _as_sequence(returned: Any, called: str) -> Any:
     try:
         return returned.tolist() if hasattr(returned, "tolist") else returned
     except Exception as error:
-        raise P3OError(f"{called} returned {_article(returned)} that becomes no list: {_summary(error)}") from error
+        raise P3OError(
+            f"{called} returned {_article(returned)} that cannot be converted to a list: {_summary(error)}"
+        ) from error
 
 
 def _number(returned: Any, where: str, called: str, value: str) -> float:
@@ -167,7 +169,7 @@ def _culprit(function: Callable[..., Any], columns: Sequence[Sequence[str]], row
             function(*([cell] for cell in cells))
         except (Exception, SystemExit):
             return f" for {row} {index} (prompt {shorten(cells[0])})"
-    return f" for a batch of {len(columns[0])} {row}s, though for none of them alone"
+    return f" for a batch of {len(columns[0])} {row}s, though not for any of them alone"
 
 
 def _import(module_name: str, asked_for: str) -> ModuleType:
@@ -180,7 +182,7 @@ def _import(module_name: str, asked_for: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None:
-            problem = f"the module fails on import: {_summary(error)}; mend it and run again"
+            problem = f"the module fails on import: {_summary(error)}; fix it and run again"
         elif f"{module_name}.".startswith(f"{missing}."):
             problem = f"no module {missing!r} in {here} or installed; {_place_advice(module_name, here)}"
         else:

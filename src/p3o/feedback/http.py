@@ -58,12 +58,12 @@ def check_address(address: str, *, key: str, example: str) -> None:
         parts = urlsplit(address)
         there = parts.hostname is not None and parts.port != 0  # a port that is no number is a ValueError
     except ValueError as error:
-        raise P3OError(f"{key}: not an address; write for example {example}") from error
+        raise P3OError(f"{key}: not a valid address; write for example {example}") from error
     if parts.scheme not in ("http", "https") or not there:
-        raise P3OError(f"{key}: {shorten(address)} is no address; write for example {example}")
+        raise P3OError(f"{key}: {shorten(address)} is not a valid address; write for example {example}")
     if "@" in parts.netloc or parts.query:
         raise P3OError(
-            f"{key}: holds a password or a query; give the key by the environment and the plain address here"
+            f"{key}: contains a password or a query; put the key into the environment variable and give only the address here"
         )
 
 

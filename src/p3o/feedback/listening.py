@@ -22,7 +22,7 @@ def listen(host: str, port: int) -> socket.socket:
         server.bind(address)
     except OSError as error:
         reason = plain_reason(error) or f"{error.strerror}; choose another --port or --host"
-        raise P3OError(f"{host}:{port}: cannot be listened on: {reason}") from error
+        raise P3OError(f"{host}:{port}: cannot listen on this address: {reason}") from error
     return server
 
 

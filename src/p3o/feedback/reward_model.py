@@ -68,7 +68,7 @@ def load_reward_model(
         _check_labels(path, what, trust_remote_code=trust_remote_code)
     elif not new_head and adapter_task(path, what) == "CAUSAL_LM":
         raise P3OError(
-            f"{what}: an adapter of a language model, without a head that scores; train one with `p3o reward`"
+            f"{what}: an adapter of a language model, without a head for scores; train a reward model with `p3o reward`"
         )
     model = load_pretrained(
         AutoModelForSequenceClassification,
@@ -269,8 +269,8 @@ class RewardModel:
         longest = max(map(len, rows))
         if self.longest is not None and longest > self.longest:
             raise P3OError(
-                f"reward model: a prompt with its response takes {longest} of its tokens and it reads {self.longest} at most; "
-                "shorten the prompts, lower rl.training.max_new_tokens, or use another reward model"
+                f"reward model: a prompt with its response has {longest} of its tokens, but it can read only "
+                f"{self.longest}; shorten the prompts, lower rl.training.max_new_tokens, or use another reward model"
             )
 
 
@@ -345,6 +345,4 @@ def _check_labels(path: str, what: str, *, trust_remote_code: bool) -> None:
         return  # loading says what is wrong
     trained = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     if trained and config.num_labels != 1:
-        raise P3OError(
-            f"{what}: a classifier with {config.num_labels} labels; a reward model has one, whose score is the reward"
-        )
+        raise P3OError(f"{what}: a classifier with {config.num_labels} labels; a reward model must have exactly one")

@@ -56,7 +56,7 @@ def change_annotator(
 ) -> Response:
     """Add an annotator, give one a new link, or let one in no more."""
     if name.strip() == session.annotator.name:
-        return _overview(site, session, problem="Your own link is changed with: p3o label --new-links", status=422)
+        return _overview(site, session, problem="To change your own link, run: p3o label --new-links", status=422)
     link = ""
     try:
         if what == "add":
@@ -98,12 +98,12 @@ def _facts(status: Status, overlap: int) -> list[tuple[str, str, str]]:
     bias = first_side_share(status.by_people)
     return [
         ("pairs finished", f"{status.finished} of {status.items}", f"with {overlap} label{'s' * (overlap > 1)} each"),
-        ("labels by people", str(len(people)), f"{status.undone} taken back"),
+        ("labels by people", str(len(people)), f"{status.undone} withdrawn"),
         ("in the last hour", str(len(lately)), "labels by people"),
-        ("raw agreement", _percent(raw_agreement(units)), f"on {answered_twice} pairs with several answers"),
-        ("Krippendorff's α", _number(krippendorff_alpha(units)), "nominal; 1 agreement, 0 chance"),
+        ("raw agreement", _percent(raw_agreement(units)), f"on {answered_twice} pairs with more than one answer"),
+        ("Krippendorff's α", _number(krippendorff_alpha(units)), "nominal; 1 is full agreement, 0 is chance"),
         ("first side preferred", _percent(bias.rate), _interval(bias)),
-        ("gold answers right", _percent(gold_share(status.by_people).rate), f"{status.gold} gold pairs"),
+        ("gold answers correct", _percent(gold_share(status.by_people).rate), f"{status.gold} gold pairs"),
     ]
 
 

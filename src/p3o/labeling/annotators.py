@@ -30,14 +30,14 @@ def add_annotator(session: Session, name: str, role: Role, *, token_hash: str | 
     if not name or len(name) > 100 or not name.isprintable():
         raise P3OError(f"annotator {shorten(name)}: give a name of 1 to 100 printable characters")
     if name == ADMIN and role != "admin":
-        raise P3OError(f"annotator {ADMIN!r}: the name of whoever runs the page; choose another name")
+        raise P3OError(f"annotator {ADMIN!r}: this name is reserved for the administrator; choose another name")
     annotator = session.exec(select(Annotator).where(Annotator.name == name)).first()
     if annotator is None:
         annotator = Annotator(name=name, role=role, token_hash=token_hash, created_at=datetime.now(UTC))
     elif annotator.role == "imported" and role in LOG_IN:
         annotator.role, annotator.token_hash, annotator.active = role, token_hash, True
     else:
-        raise P3OError(f"annotator {shorten(name)}: there is one of that name; choose another name")
+        raise P3OError(f"annotator {shorten(name)}: an annotator with this name exists already; choose another name")
     session.add(annotator)
     session.flush()
     return annotator
@@ -51,5 +51,5 @@ def named(session: Session, name: str) -> Annotator:
     """
     annotator = session.exec(select(Annotator).where(Annotator.name == name)).first()
     if annotator is None:
-        raise P3OError(f"annotator {shorten(name)}: there is nobody of that name")
+        raise P3OError(f"annotator {shorten(name)}: there is no annotator with this name")
     return annotator

@@ -51,7 +51,7 @@ class Answer:
         if self.strength is not None and self.strength not in STRENGTHS:
             raise P3OError(f"strength {shorten(self.strength)}: not 1, 2 or 3")
         if len(self.comment) > LONGEST_COMMENT:
-            raise P3OError(f"comment: {len(self.comment)} characters; at most {LONGEST_COMMENT} are kept, shorten it")
+            raise P3OError(f"comment: {len(self.comment)} characters; shorten it to at most {LONGEST_COMMENT}")
         if "\0" in self.comment:
             raise P3OError("comment: holds a null character; remove it")
         if half_surrogate(self.comment):

@@ -191,20 +191,20 @@ def _http_error(request: Request, error: Exception) -> Response:
     site: Site = request.app.state.site
     if error.status_code == 401:
         return site.page("login.html", status=401, problem=error.detail)
-    plain = {404: NO_SUCH_PAGE, 405: "This page cannot be used like that."}
+    plain = {404: NO_SUCH_PAGE, 405: "The server did not understand this request."}
     return _problem(request, error.status_code, plain.get(error.status_code, error.detail), error.headers)
 
 
 def _form_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     names = sorted({str(problem["loc"][-1]) for problem in error.errors()})
-    return _problem(request, 422, f"The form is not as this page sends it ({', '.join(names)}). Nothing was saved.")
+    return _problem(request, 422, f"The form was not filled in by this page ({', '.join(names)}). Nothing was saved.")
 
 
 def _plain_error(request: Request, error: Exception) -> Response:
     if isinstance(error, DatabaseUnavailableError):  # its own words are for whoever runs the server
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
-        return _problem(request, 503, "The store cannot be reached now. Nothing was saved; try again.")
+        return _problem(request, 503, "The label store is not available right now. Nothing was saved; try again.")
     status = 404 if isinstance(error, NotYoursError) else 422
     return _problem(request, status, f"Nothing was saved: {error}.")
 

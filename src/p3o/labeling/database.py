@@ -56,7 +56,7 @@ class Database:
             ) from error
         except NoSuchModuleError as error:
             raise P3OError(
-                f"{self.place}: no such kind of database; use --store FILE or postgresql://user@host/database"
+                f"{self.place}: this kind of database is not supported; use --store FILE or postgresql://user@host/database"
             ) from error
 
     @property
@@ -104,7 +104,7 @@ class Database:
                 ) from error
             if error.connection_invalidated or (isinstance(error, DatabaseError) and "connection" in reason):
                 raise DatabaseUnavailableError(
-                    f"{self.place}: {reason}; is the server running, and the URL right?"
+                    f"{self.place}: {reason}; check that the server is running and the URL is correct"
                 ) from error
             raise
         except UnicodeDecodeError as error:  # from sqlite3, for what is no text in its file or in its own complaint
@@ -133,9 +133,9 @@ def sqlite_url(path: Path) -> URL:
         P3OError: if the path is none, or its folder does not exist.
     """
     if not path_is_possible(path):
-        raise P3OError(f"{str(path)!r}: not a possible path; it holds characters that no file name can hold")
+        raise P3OError(f"{str(path)!r}: not a valid path; it contains characters that no file name can have")
     if not path.parent.is_dir():
-        raise P3OError(f"{path.parent}: no such folder; make it first or choose another --store")
+        raise P3OError(f"{path.parent}: no such folder; create it first or choose another --store")
     return URL.create("sqlite", database=str(path))
 
 

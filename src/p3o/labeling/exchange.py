@@ -32,7 +32,7 @@ class Exported:
 
     Attributes:
         preferences: rows of prompt/chosen/rejected.
-        ties: rows of the other file: ties, and pairs of which both are bad.
+        ties: rows of the other file: ties, pairs with two bad responses included.
         skipped, gold: labels that are in neither file.
         instructions: rows of SHA-256 and text of what annotators were told, oldest first, each text once.
     """
@@ -96,7 +96,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             finally:
                 temporary.unlink(missing_ok=True)
     else:
-        raise P3OError(f"{path}: is neither .jsonl nor .parquet; name the file so")
+        raise P3OError(f"{path}: must end in .jsonl or .parquet; rename the file")
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
                 new_items += 1
             elif not one.pair.same_texts(item.prompt, item.response_a, item.response_b):
                 raise P3OError(
-                    f"{one.place}: the store has other texts under the id {shorten(item.key)}; nothing was imported"
+                    f"{one.place}: the store already has a pair with the id {shorten(item.key)} and different texts; "
+                    f"nothing was imported"
                 )
             assert item.id is not None
             assert person.id is not None
@@ -174,8 +175,8 @@ def import_labels(store: Store, incoming: Iterable[Incoming]) -> Imported:
                 continue
             if person.role in LOG_IN:
                 raise P3OError(
-                    f"{one.place}: {person.name} logs in to this store, so a new label of theirs cannot come from a file; "
-                    "write another annotator there, or import it into a new store first; nothing was imported"
+                    f"{one.place}: {person.name} labels in this store, so their new labels cannot be imported "
+                    f"from a file; change the annotator in the file, or import it into a new store; nothing was imported"
                 )
             if before is None:
                 moment = one.time or datetime.now(UTC)
@@ -208,7 +209,7 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             with open_for_reading(path) as file:
                 values = list(enumerate(parquet.read_table(file).to_pylist(), start=1))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise P3OError(f"{path}: is no parquet file; {first_line(error)}") from error
+            raise P3OError(f"{path}: not a readable parquet file; {first_line(error)}") from error
     else:
         with open_for_reading(path) as file:
             values = _parse_json(path, file.read())
@@ -231,7 +232,7 @@ def _parse_json(path: Path, content: bytes) -> list[tuple[int, Any]]:
             try:
                 values.append((number, json.loads(line)))
             except (ValueError, RecursionError) as error:
-                raise P3OError(f"{path}:{number}: not a whole JSON object; write one a line") from error
+                raise P3OError(f"{path}:{number}: not a complete JSON object; write one per line") from error
     return values
 
 
@@ -248,7 +249,7 @@ def _own(place: str, row: Mapping[str, Any]) -> Incoming:
     if "chosen" in row or "rejected" in row:
         chosen, rejected = (_as_text(row.get(name)) for name in ("chosen", "rejected"))
         if absent := [name for name in ("chosen", "rejected") if row.get(name) is None]:
-            raise P3OError(f"{place}: no column '{absent[0]}'; a preference has both 'chosen' and 'rejected'")
+            raise P3OError(f"{place}: no column '{absent[0]}'; every row needs both 'chosen' and 'rejected'")
         side = row.get("chosen_side")
         if side not in ("a", "b"):
             # The order must not tell the answer: it follows from the texts alone.
@@ -275,7 +276,7 @@ def _as_text(value: Any) -> Any:
 def _name(place: str, row: Mapping[str, Any]) -> str:
     name = row.get("annotator", "imported")
     if not isinstance(name, str):
-        raise P3OError(f"{place}: 'annotator': {shorten(name)} is no text; write a name")
+        raise P3OError(f"{place}: 'annotator': {shorten(name)} is not a text; write a name")
     return name
 
 
@@ -284,9 +285,11 @@ def _answer(place: str, row: Mapping[str, Any], choice: str) -> Answer:
     if strength is not None and type(strength) is not int:
         raise P3OError(f"{place}: 'strength': {shorten(strength)} is not 1, 2 or 3")
     if not isinstance(comment, str):
-        raise P3OError(f"{place}: 'comment': {shorten(comment)} is no text")
+        raise P3OError(f"{place}: 'comment': {shorten(comment)} is not a text")
     if preference is not None and not (type(preference) in (int, float) and abs(preference) <= _LARGEST_PREFERENCE):
-        raise P3OError(f"{place}: 'preference': {shorten(preference)} is no number that a judge gives")
+        raise P3OError(
+            f"{place}: 'preference': {shorten(preference)} is not a valid preference of a judge; it must be a number"
+        )
     try:
         return Answer(choice, strength, comment, None if preference is None else float(preference))
     except P3OError as error:
@@ -306,7 +309,9 @@ def parse_time(place: str, value: Any) -> datetime | None:
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         moment.astimezone(UTC)  # the year 1 or 9999 may have no such moment
     except (TypeError, ValueError, OverflowError) as error:
-        raise P3OError(f"{place}: 'time': {shorten(value)} is no time; write 2026-01-31T12:00:00+00:00") from error
+        raise P3OError(
+            f"{place}: 'time': {shorten(value)} is not a valid time; write for example 2026-01-31T12:00:00+00:00"
+        ) from error
     return moment
 
 

@@ -96,7 +96,7 @@ def read_labels(path: Path, format: Format | None = None, naming: Naming | None 
     """
     rows = read_rows(path)
     if not rows:
-        raise P3OError(f"{path}: holds no rows; there is nothing to import")
+        raise P3OError(f"{path}: has no rows; there is nothing to import")
     naming = naming or Naming()
     format = format or _format_of(rows[0][1])
     if format == "p3o":
@@ -109,7 +109,7 @@ def read_labels(path: Path, format: Format | None = None, naming: Naming | None 
         answers = list(parse(rows, naming))
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise P3OError(
-            f"{path}: not as {format} exports it ({type(error).__name__}: {first_line(error)}); is --format right?"
+            f"{path}: not a valid export of {format} ({type(error).__name__}: {first_line(error)}); check --format"
         ) from error
     found = [answer for answer in answers if answer is not None]
     return found, len(answers) - len(found)
@@ -130,7 +130,8 @@ def _argilla(rows: Iterable[tuple[str, Mapping[str, Any]]], naming: Naming) -> I
         question = naming.question or (next(iter(answers)) if len(answers) == 1 else None)
         if question is None:
             raise P3OError(
-                f"{place}: answers to {', '.join(map(repr, answers))}; which are the labels? Give --question"
+                f"{place}: has answers to {', '.join(map(repr, answers))}; name the question whose answers are "
+                f"the labels with --question"
             )
         pair = unnamed_pair(fields[prompt], fields[a], fields[b], place)
         for response in answers.get(question, []):
@@ -148,7 +149,10 @@ def _ranking(value: list[Mapping[str, Any]], a: str, b: str, naming: Naming, pla
     """The preference that a ranking of the two responses tells; rank 1 is the best."""
     ranks = {naming.meaning(entry["value"], a, b, place): entry["rank"] for entry in value}
     if set(ranks) != {"a", "b"}:
-        raise P3OError(f"{place}: the ranking {shorten(value)} is not of the two responses; give --question")
+        raise P3OError(
+            f"{place}: the ranking {shorten(value)} does not rank the two responses; choose another "
+            f"question with --question"
+        )
     return "tie" if ranks["a"] == ranks["b"] else "a" if ranks["a"] < ranks["b"] else "b"
 
 
@@ -166,7 +170,9 @@ def _label_studio(rows: Iterable[tuple[str, Mapping[str, Any]]], naming: Naming)
                 continue
             if len(results) > 1:
                 names = ", ".join(repr(result.get("from_name")) for result in results)
-                raise P3OError(f"{place}: answers to {names}; which are the labels? Give --question")
+                raise P3OError(
+                    f"{place}: has answers to {names}; name the question whose answers are the labels with --question"
+                )
             prompt, a, b = naming.texts(data, place)
             value = results[0]["value"]
             label = value["selected"] if "selected" in value else value["choices"][0]
@@ -184,5 +190,5 @@ def _label_studio(rows: Iterable[tuple[str, Mapping[str, Any]]], naming: Naming)
 def _object(row: Mapping[str, Any], name: str, place: str) -> dict[str, Any]:
     value = row.get(name)
     if not isinstance(value, dict):
-        raise P3OError(f"{place}: no '{name}' object; is this the export that --format says?")
+        raise P3OError(f"{place}: no '{name}' object; check that --format names the right export format")
     return value

@@ -56,7 +56,7 @@ def read_instructions(path: Path) -> str:
     with open_for_reading(path) as file:
         raw = file.read(LONGEST + 1)
     if len(raw) > LONGEST:
-        raise P3OError(f"{path}: longer than {LONGEST // 1024} KiB; shorten it to what annotators will read")
+        raise P3OError(f"{path}: longer than {LONGEST // 1024} KiB; shorten it")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -65,7 +65,7 @@ def read_instructions(path: Path) -> str:
     if "\0" in text:
         raise P3OError(f"{path}: holds a null character; save the instructions as plain text in UTF-8")
     if not _visible(text):
-        raise P3OError(f"{path}: is empty; write what annotators are to know, or leave out --instructions")
+        raise P3OError(f"{path}: is empty; write the instructions into it, or leave out --instructions")
     return text
 
 

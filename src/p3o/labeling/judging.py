@@ -69,9 +69,7 @@ def label_with_judge(
             [item.response_b for item in items],
         )
         if len(verdicts) != len(items):
-            raise P3OError(
-                f"judge {name}: gave {len(verdicts)} verdicts on {len(items)} pairs; nothing of them was kept"
-            )
+            raise P3OError(f"judge {name}: returned {len(verdicts)} verdicts for {len(items)} pairs; none was saved")
         answers = [_answer(verdict, item, name, tie_margin) for verdict, item in zip(verdicts, items, strict=True)]
         for item, answer in zip(items, answers, strict=True):
             if answer is not None:
@@ -100,7 +98,7 @@ def _waiting(store: Store, name: str) -> tuple[int, list[Item]]:
         if annotator is None:
             annotator = add_annotator(session, name, "judge", token_hash=None)
         if annotator.role != "judge":
-            raise P3OError(f"judge {shorten(name)}: an annotator has this name; give the judge another")
+            raise P3OError(f"judge {shorten(name)}: an annotator has this name; give the judge another name")
         assert annotator.id is not None
         answered = select(Assignment.item_id).where(Assignment.annotator_id == annotator.id)
         items = session.exec(select(Item).where(col(Item.id).not_in(answered)).order_by(col(Item.id)))

@@ -42,11 +42,13 @@ def migrate(connection: Connection, place: str, steps: tuple[Step, ...] = STEPS)
     version = schema_version(connection)
     if version > len(steps):
         raise P3OError(
-            f"{place}: was written by a newer p3o (schema {version}, this one knows {len(steps)}); update p3o, "
+            f"{place}: was written by a newer version of p3o (schema {version}; this version knows {len(steps)}); update p3o, "
             "or choose another --store"
         )
     if version == 0 and (foreign := inspect(connection).get_table_names()):
-        raise P3OError(f"{place}: is a database, but no labelling store (table '{foreign[0]}'); choose another --store")
+        raise P3OError(
+            f"{place}: is a database, but not a labelling store (table '{foreign[0]}'); choose another --store"
+        )
     for step in steps[version:]:
         step(connection)
     if version < len(steps):

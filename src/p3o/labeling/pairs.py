@@ -132,12 +132,12 @@ def read_pairs(path: Path) -> list[Pair]:
         pair = parse_pair(value, f"{path}:{number}")
         if pair.key in lines:
             raise P3OError(
-                f"{path}:{number}: the same pair as in line {lines[pair.key]}; remove one or give it an 'id'"
+                f"{path}:{number}: the same pair as in line {lines[pair.key]}; remove one of them or give it an 'id'"
             )
         lines[pair.key] = number
         pairs.append(pair)
     if not pairs:
-        raise P3OError(f"{path}: holds no rows; write one JSON object a line")
+        raise P3OError(f"{path}: has no rows; write one JSON object per line")
     return pairs
 
 
@@ -155,7 +155,7 @@ def parse_pair(value: Any, place: str) -> Pair:
         name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "str")))
         problem = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"].lower()
         if first["type"] == "missing" and len(first["loc"]) == 1:
-            problem = "not there; a pair has 'prompt', 'response_a' and 'response_b', as p3o sample writes it"
+            problem = "missing; a pair needs 'prompt', 'response_a' and 'response_b', as p3o sample writes them"
         raise P3OError(f"{place}: {f'{name!r}: ' if name else ''}{problem}") from error
 
 
@@ -167,7 +167,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise P3OError(f"{path}:{number}: not a whole JSON object in UTF-8; write one a line") from error
+                raise P3OError(f"{path}:{number}: not a complete JSON object in UTF-8; write one per line") from error
 
 
 @dataclass(frozen=True)

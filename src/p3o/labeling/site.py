@@ -27,7 +27,7 @@ class Session:
     def check_form(self, csrf: str) -> None:
         """Refuse a form that no page of this session has sent."""
         if not csrf_matches(self.token, csrf):
-            raise HTTPException(403, "This form is not from your own page. Go back to the start and try again.")
+            raise HTTPException(403, "This form was not sent from your session. Go back to the start and try again.")
 
 
 class Site:
@@ -67,7 +67,7 @@ class Site:
         if token is None or annotator is None:
             return None
         if not self.requests.allows(str(annotator.id)):
-            raise HTTPException(429, "That was very fast. Wait a few seconds and try again.", {"Retry-After": "5"})
+            raise HTTPException(429, "Too many requests. Wait a few seconds and try again.", {"Retry-After": "5"})
         return Session(annotator, token)
 
     def log_in(self, request: Request, token: str) -> Response:
@@ -79,7 +79,7 @@ class Site:
         token = token.strip()
         if self.store.authenticate(token) is None:
             self.failures.allows(address)
-            return self.page("login.html", status=403, problem="This link or token is not valid, or not any more.")
+            return self.page("login.html", status=403, problem="This link or token is not valid, or no longer valid.")
         response = RedirectResponse("/", 303)
         secure = request.url.scheme == "https"
         response.set_cookie(self.cookie, token, max_age=_SESSION_SECONDS, httponly=True, samesite="lax", secure=secure)

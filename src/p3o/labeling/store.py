@@ -47,7 +47,7 @@ class Store:
         """
         if isinstance(place, Path):
             if not create and not place.exists():
-                raise P3OError(f"{place}: no such store; check --store, or make one with p3o label --pairs FILE")
+                raise P3OError(f"{place}: no such store; check --store, or create one with p3o label --pairs FILE")
             place = sqlite_url(place)
         database = Database(place)
         try:
@@ -90,7 +90,8 @@ class Store:
                     known[pair.key].prompt, known[pair.key].response_a, known[pair.key].response_b
                 ):
                     raise P3OError(
-                        f"pair {shorten(pair.key)}: the store has other texts under this id; give the pair a new 'id', "
+                        f"pair {shorten(pair.key)}: the store already has a pair with this id and different "
+                        f"texts; give the pair a new 'id', "
                         "or use another --store"
                     )
         return added
@@ -119,15 +120,13 @@ class Store:
         """A new token for someone who is registered; the old one and its sessions end.
 
         Raises:
-            P3OError: if there is nobody of that name who can log in.
+            P3OError: if there is no annotator with this name who can log in.
         """
         token = new_token()
         with self.database.writing() as session:
             annotator = named(session, name)
             if annotator.role not in LOG_IN:
-                raise P3OError(
-                    f"annotator {shorten(annotator.name)}: nobody logs in under this name ({annotator.role})"
-                )
+                raise P3OError(f"annotator {shorten(annotator.name)}: nobody logs in with this name ({annotator.role})")
             annotator.token_hash, annotator.active = hash_of(token), True
             session.add(annotator)
         return token
@@ -244,11 +243,11 @@ class Store:
                 for row in session.exec(select(Assignment).where(col(Assignment.label_id).is_not(None)))
             }
             if held != holding:
-                raise P3OError(f"{self.database.place}: assignments and history tell of different labels")
+                raise P3OError(f"{self.database.place}: assignments and history disagree about the labels")
             items = list(session.exec(select(Item)))
             for item in items:
                 if item.labels != answered.get(item.id or 0, 0):
-                    raise P3OError(f"{self.database.place}: item {item.id} has another count than its history")
+                    raise P3OError(f"{self.database.place}: the count of item {item.id} disagrees with its history")
         return {"items": len(items), "labels": len(holding), "undone": len(undone)}
 
 

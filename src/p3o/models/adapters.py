@@ -27,13 +27,13 @@ class LoraSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(16, gt=0, description="r, the rank of the update of each weight matrix.")
+    rank: int = Field(16, gt=0, description="r, rank of the update to each weight matrix.")
     alpha: float = Field(32.0, gt=0, description="α; the update is scaled by α/r.")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="Names of the linear layers to adapt; all-linear: all but the output head."
+        "all-linear", description="Names of the linear layers to adapt; all-linear: all except the output head."
     )
     save: Literal["adapter", "merged"] = Field(
-        "adapter", description="What is written: the adapter alone, or a whole model with the update added in."
+        "adapter", description="What is saved: only the adapter, or a complete model with the adapter merged in."
     )
 
 
@@ -86,7 +86,7 @@ def unheeded(model: nn.Module, settings: LoraSettings) -> str | None:
         differing.append(f"{len(adapted)} adapted layers, not the {len(wanted)} of lora.target_modules")
     if not differing:
         return None
-    return f"it is an adapter already, and that goes on being trained: {'; '.join(differing)}"
+    return f"it is already an adapter, whose training continues with its own settings: {'; '.join(differing)}"
 
 
 def _adapted(model: nn.Module, targets: Literal["all-linear"] | Sequence[str]) -> tuple[set[str], set[str]]:

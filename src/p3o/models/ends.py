@@ -56,7 +56,7 @@ def describe_ends(ends: Ends, tokenizer: PreTrainedTokenizerBase) -> str:
         words.append("a response ends at " + " or ".join(map(str, tokenizer.convert_ids_to_tokens(list(ends.ids)))))
     if ends.left_out:
         ids = " and ".join(map(str, ends.left_out))
-        words.append(f"not at id {ids} of the model's generation settings, which is no special token")
+        words.append(f"not at id {ids} of the model's generation settings, which is not a special token")
     return ", ".join(words)
 
 

@@ -59,9 +59,9 @@ def _asked_of_the_hub(name: str) -> str | None:
     except errors.GatedRepoError:
         return None
     except errors.RepositoryNotFoundError:
-        return "neither a folder here nor a model of the hub that you may read"
+        return "neither a local folder nor a hub model that you can access"
     except errors.HfHubHTTPError:
         return None
     except (OSError, getattr(errors, "HTTPError", OSError)) as error:  # the latter is its HTTP client's
-        return f"no folder here, and the hub cannot be asked ({first_line(error)})"
+        return f"not a local folder, and the hub cannot be reached ({first_line(error)})"
     return None

@@ -46,7 +46,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
             return load_tokenizer(adapter_base(path, f"model {path!r}"), trust_remote_code=trust_remote_code)
         if Path(path).is_dir() and not any(Path(path).glob("*token*")):
             raise P3OError(
-                f"model {path!r}: the folder holds no tokenizer; save that of the model there too, with save_pretrained"
+                f"model {path!r}: the folder has no tokenizer; save the model's tokenizer there too, with save_pretrained"
             ) from error
         raise P3OError(f"model {path!r}: no tokenizer could be loaded ({first_line(error)}); {ADVICE}") from error
     return tokenizer
@@ -122,7 +122,8 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     if has_adapter(writer):
         if not writer.active_peft_config.base_model_name_or_path:
             raise P3OError(
-                "an adapter alone cannot be saved: its base is in no folder; save the base first, or save merged"
+                "the adapter cannot be saved by itself, because its base model is not in any folder; save the "
+                "base first, or save merged"
             )
         # No look at the hub for whether the vocabulary has grown: nothing here grows it.
         writer.save_pretrained(folder, save_embedding_layers=False, **weights)

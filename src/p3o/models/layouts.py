@@ -125,8 +125,8 @@ class Split(Layout):
         """
         if model.training and checkpoints_activations(model):
             raise P3OError(
-                "layout split: gradient checkpointing in training mode switches off the cache that this layout needs; "
-                "use layout shared or padded, or switch checkpointing off"
+                "layout split: gradient checkpointing in training mode disables the cache that this layout needs; "
+                "use layout shared or padded, or turn checkpointing off"
             )
         split, device = split_rows(groups, time=time, fill=fill), device_of(model)
         prompts = split.prompts.to(device)

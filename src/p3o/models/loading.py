@@ -78,12 +78,12 @@ def load_pretrained(
         )
         reason = first_line(error)
         if "use_safetensors=True" in reason:  # transformers' advice is to read the pickle
-            reason = "it has no weights in safetensors, and pickled ones are not read"
+            reason = "it has no safetensors weights, and p3o does not load pickled ones"
         raise P3OError(f"{named}: cannot be loaded as {kind} ({reason}); {ADVICE}") from error
     missing = sorted(key for key in report["missing_keys"] if key.split(".")[0] not in new)
     if missing:
         raise P3OError(
-            f"{named}: its files lack {_listed(missing)}, which would be drawn at random; it is a model of another kind"
+            f"{named}: its files lack {_listed(missing)}, which would be initialised at random; it is a different kind of model"
             + (", train a reward model on it with `p3o reward`" if task == "SEQ_CLS" and not new else "")
         )
     if adapter:
@@ -109,13 +109,12 @@ def adapter_base(path: str, what: str) -> str:
     base = _adapter_config(path, what).base_model_name_or_path
     if not base:
         raise P3OError(
-            f"{what}: an adapter that names no base; write the base's folder or hub name into its adapter_config.json "
-            "as base_model_name_or_path"
+            f"{what}: an adapter without the name of its base model; set base_model_name_or_path in its adapter_config.json"
         )
     if not Path(base).exists() and (Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1):
         raise P3OError(
-            f"{what}: an adapter on {base!r}, and that folder is not there; put the base back, start where the path leads "
-            "to it, or correct base_model_name_or_path in adapter_config.json"
+            f"{what}: an adapter on {base!r}, but that folder does not exist; restore it, run p3o where this "
+            "path is valid, or correct base_model_name_or_path in adapter_config.json"
         )
     return str(base)
 
@@ -170,8 +169,8 @@ def refuse_pickled_weights(path: str, what: str) -> None:
     )
     if pickled:
         raise P3OError(
-            f"{what}: only pickled weights ({_listed(pickled)}), and reading a pickle can run code; load them where you "
-            "trust them and save them again with save_pretrained, which writes safetensors"
+            f"{what}: only pickled weights ({_listed(pickled)}), and loading a pickle can run code; if you trust "
+            f"them, load them yourself and save them with save_pretrained, which writes safetensors"
         )
 
 
@@ -196,7 +195,7 @@ def _adapter_config(path: str, what: str) -> Any:
         raise P3OError(f"{what}: its adapter_config.json cannot be read ({first_line(error)})") from error
     if config.is_prompt_learning:
         raise P3OError(
-            f"{what}: an adapter of type {config.peft_type.value}; only those that change weights can be used"
+            f"{what}: an adapter of type {config.peft_type.value}; only adapters that change weights are supported"
         )
     return config
 
@@ -216,12 +215,13 @@ def _with_saved_adapter(model: nn.Module, path: str, *, task: str, what: str, ne
             weights |= {name: value for name, value in own.items() if name.split(".")[-2] in new}
         result = peft().set_peft_model_state_dict(adapted, weights)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise P3OError(f"{what}: the adapter cannot be put onto its base ({first_line(error)})") from error
+        raise P3OError(f"{what}: the adapter cannot be applied to its base model ({first_line(error)})") from error
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     missing, unknown = sorted(trained & set(result.missing_keys)), sorted(result.unexpected_keys)
     if missing or unknown:
         raise P3OError(
-            f"{what}: the adapter does not fit its base ({_listed(missing or unknown)}); was the base replaced?"
+            f"{what}: the adapter does not fit its base ({_listed(missing or unknown)}); check that the base "
+            f"model was not replaced"
         )
     return adapted
 

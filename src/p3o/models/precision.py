@@ -48,7 +48,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if dtype == torch.float16 and device.type == "cpu":
         raise P3OError("dtype: float16 is for GPUs; use float32 on the CPU")
     if dtype == torch.float64 and device.type == "mps":
-        raise P3OError("dtype: float64 is not to be had on Apple's GPUs; use float32, or device: cpu")
+        raise P3OError("dtype: float64 is not available on Apple's GPUs; use float32, or device: cpu")
     return dtype
 
 
@@ -77,7 +77,7 @@ def choose_precision(name: str, device: torch.device, *, trains_all_weights: boo
     """
     compute = choose_dtype(name, device)
     if trains_all_weights and compute == torch.float16:
-        raise P3OError("dtype: float16 overflows when all weights train; use bfloat16, float32 or LoRA")
+        raise P3OError("dtype: float16 overflows when all weights are trained; use bfloat16, float32 or LoRA")
     return Precision(torch.promote_types(compute, torch.float32) if trains_all_weights else compute, compute)
 
 

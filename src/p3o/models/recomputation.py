@@ -26,7 +26,9 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     """
     layers = blocks(model)
     if not layers:
-        raise P3OError(f"gradient checkpointing: {type(model).__name__} has no layers that can be recomputed")
+        raise P3OError(
+            f"gradient checkpointing: {type(model).__name__} does not support it; set gradient_checkpointing: false"
+        )
     for layer in layers:
         # A method of the instance: copies of the model recompute their own layers, and state_dict knows nothing of it.
         layer.forward = MethodType(_recomputed, layer)

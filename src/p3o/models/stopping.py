@@ -28,7 +28,7 @@ def split_stops(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Stop
         P3OError: if a stop string is empty; every response would end before it began.
     """
     if not all(stop):
-        raise P3OError("stop: an empty stop string would end every response at once; leave it out")
+        raise P3OError("stop: an empty stop string would end every response immediately; remove it")
     special = special_tokens(tokenizer) if stop else {}
     ids = dict.fromkeys(special[text] for text in stop if text in special)
     return Stops(tuple(ids), tuple(text for text in stop if text not in special))

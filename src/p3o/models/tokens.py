@@ -79,7 +79,7 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise P3OError(
-            "the tokenizer has no eos_token: set one in its tokenizer_config.json, responses must be able to end"
+            "the tokenizer has no eos_token, so responses could not end; set one in its tokenizer_config.json"
         )
     return int(tokenizer.eos_token_id)
 

@@ -108,9 +108,12 @@ def calibration_chart(bins: Sequence[CalibrationBin], palette: Palette) -> Drawi
     scale = alt.Scale(domain=[0.5, 1.0], nice=False)
     least = min(0.5, *(b.low for b in bins))
     x = alt.X(
-        "confidence:Q", title="the proxy's own probability of being right", scale=scale, axis=alt.Axis(format="~%")
+        "confidence:Q",
+        title="probability of being right according to the proxy",
+        scale=scale,
+        axis=alt.Axis(format="~%"),
     )
-    y_title = "share on which the truth agrees"
+    y_title = "share on which the reference agrees"
     level = alt.Scale(domain=[least, 1.0])
     y = alt.Y("agreement:Q", title=y_title, scale=level, axis=alt.Axis(format="~%"))
     ideal = alt.Chart(alt.NamedData("ideal")).mark_line(strokeDash=[4, 4], color=palette.muted)

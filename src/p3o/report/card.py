@@ -144,7 +144,7 @@ def _recipe(model: _Model, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _data(model: _Model, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What it learned from, by name."""
     if settings["embedded"] is not None:
-        return [("the embedded task", "text written by a grammar, no one's data")]
+        return [("the embedded task", "text generated from a grammar, without anyone's data")]
     names = {"sft": ("demonstrations",), "reward": ("demonstrations", "preferences"), "rl": tuple(settings["data"])}
     rows = [(name, settings["data"][name]) for name in names[model.kind] if settings["data"].get(name) is not None]
     return [(name.replace("_", " "), value if isinstance(value, str) else _yaml(value)) for name, value in rows]
@@ -173,7 +173,7 @@ def _measurements(model: _Model, rows: Sequence[Mapping[str, Any]], run: Path) -
     for result in read_comparisons(run / "head_to_head.json"):
         if (result.a, result.b) == (model.run, "sft"):
             interval = f"{percent(result.win_rate, 1)} ({number(100 * result.low, 1)}–{number(100 * result.high, 1)})"
-            shown.append((f"wins against the start by the {result.by}, 95 % interval", interval))
+            shown.append((f"win rate against the starting model by the {result.by}, 95 % interval", interval))
     return shown
 
 

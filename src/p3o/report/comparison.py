@@ -119,30 +119,34 @@ def _frontiers(runs: RunSet, palette: Palette) -> Section:
         found = method_frontiers(runs, measure)
         if not found:
             continue
-        heading = "Gold reward" if measure == "gold" else "Proxy reward, the one that training maximises"
+        heading = "Gold reward" if measure == "gold" else "Proxy reward (maximised in training)"
         chart = band_chart(found, measure, palette).specification(palette, height=400)
-        panels.append(Panel(heading, chart, f"{heading} against KL: one hull with its band for each algorithm"))
+        panels.append(
+            Panel(heading, chart, f"{heading} against KL: a hull with its confidence band for each algorithm")
+        )
         table = _area_table(found, largest_common_kl(runs), measure, palette)
         blocks.append(
             TableBlock(table, f"{'Gold' if measure == 'gold' else 'Proxy'} reward: area, best at equal KL, fit")
         )
     if not panels:
         return Section(
-            "frontier", title, "Left out: no algorithm has moved away from the SFT model, or SFT was not evaluated."
+            "frontier",
+            title,
+            "Left out: no algorithm moved away from the SFT model, or the SFT model was not evaluated.",
         )
     intro = (
-        "A line is the best reward within each KL budget: the concave hull of one algorithm's policies over β and training "
-        "steps, its mean over seeds; the band is the 95\N{NO-BREAK SPACE}% interval of that mean (Student's t; none for one "
-        "seed). Each mark is one policy at the end of its training."
+        "Each line shows the best reward that an algorithm reaches within each KL budget: the concave hull of its "
+        "policies over β and training steps, averaged over seeds. The band is the 95\N{NO-BREAK SPACE}% interval "
+        "of that mean (Student's t; none with one seed). Each mark is one policy at the end of its training."
     )
     caption = (
-        "A hull is a maximum over noisy points and so slightly optimistic, the more so the more points it has: compare "
-        "algorithms with equally many runs."
+        "A hull is a maximum over noisy points and therefore slightly optimistic, more so with more points: "
+        "compare algorithms with equal numbers of runs."
     )
     if "reward" in measures and len(runs.runs) > 1:
         caption += (
-            " Proxy rewards of runs that each trained a reward model of their own have no common zero or scale: they are moved "
-            "so that all SFT models stand at the same level; their scales stay what they are."
+            " Runs that each trained their own reward model have proxy rewards without a common zero or scale: "
+            "they are shifted so that all SFT models have the same value, but not rescaled."
         )
     return Section("frontier", title, intro, [Figure(panels, runs.algorithms, caption, columns=len(panels)), *blocks])
 
@@ -151,9 +155,9 @@ def _dominance(runs: RunSet, palette: Palette) -> Section:
     title = "At equal KL"
     found = paired_comparisons(runs)
     if len(runs.algorithms) < 2:
-        return Section("dominance", title, "Left out: there is one algorithm only.")
+        return Section("dominance", title, "Left out: there is only one algorithm to show.")
     if not found:
-        why = "Left out: the runs were not evaluated on the same held-out prompts, or kept no responses with their KL."
+        why = "Left out: the runs were not evaluated on the same held-out prompts, or have no saved responses with their KL."
         return Section("dominance", title, why)
     budgets = next(iter(found.values())).kl
     rows = [
@@ -165,14 +169,15 @@ def _dominance(runs: RunSet, palette: Palette) -> Section:
         ]
         for (a, b), comparison in found.items()
     ]
-    head = ["A", "minus B", *(f"at {number(kl)} nats" for kl in budgets), "mean up to there", "A leads"]
+    head = ["A", "minus B", *(f"at {number(kl)} nats" for kl in budgets), "mean up to the last", "A leads"]
     intro = (
         f"The best {'gold' if runs.measure == 'gold' else 'proxy'} reward within each KL budget, A minus B, from the policies "
         "at the end of their training. Intervals of 95\N{NO-BREAK SPACE}%: a bootstrap that draws the same prompts for all "
-        "policies, and seeds where there are several. A leads if all three differences are above 0 beyond doubt."
+        "policies, and seeds where there are several. A leads if the intervals of all three differences lie above 0."
     )
     if runs.measure == "reward" and len(runs.runs) > 1:
-        intro += " Proxy rewards of runs with reward models of their own count from their own SFT model, each in its own scale."
+        intro += " Proxy rewards of runs with different reward models are measured from each run's own SFT model, "
+        "in each reward model's own scale."
     return Section("dominance", title, intro, [TableBlock(Table(head, rows, frozenset({"A", "minus B"})))])
 
 
@@ -220,7 +225,7 @@ def _policies(runs: RunSet, palette: Palette) -> Section:
 
 def _runs(runs: RunSet) -> Section:
     facts = [(run.folder.name, f"seed {run.info.seed}, {run.info.status}") for run in runs.runs]
-    note = f"{runs.shifted} policies trained with per-prompt reward offsets are left out here." if runs.shifted else ""
+    note = f"{runs.shifted} policies trained with per-prompt reward offsets are not included." if runs.shifted else ""
     return Section("runs", "The runs", note, [Facts("Folder, seed, status", facts)])
 
 
@@ -252,14 +257,13 @@ def _summary(runs: RunSet, palette: Palette) -> str:
     names = listed([palette.label(name) for name in runs.algorithms])
     start = sft_value(runs, measure)
     found = sorted(method_frontiers(runs, measure), key=lambda f: -float(np.mean(f.area)))
-    text = (
-        f"{names}: {len(runs.policies)} policies of {len(runs.runs)} runs over {seeds} seed{'s' if seeds > 1 else ''}."
-    )
+    text = f"{names}: {len(runs.policies)} policies from {len(runs.runs)} runs with {seeds} seed{'s' if seeds > 1 else ''}."
     if found and start is not None:
         budget = number(largest_common_kl(runs))
         gains = listed([f"{palette.label(f.algorithm)} {signed(float(np.mean(f.area)))}" for f in found])
         kind = "gold" if measure == "gold" else "proxy"
-        text += f" Within {budget} nats of the SFT model ({kind} reward {number(start)}) the frontier's mean gain is {gains}."
+        text += f" Up to {budget} nats from the SFT model ({kind} reward {number(start)}), the mean gain along "
+        f"the frontier is {gains}."
     return text
 
 

@@ -44,7 +44,7 @@ def completions(
         if policy in (None, row.policy) and step in (None, row.step) and prompt in (None, row.prompt_index)
     ]
     if not chosen:
-        raise P3OError(f"{run}: no sample has all of these; ask for fewer at once")
+        raise P3OError(f"{run}: no sample matches all of these; leave one out")
     return sorted(chosen, key=lambda row: (order[row.policy], row.prompt_index, row.step))
 
 

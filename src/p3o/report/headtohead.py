@@ -22,9 +22,9 @@ def head_to_head_section(data: RunData, palette: Palette) -> Section:
         why = "Left out: head_to_head.json is missing or empty; it is written after the last evaluation."
         return Section("headtohead", title, why)
     intro = (
-        "Two policies answer the same held-out prompts once each; the higher reward, or the judge, names the winner; a tie "
-        "counts one half. The bar spans the 95\N{NO-BREAK SPACE}% interval; where it crosses the middle, the prompts do not "
-        "tell the two apart."
+        "Each of two policies answers the same held-out prompts once. The higher reward, or the judge, decides "
+        "the winner; a tie counts one half. The bar shows the 95\N{NO-BREAK SPACE}% interval; if it crosses the "
+        "middle, these prompts do not show which policy is better."
     )
     blocks: list[Block] = []
     for name, found in _criteria(data).items():
@@ -35,7 +35,9 @@ def head_to_head_section(data: RunData, palette: Palette) -> Section:
         )
         if any(c.length_controlled for c in found):
             blocks.append(
-                TableBlock(trust_table(data, found, palette), f"{name}: at equal length, and how far to trust it")
+                TableBlock(
+                    trust_table(data, found, palette), f"{name}: at equal length, and how reliable the verdicts are"
+                )
             )
             if any(c.by_length for c in found):
                 by_length = length_table(data, found, palette)
@@ -43,7 +45,7 @@ def head_to_head_section(data: RunData, palette: Palette) -> Section:
         if ranked := ranking(data, found):
             blocks.append(TableBlock(ranking_table(data, ranked, palette), f"{name}: Bradley–Terry ranking"))
     if adjusted := price_table(data, palette):
-        blocks.append(TableBlock(adjusted, f"By {_reward_name(judge(data))} reward, when a nat of KL has a price"))
+        blocks.append(TableBlock(adjusted, f"By {_reward_name(judge(data))} reward, with a price on KL"))
     return Section("headtohead", title, intro, blocks)
 
 
@@ -166,7 +168,7 @@ def price_table(data: RunData, palette: Palette) -> Table | None:
                     ),
                 ]
             )
-    head = ["A", "against B", "A wins, KL free", f"A wins, {prices[1]:g} of reward a nat"]
+    head = ["A", "against B", "A wins, no price on KL", f"A wins, {prices[1]:g} of reward per nat"]
     return Table(head, rows, frozenset({"A", "against B"})) if rows else None
 
 

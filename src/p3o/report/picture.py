@@ -37,7 +37,8 @@ def draw_frontier(run: Path, target: Path) -> Path:
     found = frontiers(data, measure)
     if not found:
         raise P3OError(
-            f"{run / 'metrics.jsonl'}: holds no evaluation of a trained policy; there is no frontier to draw"
+            f"{run / 'metrics.jsonl'}: has no evaluation of a trained policy, so there is no frontier to draw; "
+            f"run p3o evaluate first"
         )
     palette = picture_palette(data.algorithms)
     drawing = frontier_chart(found, yardsticks(data, measure), measure, palette, legend=True)

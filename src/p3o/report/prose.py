@@ -37,7 +37,7 @@ def _status(data: RunData) -> str:
     if data.info.finished:
         return ""
     state = "has failed" if data.info.status == "failed" else f"is {data.info.status}"
-    return f"This run {state}: what follows is what it has so far."
+    return f"This run {state}: the report shows its results so far."
 
 
 def _what(data: RunData, palette: Palette) -> str:
@@ -47,8 +47,8 @@ def _what(data: RunData, palette: Palette) -> str:
     prompts = {row.prompts for row in data.evaluations}
     count = f"{max(prompts)} held-out prompts" if prompts else "held-out prompts"
     if len(data.algorithms) == 1:
-        return f"{names} started from a supervised fine-tuned model (SFT) and was judged on {count}."
-    return f"{names} started from the same supervised fine-tuned model (SFT) and were judged on {count}."
+        return f"{names} started from a supervised fine-tuned model (SFT) and was evaluated on {count}."
+    return f"{names} started from the same supervised fine-tuned model (SFT) and were evaluated on {count}."
 
 
 def _yardsticks(data: RunData, measure: Measure) -> str:
@@ -61,9 +61,9 @@ def _yardsticks(data: RunData, measure: Measure) -> str:
     others = [(row, value[0]) for row in data.evaluations if row.policy == "sft" and (value := value_of(row, measure))]
     greedy = [f"greedy {number(value)}" for row, value in others if row.decoding == "greedy"]
     best = max(((n, value) for row, value in others if (n := best_of_n(row))), default=None)
-    chosen = [f"best of {best[0]} by proxy {number(best[1])}"] if best else []
+    chosen = [f"best of {best[0]} chosen by the proxy {number(best[1])}"] if best else []
     more = f" ({', '.join(greedy + chosen)})" if greedy or chosen else ""
-    name = "Gold reward, which training never sees," if measure == "gold" else "Reward"
+    name = "The gold reward, which training never sees," if measure == "gold" else "The reward"
     return f"{name} is {with_error(*start)} for samples of the SFT model{more}."
 
 
@@ -87,7 +87,7 @@ def _matched(data: RunData, measure: Measure, palette: Palette) -> str:
         return ""
     ranked = sorted(((f.value_at(budget), palette.label(f.algorithm)) for f in found), reverse=True)
     values = listed([f"{name} {number(value)}" for value, name in ranked])
-    return f"Within {number(budget)} nats, the largest KL that every algorithm reached, the best values are {values}."
+    return f"Up to {number(budget)} nats, the largest KL that every algorithm reached, the best values are {values}."
 
 
 def _wins(data: RunData, measure: Measure, palette: Palette) -> str:
@@ -112,10 +112,12 @@ def _over_optimised(data: RunData, palette: Palette) -> str:
 
     told = []
     if exploited:
-        told.append(f"Over-optimisation shows: gold reward ended below its highest point for {falls(exploited)}.")
+        told.append(
+            f"There is over-optimisation: the gold reward ended below its highest point for {falls(exploited)}."
+        )
     if both:
         told.append(
-            f"Gold reward ended below its highest point and the proxy fell with it (unstable training) for {falls(both)}."
+            f"The gold reward ended below its highest point and the proxy fell with it (unstable training) for {falls(both)}."
         )
     return " ".join(told)
 

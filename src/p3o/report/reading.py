@@ -74,7 +74,7 @@ def _rows_by_stage(metrics: Path) -> Mapping[str, list[tuple[str, dict[str, Any]
     for place, row in _jsonl(metrics):
         stage = row.pop("stage", None)
         if not isinstance(stage, str):
-            raise P3OError(f"{place}: the key 'stage' is missing; is this the metrics file of a p3o run?")
+            raise P3OError(f"{place}: the key 'stage' is missing; is this the metrics.jsonl of a p3o run?")
         stages[stage].append((place, row))
     return stages
 
@@ -161,7 +161,7 @@ def _parse_json(text: str, place: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         at = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise P3OError(f"{place}: not valid JSON{at}; the file was cut off or edited") from error
+        raise P3OError(f"{place}: not valid JSON{at}; the file was cut short or edited, restore it") from error
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

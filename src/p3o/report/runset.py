@@ -117,7 +117,10 @@ def read_runs(folders: Sequence[Path]) -> RunSet:
         for policy in _policies(folder.name, run, measure, lift)
     ]
     if not policies:
-        raise P3OError(f"{folders[0]}: no run holds an evaluation of a trained policy; there is nothing to compare")
+        raise P3OError(
+            f"{folders[0]}: none of the runs has an evaluation of a trained policy, so there is "
+            f"nothing to compare; run p3o evaluate first"
+        )
     prompts = [{row.prompt_index: row.prompt for row in run.responses if row.policy == "sft"} for run in runs]
     same = bool(prompts[0]) and all(other == prompts[0] for other in prompts)
     return RunSet(runs, policies, sum(len({row.policy for row in run.shifted}) for run in runs), same)

@@ -41,19 +41,19 @@ _CURVES = (
     ("reward", "Training reward", "mean per response", ""),
     ("kl_k1", "KL to SFT, estimator k1", "nats per response", ""),
     ("length", "Length", "tokens per response", ""),
-    ("ended", "Share ended", "share of responses", "~%"),
+    ("ended", "Finished responses", "share of responses", "~%"),
     ("clip_fraction", "Clip fraction", "share of loss terms", "~%"),
     ("effective_sample_share", "Effective sample size", "share of the responses", "~%"),
     ("ratio_max", "Largest importance ratio", "π / π_old of a response", ""),
     ("tie_fraction", "Ties", "share of pairs", "~%"),
     ("reward_gap", "Reward gap", "mean |difference|", ""),
     ("half_squared_log_ratio", "Distance from the sampling policy", "½ (log-ratio)², nats²", ""),
-    ("updates", "Updates done", "per step", ""),
+    ("updates", "Updates", "per step", ""),
     ("loss", "Loss, each algorithm's own", "per batch", ""),
 )
 _TESTS = {
     "pairs": "Held-out pairs",
-    "prompts": "Different prompts in them",
+    "prompts": "Distinct prompts in them",
     "accuracy_labels": "Ranked as labelled",
     "accuracy_gold": "Agrees with the gold order",
     "accuracy_cross_prompt": "Prefers an answer to this prompt",
@@ -104,27 +104,29 @@ def frontier_section(data: RunData, palette: Palette) -> Section:
     for measure in measures:
         found = frontiers(data, measure)
         if found:
-            heading = "Gold reward" if measure == "gold" else "Proxy reward, the one that training maximises"
+            heading = "Gold reward" if measure == "gold" else "Proxy reward (maximised in training)"
             chart = frontier_chart(found, yardsticks(data, measure), measure, palette).specification(
                 palette, height=380
             )
             panels.append(Panel(heading, chart, f"{heading} against KL to the SFT model, per algorithm"))
             name = "Gold" if measure == "gold" else "Proxy"
-            blocks.append(TableBlock(fit_table(found, palette), f"{name} reward: fit, and the best within an equal KL"))
+            blocks.append(TableBlock(fit_table(found, palette), f"{name} reward: fit, and best value at equal KL"))
     if not panels:
-        return Section("frontier", title, "No policy trained by reinforcement learning has been evaluated in this run.")
+        return Section("frontier", title, "No policy trained by reinforcement learning was evaluated in this run.")
     intro = (
-        "Each point is a policy during training, larger at its last step: how much reward it gets, and how far it has "
-        "moved from the SFT model. Up is better, left is cheaper. Bars are 95\N{NO-BREAK SPACE}% intervals over prompts; "
-        "the curves are fits of reward(SFT) + a·√KL + b·KL. Greedy SFT and best-of-n need no training and show what "
-        "that buys."
+        "Each point is a policy at one step of training, with a larger mark at the last step. It shows how much "
+        "reward the policy gets and how far it has moved from the SFT model (KL): higher is better, and further "
+        "left is closer to SFT. Bars are 95\N{NO-BREAK SPACE}% intervals over prompts; the curves are fits of "
+        "reward(SFT) + a·√KL + b·KL. Greedy SFT and best-of-n are shown for comparison; they need no RL."
     )
     caption = (
-        "KL is summed over the whole vocabulary at each token and over the tokens of the response. A reward model's "
-        "level has no meaning of its own, only differences. Best of n stands at log n − (n−1)/n nats, the bound of its KL."
+        "KL is summed over the whole vocabulary at each token and over the tokens of the response. The level of a "
+        "reward model's scores has no meaning, only their differences. Best of n is drawn at log n − (n−1)/n "
+        "nats, an upper bound of its KL."
     )
     if not data.has_gold:
-        caption += " This run has no gold reward: nothing here tells real improvement from fooling the reward."
+        caption += " This run has no gold reward, so these results cannot tell real improvement from exploiting "
+        "flaws of the reward."
     names = [f.algorithm for f in frontiers(data, "reward")]
     return Section("frontier", title, intro, [Figure(panels, names, caption, columns=len(panels)), *blocks])
 
@@ -133,14 +135,15 @@ def over_optimisation_section(data: RunData, palette: Palette) -> Section:
     """Proxy against gold."""
     title = "Proxy against gold"
     if not data.has_gold:
-        return Section("overoptimisation", title, "Left out: this run has no gold reward to hold the proxy against.")
+        return Section("overoptimisation", title, "Left out: this run has no gold reward to compare the proxy with.")
     gold = {frontier.algorithm: frontier for frontier in frontiers(data, "gold")}
     pairs = [(proxy, gold[proxy.algorithm]) for proxy in frontiers(data, "reward") if proxy.algorithm in gold]
     if not pairs:
-        return Section("overoptimisation", title, "Left out: no trained policy has been judged by the gold reward.")
+        return Section("overoptimisation", title, "Left out: no trained policy was evaluated with the gold reward.")
     intro = (
-        "The same policies again: what training gained on the reward model, and what that was worth. A path that bends down "
-        "has begun to exploit the reward model's mistakes. Bars are 95\N{NO-BREAK SPACE}% intervals of the gold reward."
+        "For the same policies: the gain on the proxy that training maximised, and the gain on the gold reward. A "
+        "path that bends down has begun to exploit the reward model's mistakes. Bars are 95\N{NO-BREAK SPACE}% "
+        "intervals of the gold reward."
     )
     chart = proxy_gold_chart(pairs, palette).specification(palette, height=340)
     panel = Panel(
@@ -166,9 +169,10 @@ def training_section(data: RunData, palette: Palette) -> Section:
             Figure(
                 panels,
                 names,
-                "A step samples one batch of prompts and trains on it. Lines are moving means of the faint values behind. A "
-                "reward model's level means nothing and each step has other prompts: the frontier above, on the same held-out "
-                "prompts for all, is what compares.",
+                "Each step samples responses to one batch of prompts and trains on them. Lines are moving means; "
+                "the raw values are faint. To compare algorithms, use the frontier above, which evaluates all of "
+                "them on the same held-out prompts: here each step has different prompts, and the level of a "
+                "reward model's scores has no meaning.",
                 columns=3,
             )
         )
@@ -176,11 +180,11 @@ def training_section(data: RunData, palette: Palette) -> Section:
     sft = _stage_panels(data.sft, palette, losses, "nats per token")
     if sft:
         heldout = [step.values["heldout_loss"] for step in data.sft if "heldout_loss" in step.values]
-        end = f" Held-out loss at its end: {number(heldout[-1], 3)} nats per token." if heldout else ""
-        blocks.append(Figure(sft, [], f"Supervised fine-tuning, the start of everything above.{end}", columns=3))
+        end = f" Final held-out loss: {number(heldout[-1], 3)} nats per token." if heldout else ""
+        blocks.append(Figure(sft, [], f"Supervised fine-tuning of the model that RL starts from.{end}", columns=3))
     if not blocks:
-        return Section("training", title, "Left out: metrics.jsonl holds no training steps.")
-    intro = "What each algorithm reported while it trained, on its training prompts." if panels else "No RL steps yet."
+        return Section("training", title, "Left out: metrics.jsonl has no training steps.")
+    intro = "Metrics of each algorithm during training, on its training prompts." if panels else "No RL steps yet."
     return Section("training", title, intro, blocks)
 
 
@@ -200,9 +204,10 @@ def shift_section(data: RunData, palette: Palette) -> Section | None:
     if not plain or not shifted:
         return None
     intro = (
-        "Trained again with a random offset on every prompt's reward. Offsets change no comparison between two "
-        "responses to the same prompt, and a reward model's are arbitrary; an algorithm that sees only "
-        "differences cannot notice them. Lines without offsets are solid, with offsets dashed."
+        "Each algorithm was trained a second time with a random offset added to all rewards of each prompt. Such "
+        "offsets do not change any comparison between two responses to the same prompt, and a reward model's own "
+        "offsets are arbitrary; an algorithm that uses only reward differences is not affected by them. Solid "
+        "lines are without offsets, dashed lines with them."
     )
     chart = shift_chart(plain, shifted, measure, palette).specification(palette, height=360)
     panel = Panel("With and without per-prompt offsets", chart, "Frontiers with and without per-prompt reward offsets")
@@ -229,10 +234,10 @@ def reward_model_section(data: RunData, palette: Palette) -> Section:
         return Section("rewardmodel", title, "Left out: this run trained no reward model of its own.")
     learned = bool(facts or panels)
     intro = (
-        "The proxy, learned from labelled pairs (Bradley–Terry) and tested on pairs that it has not seen. "
-        "At 50 % it would know nothing."
+        "The proxy reward, trained on labelled pairs (Bradley–Terry) and tested on held-out pairs. An accuracy of "
+        "50 % is chance."
         if learned
-        else "The proxy was given and not learned here. At 50 % it would know nothing."
+        else "The proxy reward was given, not trained in this run. An agreement of 50 % is chance."
     )
     blocks: list[Block] = [Facts("On held-out pairs", facts)] if facts else []
     if panels:
@@ -241,7 +246,7 @@ def reward_model_section(data: RunData, palette: Palette) -> Section:
         # Only of a reward that was fitted to comparisons are differences log-odds, which say how sure it is.
         blocks += _calibration(truth, pairs, palette) if learned or _is_a_model(data) else []
         name = _truth_name(truth)
-        blocks.append(TableBlock(agreement_table(pairs), f"Agreement with {name}, and whether length fools the proxy"))
+        blocks.append(TableBlock(agreement_table(pairs), f"Agreement with {name}, by which response is longer"))
     return Section("rewardmodel", title, intro, blocks)
 
 
@@ -262,9 +267,10 @@ def _calibration(truth: str, pairs: Sequence[Checked], palette: Palette) -> list
     bins = calibration_bins(pairs)
     chart = calibration_chart(bins, palette).specification(palette, height=260)
     caption = (
-        f"Responses of two policies to the same held-out prompt, {len(pairs)} pairs, held against {name}. Bars are 95 % "
-        f"intervals. Mean distance from the dashed line: {number(expected_calibration_error(bins), 3)}. A reward model learns "
-        "how often people agree; a truth without noise agrees more often than that, so points above the line are no fault."
+        f"Responses of two policies to the same held-out prompt, {len(pairs)} pairs, compared with {name}. Bars are 95 % "
+        f"intervals. Mean distance from the dashed line: {number(expected_calibration_error(bins), 3)}. A reward "
+        f"model learns how often people agree. A reference without noise agrees more often than people do, so "
+        f"points above the line are not a fault."
     )
     panel = Panel(
         "Calibration on the policies' responses", chart, "Agreement of the proxy with the truth against its confidence"
@@ -287,13 +293,15 @@ def texts_section(data: RunData, _palette: Palette) -> Section:
         blocks.append(FollowedBlock(followed(data.samples)))
     if not blocks:
         return Section(
-            "texts", title, "Left out: responses.jsonl holds no responses of the SFT model and a trained policy."
+            "texts",
+            title,
+            "Left out: responses.jsonl does not have responses of both the SFT model and a trained policy.",
         )
     intro = (
-        f"Sampled once at the temperature of training, and chosen by rule: {EVEN_PROMPTS} prompts at even distances "
-        f"through the held-out set, and for each algorithm the greatest rise and the greatest fall in "
-        f"{'gold' if judge(data) == 'gold' else 'proxy'} reward against SFT and the highest and lowest value. Extremes show "
-        "what can happen, not what is usual."
+        f"Each response was sampled once, at the training temperature. The prompts are selected by a fixed rule: "
+        f"{EVEN_PROMPTS} evenly spaced through the held-out set, and for each algorithm those with the largest "
+        f"rise and the largest fall in {'gold' if judge(data) == 'gold' else 'proxy'} reward compared with SFT, "
+        f"and with the highest and the lowest reward. The extremes show what can happen, not what is typical."
     )
     return Section("texts", title, intro, blocks)
 
@@ -301,7 +309,7 @@ def texts_section(data: RunData, _palette: Palette) -> Section:
 def evaluation_section(data: RunData, palette: Palette) -> Section:
     """All evaluations."""
     if not data.evaluations:
-        return Section("evaluations", "All evaluations", "Left out: metrics.jsonl holds no evaluations.")
+        return Section("evaluations", "All evaluations", "Left out: metrics.jsonl has no evaluations.")
     intro = "Means over held-out prompts ± one standard error; KL in nats per response."
     table = TableBlock(evaluation_table(data, palette), f"{len(data.evaluations)} evaluations", folded=True)
     return Section("evaluations", "All evaluations", intro, [table])
@@ -321,7 +329,7 @@ def run_section(data: RunData, _palette: Palette) -> Section:
     if info.seconds:
         total = [("Total", duration(sum(info.seconds.values())))] if "total" not in info.seconds else []
         blocks.append(Facts("Time", [*((readable(n), duration(s)) for n, s in info.seconds.items()), *total]))
-    blocks.append(Code("config.yaml, every setting resolved", data.config))
+    blocks.append(Code("config.yaml with all settings", data.config))
     return Section("run", "How this run was made", "", blocks)
 
 
@@ -334,7 +342,7 @@ def _curve_panel(data: RunData, palette: Palette, key: str, heading: str, y_titl
     if not lines:
         return None
     chart = curve_chart(lines, palette, y_title=y_title, y_format=y_format)
-    return Panel(heading, chart.specification(palette, height=_SMALL), f"{heading} along training, per algorithm")
+    return Panel(heading, chart.specification(palette, height=_SMALL), f"{heading} during training, per algorithm")
 
 
 def _stage_panels(

@@ -26,7 +26,7 @@ def terminal_summary(run: Path) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"{data.info.name}: last policies on held-out prompts",
+        title=f"{data.info.name}: final policies on held-out prompts",
         title_justify="left",
     )
     table.add_column("policy", no_wrap=True)

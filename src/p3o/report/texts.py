@@ -76,8 +76,8 @@ def _extremes(before: Mapping[int, Response], after: Mapping[int, Response], mea
         return []
     (fall, worst), (rise, best) = changes[0], changes[-1]
     return [
-        *([(-best, "greatest rise")] if rise > 0 else []),
-        *([(-worst, "greatest fall")] if fall < 0 else []),
+        *([(-best, "largest rise")] if rise > 0 else []),
+        *([(-worst, "largest fall")] if fall < 0 else []),
     ]
 
 

@@ -144,7 +144,7 @@ class Adapter:
         """
         if not has_adapter(model):
             raise P3OError(
-                "rl.rollout.weights: lora sends the adapter alone; add a section lora, or use gloo, nccl or disk"
+                "rl.rollout.weights: lora sends only the adapter; add a section lora, or use gloo, nccl or disk"
             )
         gathered: dict[str, Any] = {}
         if is_sharded(model):

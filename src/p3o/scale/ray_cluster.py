@@ -105,7 +105,7 @@ def _connect(engine: EngineConfig, given: dict[str, Any], timeout: float) -> Any
         except Exception as error:  # Ray raises whatever its parts do
             where = "cannot be started here" if engine.address is None else f"at {engine.address} cannot be used"
             raise P3OError(
-                f"engine.address: the Ray cluster {where}: {first_line(error)}; see docs/scale.md on addresses and tokens"
+                f"engine.address: the Ray cluster {where}: {first_line(error)}; docs/scale.md explains addresses and tokens"
             ) from error
     return ray
 

@@ -15,33 +15,37 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["local", "ray"] = Field(
-        "local", description="local: this process (or those that torchrun started); ray: workers of Ray Train."
+        "local", description="local: this process (or those started by torchrun); ray: Ray Train workers."
     )
-    workers: int = Field(1, gt=0, description="ray: how many processes train together.")
+    workers: int = Field(1, gt=0, description="ray: number of training processes.")
     min_workers: int | None = Field(
-        None, gt=0, description="ray: go on with fewer, down to this many, while hosts are missing; null: never fewer."
+        None,
+        gt=0,
+        description="ray: continue with fewer workers, down to this number, while hosts are missing; "
+        "null: never with fewer.",
     )
     address: str | None = Field(
         None,
         min_length=1,
-        description="ray: HOST:PORT of a cluster, or auto for the one of this host; null: start one here, for this run.",
+        description="ray: HOST:PORT of a cluster, or auto for the cluster of this host; null: start one here for this run.",
     )
-    cpus_per_worker: int | float = Field(1, gt=0, description="ray: CPU cores that a worker reserves.")
+    cpus_per_worker: int | float = Field(1, gt=0, description="ray: CPU cores reserved per worker.")
     gpus_per_worker: int | float | None = Field(
         None,
         ge=0,
-        description="ray: GPUs that a worker reserves; null: one if the cluster has any and device allows it.",
+        description="ray: GPUs reserved per worker; null: one if the cluster has any and device allows it.",
     )
     max_failures: int = Field(
-        3, ge=0, description="ray: how often to go on from the last checkpoint after losing a worker."
+        3, ge=0, description="ray: how many times to restart from the last checkpoint after a worker is lost."
     )
     start_seconds: int | float = Field(
-        180, gt=0, description="ray: how long an attempt waits until there is room for all its workers."
+        180, gt=0, description="ray: seconds that an attempt waits for room for all its workers."
     )
     resize_seconds: int | float = Field(
         300,
         gt=0,
-        description="ray: with min_workers, how often to look for hosts that are back; growing restarts from a checkpoint.",
+        description="ray: with min_workers, seconds between checks for hosts that are back; adding workers "
+        "restarts from a checkpoint.",
     )
 
     @model_validator(mode="after")
@@ -50,7 +54,8 @@ class EngineConfig(BaseModel):
         if self.name == "local":
             if self.workers != 1:
                 raise ValueError(
-                    f"workers: {self.workers} need an engine that starts them; use name: ray (--engine ray), or start p3o with "
+                    f"workers: {self.workers} workers need an engine that starts them; use name: ray (--engine "
+                    f"ray), or start p3o with "
                     "torchrun"
                 )
             if self.address is not None:

@@ -260,7 +260,7 @@ def _follow(ray: Any, fit: _Fit, post: Any, engine: EngineConfig, progress: Prog
             if lull.due(news.quiet_seconds):
                 progress.print(
                     f"engine: no worker has run for {news.quiet_seconds:.0f} s; waiting for room for {_count(engine)} "
-                    "(`ray status` tells what the cluster has)"
+                    "(`ray status` shows what the cluster has)"
                 )
             if asked and asked_at is None:
                 asked_at = time.monotonic()
@@ -277,8 +277,8 @@ def _collect(ray: Any, post: Any, engine: EngineConfig) -> News:
         news: News = ray.get(post.collect.remote(), timeout=60)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise P3OError(
-            f"the Ray cluster{'' if engine.address is None else f' at {engine.address}'} does not answer any more "
-            f"({first_line(error)}); go on with --resume when it is back"
+            f"the Ray cluster{'' if engine.address is None else f' at {engine.address}'} is no longer responding "
+            f"({first_line(error)}); continue with --resume when it is back"
         ) from error
     return news
 
@@ -292,7 +292,7 @@ def _raise(outcome: Outcome) -> None:
 def _stopped(number: int) -> Outcome:
     name = signal.Signals(number).name
     return Outcome(
-        "stopped", f"stopped by {name} between two trainings; go on with --resume from the last checkpoint", number
+        "stopped", f"stopped by {name} between two trainings; continue from the last checkpoint with --resume", number
     )
 
 
@@ -304,8 +304,8 @@ def _explained(error: BaseException, engine: EngineConfig) -> BaseException:
     if isinstance(error, ControllerError):
         return P3OError(
             f"engine: {engine.workers} workers did not start within engine.start_seconds = {engine.start_seconds:g}, "
-            f"{engine.max_failures + 1} times over ({first_line(error.controller_failure)}); look at the cluster's resources "
-            "with `ray status`, or raise the limit"
+            f"{engine.max_failures + 1} times over ({first_line(error.controller_failure)}); check the cluster's "
+            f"resources with `ray status`, or raise the limit"
         )
     if isinstance(error, WorkerGroupError):
         causes = error.worker_failures
@@ -313,8 +313,8 @@ def _explained(error: BaseException, engine: EngineConfig) -> BaseException:
             rank, cause = min(causes.items(), key=lambda item: (not isinstance(cause_of(item[1]), RayError), item[0]))
             return LostWorkersError(
                 f"engine: workers were lost {engine.max_failures + 1} times, more than engine.max_failures = "
-                f"{engine.max_failures} (last: worker {rank}: {in_words(cause)}); go on from the last checkpoint "
-                "with --resume"
+                f"{engine.max_failures} (last: worker {rank}: {in_words(cause)}); continue from the last "
+                f"checkpoint with --resume"
             )
     return error
 

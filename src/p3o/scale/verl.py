@@ -61,7 +61,7 @@ def group_advantages(rewards: Float[Tensor, " row"], groups: Sequence[Any]) -> F
         P3OError: if a reward is not finite, or the groups are not all of one size of at least two.
     """
     if not bool(rewards.isfinite().all()):
-        raise P3OError("verl: a reward is not finite; drop the whole group before advantages are computed")
+        raise P3OError("verl: a reward is not finite; drop the complete group before advantages are computed")
     sizes = Counter(groups)
     wanted = max(sizes.values(), default=0)
     incomplete = [(group, size) for group, size in sizes.items() if size < max(wanted, 2)]

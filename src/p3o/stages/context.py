@@ -62,8 +62,7 @@ class RunContext:
         self.stages, self.resume = tuple(stages), resume
         if world().size > 1 and config.device.startswith("cuda:"):
             raise P3OError(
-                f"device: {config.device} is one GPU, and {world().size} processes train together, each on one of its own; use "
-                "cuda or auto"
+                f"device: {config.device} names one GPU, but {world().size} processes each need their own; use cuda or auto"
             )
         self.device = choose_device(config.device)
 
@@ -106,7 +105,7 @@ class RunContext:
         size = world().size
         if size == 1:
             return "one process" + (", nothing is sharded" if self.config.parallel.mode == "fsdp" else "")
-        return f"{size} processes, {'sharded' if self.models.is_sharding else 'each with the whole models'}"
+        return f"{size} processes, {'sharded' if self.models.is_sharding else 'each with complete models'}"
 
     @property
     def feedback(self) -> Feedback:
@@ -176,7 +175,7 @@ class RunContext:
         found = resume(trainer, checkpoints) if self.resume else None
         if found is not None:
             rewind(self.folder.path, found["lengths"])
-            self.progress.print(f"{name}: going on after step {trainer.done}")
+            self.progress.print(f"{name}: continuing after step {trainer.done}")
             advance(trainer.done)
             resumed(trainer.done)
         else:
@@ -193,7 +192,7 @@ class RunContext:
                 raise fault
             rewind(self.folder.path, state["lengths"])
             resumed(trainer.done)
-            self.warn(f"{name}: {fault}; back to step {trainer.done} (time {attempt})")
+            self.warn(f"{name}: {fault}; rolled back to step {trainer.done} (attempt {attempt})")
 
         watch = Watch()
 
@@ -257,7 +256,7 @@ class RunContext:
         """
         path = self.folder.path / name
         if not path.is_dir():
-            raise P3OError(f"{path}: not there yet; run `{command}` in this run folder first")
+            raise P3OError(f"{path}: does not exist yet; run `{command}` on this run first")
         return str(path)
 
     def check(self, *, load_models: bool = True) -> None:
@@ -274,7 +273,7 @@ class RunContext:
         if set(self.stages) <= {"report"}:
             return
         if "rl" in self.stages and not self.inputs.prompts:
-            raise P3OError(f"{self.config.data.prompts}: no prompts")
+            raise P3OError(f"{self.config.data.prompts}: contains no prompts; add some")
         if not {"rl", "evaluate"}.isdisjoint(self.stages):
             sample = (self.inputs.prompts or self.inputs.heldout_prompts)[:2]
             made_up = ["A response.", "Another response."][: len(sample)]

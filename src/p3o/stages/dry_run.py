@@ -115,7 +115,7 @@ class _Outlook:
 
     def of(self, stage: str) -> StageOutlook:
         if self.run.folder.done(stage):
-            return StageOutlook(stage, "done already; --overwrite does it again")
+            return StageOutlook(stage, "already done; --overwrite repeats it")
         tell: Callable[[], StageOutlook] = getattr(self, f"_{stage}")
         return tell()
 
@@ -125,7 +125,7 @@ class _Outlook:
     def _sft(self) -> StageOutlook:
         config, rows = self.run.config.sft, self.rows.get(DEMONSTRATIONS, [])
         if config is None:
-            return StageOutlook("sft", "skipped: no sft section, RL starts from the model as it is")
+            return StageOutlook("sft", "skipped: without an sft section, RL starts from the model as it is")
         steps = config.steps if config.steps is not None else max(1, len(rows) // config.batch_size)
         memory = self._memory()
         held = memory.supervised("language", config.optimiser)
@@ -150,7 +150,7 @@ class _Outlook:
             does = f"{config.embedded.pairs} labelled pairs"
         elif config.sampling is not None:
             labeller = config.sampling.labeller
-            does = f"{self._sampled_pairs(config.sampling)} pairs at most, " + (
+            does = f"at most {self._sampled_pairs(config.sampling)} pairs, " + (
                 "to be labelled with p3o label" if labeller is None else f"labelled ({labeller.kind})"
             )
         else:
@@ -258,14 +258,14 @@ class _Outlook:
 
     def _alone(self) -> str:
         """Of what one process does where several train: the first, while the others wait, or the one that called Ray."""
-        return "; by one process, with whole models" if processes_of(self.run.config).count > 1 else ""
+        return "; in one process, with complete models" if processes_of(self.run.config).count > 1 else ""
 
     def _needs(self, name: str, command: str) -> str:
         """What a stage by itself would find missing."""
         stage = command.removeprefix("p3o ")
         if stage in self.run.stages or (self.run.folder.path / name).exists():
             return ""
-        return f"; {name} is not there yet, run `{command}` first"
+        return f"; {name} does not exist yet, run `{command}` first"
 
 
 def _base(run: RunContext) -> PretrainedConfig:

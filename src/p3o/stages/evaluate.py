@@ -83,7 +83,7 @@ def warn_of_unscored(run: RunContext, what: str, evaluation: PolicyEvaluation) -
     """Name the prompts whose response has no finite reward; they take no part in the means."""
     if evaluation.unscored:
         named = "; ".join(shorten(run.inputs.heldout_prompts[place]) for place in evaluation.unscored)
-        run.warn(f"{what}: the reward of {len(evaluation.unscored)} responses is not finite, left out: {named}")
+        run.warn(f"{what}: left out {len(evaluation.unscored)} responses whose reward is not finite: {named}")
 
 
 def compare(final: Mapping[str, PolicyEvaluation]) -> list[dict[str, Any]]:

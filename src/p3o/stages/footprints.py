@@ -150,7 +150,7 @@ def unbuilt(
             model: nn.Module = builder.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         except ValueError as error:
             raise P3OError(
-                f"transformers has no {_NAMES[kind]} for {config.model_type} models; start from another model"
+                f"transformers has no {_NAMES[kind]} for {config.model_type} models; choose another model"
             ) from error
         if lora is not None:
             model = add_adapter(model, lora, task=task, seed=0)

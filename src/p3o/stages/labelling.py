@@ -106,13 +106,16 @@ def _by_people(
     prompts = {key_of(*pair): prompt for pair, (prompt, _, _) in zip(shown, pairs, strict=True)}
     keys = set(prompts)
     store.add_items([Candidate(key_of(*pair), *pair) for pair in shown])
-    progress.print(f"{len(keys)} pairs wait for people: p3o label {_option(str(config.store))} --annotators NAME,NAME")
+    progress.print(
+        f"{len(keys)} pairs are waiting to be labelled; run: p3o label {_option(str(config.store))} "
+        f"--annotators NAME,NAME"
+    )
     with progress.stage("labels", total=len(keys)) as advance:
         done = 0
         while (found := settled(store, keys)) < len(keys):
             advance(found - done)
             done = found
-            stop_if_asked(f"{len(keys) - found} of {len(keys)} pairs waited for people")
+            stop_if_asked(f"{len(keys) - found} of {len(keys)} pairs were waiting for people")
             time.sleep(_LOOK_AGAIN)
         advance(found - done)
     return _exported(store, prompts)

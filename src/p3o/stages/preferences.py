@@ -45,11 +45,11 @@ def _sample_own(run: RunContext, config: SamplingConfig) -> None:
     write_pairs(run.folder.path / PAIRS_FILE, [with_prompt(pair, as_given(str(pair.prompt), talks)) for pair in pairs])
     row: dict[str, str | int] = {"stage": "sample", **vars(counts)}
     run.progress.print(
-        f"sample: {counts.pairs} pairs; left out {counts.identical_dropped} responses that repeat another, "
-        f"{counts.empty_dropped} without text, {counts.unholdable_dropped} with what no page or database can hold"
+        f"sample: {counts.pairs} pairs; left out {counts.identical_dropped} duplicate responses, "
+        f"{counts.empty_dropped} empty ones and {counts.unholdable_dropped} with characters that no page or database can store"
     )
     if config.labeller is None:
-        run.progress.print(f"sample: label them with p3o label --pairs {run.folder.path / PAIRS_FILE}")
+        run.progress.print(f"sample: to label them, run: p3o label --pairs {run.folder.path / PAIRS_FILE}")
     else:
         candidates = [(str(pair.prompt), pair.response_a, pair.response_b) for pair in pairs]
         labelled = label(

@@ -42,6 +42,6 @@ def processes_of(config: RunConfig) -> Processes:
         count, given = (there, "WORLD_SIZE") if there > 1 else (wanted or 1, "")
     if wanted not in (None, count):
         raise P3OError(
-            f"parallel.processes: {wanted} processes must train together, but {given} is {count}; make them the same number"
+            f"parallel.processes: {wanted} processes are required, but {given} is {count}; make the two numbers equal"
         )
     return Processes(count, sharded=mode == "fsdp" and count > 1)

@@ -82,8 +82,8 @@ def doubt_about(outcomes: Sequence[float], prompts: Sequence[str]) -> str | None
     over = "" if asked == len(outcomes) else f" over {asked} prompts"
     return (
         f"the reward model ranks {accuracy:.0%} of {len(outcomes)} held-out pairs as labelled (95 % interval{over} "
-        f"{found.low:.0%} to {found.high:.0%}), which may be chance: RL would optimise noise; give more pairs, train longer, "
-        "or look at the labels"
+        f"{found.low:.0%} to {found.high:.0%}), which may be chance: RL would then optimise noise; give more "
+        f"pairs, train longer, or check the labels"
     )
 
 
@@ -100,7 +100,7 @@ def labelled_pairs(run: RunContext) -> list[Pair]:
         # Written by the sample stage; unlike a user's file it may hold an empty response, which a policy can well give.
         pairs += read_preference_rows(path, run.tokenizer)
     elif run.config.embedded is not None or run.config.data.preferences is None:
-        raise P3OError(f"{path}: not there yet; run `p3o sample` in this run folder first")
+        raise P3OError(f"{path}: does not exist yet; run `p3o sample` on this run first")
     return pairs
 
 
@@ -108,13 +108,13 @@ def hold_out(run: RunContext, pairs: list[Pair]) -> tuple[list[Pair], list[Pair]
     """The pairs for the test and those to train on; how many there are is told."""
     held, training = split_by_prompt(pairs, seed=run.seed("held-out pairs"))
     run.progress.print(
-        f"reward: {len(held)} pairs of {count_prompts(held)} prompts are held out, {len(training)} pairs of "
-        f"{count_prompts(training)} prompts to train on"
+        f"reward: training on {len(training)} pairs of {count_prompts(training)} prompts, {len(held)} pairs of "
+        f"{count_prompts(held)} prompts held out"
     )
     if not held and len(pairs) >= 10:
         run.warn(
-            f"reward: nothing is held out, as every prompt has too many of the {len(pairs)} pairs: the reward model is not "
-            "tested; give pairs of more prompts"
+            f"reward: no pairs are held out, because each prompt has too many of the {len(pairs)} pairs, so the "
+            f"reward model is not tested; give pairs of more prompts"
         )
     return held, training
 

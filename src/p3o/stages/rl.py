@@ -40,7 +40,7 @@ def rl(run: RunContext) -> None:
                 remove(run.folder.path / file)
         for name in run.config.rl.runs:
             if world().from_first((run.folder.path / "rl" / name).is_dir()):
-                run.progress.print(f"rl {name}: done already")
+                run.progress.print(f"rl {name}: already done")
                 run.forget(f"rl/{name}")  # it may have been killed between the two
             else:
                 with sampler_of(run, name) as sampler:
@@ -151,15 +151,17 @@ def refit(refits: Refits, step: int, policy: nn.Module) -> RewardModel | None:
 def tell_overlap(run: RunContext, name: str, trainer: OnlineTrainer) -> None:
     """Where rollouts are sampled ahead: how much of that the training did not wait for."""
     if isinstance(trainer.source, RolloutsAhead):
-        run.progress.print(f"rl {name}: {trainer.source.overlap.share:.0%} of the sampling went on during training")
+        run.progress.print(
+            f"rl {name}: {trainer.source.overlap.share:.0%} of the sampling time overlapped with training"
+        )
 
 
 def warn_of_idle_clip(run: RunContext, name: str, algorithm: Algorithm, training: OnlineConfig) -> None:
     """Say so if the clip range of this run will never act."""
     if never_clips(algorithm, training):
         run.warn(
-            f"rl {name}: one update per batch, so the importance ratio is 1 throughout and the clip range epsilon does "
-            "nothing; raise epochs, minibatches, replay_batches or max_staleness, or compare something else"
+            f"rl {name}: one update per batch, so the importance ratio is always 1 and the clip range epsilon has "
+            f"no effect; raise epochs, minibatches, replay_batches or max_staleness if clipping should matter"
         )
 
 

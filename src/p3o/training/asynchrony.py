@@ -5,8 +5,8 @@
 
 With a limit of d versions the groups of step t are sampled by θ_{t−d} (by θ_0 in the first d steps). The lag is fixed, never
 "whatever happened to be ready": the learner waits for its groups, so which policy sampled what does not depend on the timing of
-threads, and a run with the same seed has the same numbers. Two steps suffice to overlap; more even out the steps in which
-some responses are much longer.
+threads, and a run with the same seed has the same numbers. d = 1 is enough to overlap; a larger d evens out steps in which some
+responses are much longer.
 
 What belongs to which step. The policy's weights, the prompts and the sampling noise are those of the moment at which sampling
 begins, and so is log π_old: a pass of the learner's kind through the weights that sampled, made when the groups have come.

@@ -81,13 +81,13 @@ def load_state(folder: Path) -> State:
     for name in names[world().rank :: world().size]:
         expected = manifest.get(name)
         if not isinstance(expected, dict):
-            raise DamagedCheckpointError(f"{folder / MANIFEST}: does not tell of {name}")
+            raise DamagedCheckpointError(f"{folder / MANIFEST}: does not list {name}")
         if not (folder / name).is_file():
             raise DamagedCheckpointError(f"{folder / name}: is missing")
         found = _fingerprint(folder / name)
         if found["bytes"] != expected.get("bytes"):
             raise DamagedCheckpointError(
-                f"{folder / name}: has {found['bytes']} bytes in place of {expected.get('bytes')}"
+                f"{folder / name}: has {found['bytes']} bytes instead of {expected.get('bytes')}"
             )
         if found != expected:
             raise DamagedCheckpointError(f"{folder / name}: its content has changed since it was written")
@@ -162,11 +162,11 @@ class Checkpoints:
                 damaged.append(problems[0])
                 continue
             for problem_text in damaged:
-                self.warn(f"damaged checkpoint passed over: {problem_text}; going on from {path.name.lstrip('0')}")
+                self.warn(f"skipped a damaged checkpoint: {problem_text}; continuing from {path.name.lstrip('0')}")
             return state
         if damaged:
             raise P3OError(
-                f"{damaged[0]}; no whole checkpoint is left in {self.folder}, restore one or begin again with --overwrite"
+                f"{damaged[0]}; there is no intact checkpoint in {self.folder}; restore one or start again with --overwrite"
             )
         return None
 
@@ -185,8 +185,8 @@ def _save_shards(folder: Path, shards: dict[str, Tensor]) -> dict[str, Any]:
     """This process's rows as a file. Returns its fingerprint by its name."""
     if not folder.is_dir():
         raise P3OError(
-            f"{folder}: is not there on process {world().rank}; sharded checkpoints need a folder that all hosts share; "
-            "give one with --output"
+            f"{folder}: does not exist on process {world().rank}; sharded checkpoints need a folder that all "
+            f"hosts share; choose one with --output"
         )
     name = shard_name(world().rank, world().size)
     with plain_os_errors(folder / name, "written"):
@@ -223,9 +223,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{path}: is no whole JSON") from error
+        raise DamagedCheckpointError(f"{path}: is not complete JSON") from error
     if not isinstance(value, dict):
-        raise DamagedCheckpointError(f"{path}: holds no JSON object")
+        raise DamagedCheckpointError(f"{path}: is not a JSON object")
     return value
 
 
@@ -286,8 +286,7 @@ def restore_trainable(module: torch.nn.Module, saved: Mapping[str, Tensor | Save
     ]
     if different:
         raise P3OError(
-            f"the checkpoint belongs to another model: {different[0]} differs; resume with the configuration that it was "
-            "written with"
+            f"the checkpoint belongs to another model: {different[0]} differs; resume with the configuration that wrote it"
         )
     with torch.no_grad():
         for name, parameter in present.items():

@@ -10,7 +10,7 @@ from torch import nn
 from p3o.errors import P3OError, shorten
 from p3o.models.language import context_limit
 
-_NO_FIRST = "nothing predicts a response's first; begin it with a token of its own, such as the tokenizer's BOS"
+_NO_FIRST = "nothing predicts the first token of a response; start it with a token such as the tokenizer's BOS"
 
 
 def check_mode(policy: nn.Module) -> None:
@@ -20,8 +20,8 @@ def check_mode(policy: nn.Module) -> None:
     """
     if policy.training:
         raise P3OError(
-            "the policy is in training mode, in which dropout gives other log-probs at every pass and the importance ratio is "
-            "never 1; call policy.eval() first, it learns all the same"
+            "the policy is in training mode, where dropout changes the log-probs in every pass, so the importance "
+            "ratio is never 1; call policy.eval() first (it still learns)"
         )
 
 
@@ -39,8 +39,8 @@ def check_prompts(
             raise P3OError(f"prompt {number}: it has no tokens, and {_NO_FIRST}")
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise P3OError(
-                f"prompt {number} ({shorten(prompt)}): {len(ids)} tokens and max_new_tokens {max_new_tokens} pass the model's "
-                f"limit of {limit}; shorten such prompts, leave them out, or lower max_new_tokens"
+                f"prompt {number} ({shorten(prompt)}): {len(ids)} tokens and max_new_tokens {max_new_tokens} "
+                f"exceed the model's limit of {limit}; shorten such prompts, leave them out, or lower max_new_tokens"
             )
 
 
@@ -56,6 +56,6 @@ def check_demonstrations(model: nn.Module, rows: Sequence[tuple[list[int], list[
             raise P3OError(f"demonstration {number}: its prompt has no tokens, and {_NO_FIRST}")
         if limit is not None and len(prompt) + len(completion) > limit:
             raise P3OError(
-                f"demonstration {number}: {len(prompt)} + {len(completion)} tokens, and the model reads {limit} at most; "
-                "shorten it or leave it out"
+                f"demonstration {number}: {len(prompt)} + {len(completion)} tokens are more than the model can "
+                f"read ({limit}); shorten it or leave it out"
             )

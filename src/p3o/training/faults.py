@@ -40,12 +40,12 @@ class Watch:
             ),
             "repeating": (
                 metrics.get("repeated_groups", 0.0) == 1.0,
-                "every prompt got one and the same response each time: the policy may have collapsed, and nothing can be "
-                "compared; a larger beta, a lower learning rate or a higher temperature keeps responses apart",
+                "all responses to each prompt are identical, so there is nothing to compare: the policy may have "
+                "collapsed; try a larger beta, a lower learning rate or a higher temperature",
             ),
             "undecided": (
                 metrics.get("tie_fraction", 0.0) == 1.0 and metrics.get("repeated_groups", 0.0) < 1.0,
-                "the feedback tells no two responses to a prompt apart: there is nothing to learn from such a step",
+                "the feedback rates all responses to each prompt as equal: nothing can be learned from such a step",
             ),
             "endless": (
                 metrics.get("ended", 1.0) == 0.0,
@@ -58,7 +58,7 @@ class Watch:
             ),
             "skipped": (
                 metrics.get("skipped_updates", 0) > 0,
-                "updates whose gradients were not finite are being skipped",
+                "skipping updates with gradients that are not finite",
             ),
         }
         present = {name for name, (holds, _) in signs.items() if holds}

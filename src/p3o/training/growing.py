@@ -20,7 +20,7 @@ def drop_torn_lines(folder: Path, files: Sequence[str]) -> list[str]:
         path = folder / name
         if path.exists() and (cut := drop_torn_line(path)):
             told.append(
-                f"{path}: its last line had no end, a process was killed while it wrote it; {cut} bytes cut off"
+                f"{path}: its last line was incomplete, because a process was killed while writing it; removed {cut} bytes"
             )
     return told
 
@@ -59,8 +59,8 @@ def rewind(folder: Path, lengths: Mapping[str, int]) -> None:
         size = path.stat().st_size if path.exists() else 0
         if size < length:
             raise P3OError(
-                f"{path}: has {size} bytes, but {length} when the checkpoint was written; it was changed since, so the "
-                "run cannot be resumed: restore the file or begin again with --overwrite"
+                f"{path}: has {size} bytes, but had {length} when the checkpoint was written; it was changed "
+                "since, so the run cannot be resumed: restore the file or start again with --overwrite"
             )
         if size > length:
             with plain_os_errors(path, "written"):

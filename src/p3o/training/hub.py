@@ -63,8 +63,8 @@ class HubTarget:
             )
         except _refusals() as error:
             raise P3OError(
-                f"--push-to-hub {self.repository}: the upload failed: {first_line(error)}; the model is whole in {folder}, "
-                f"send it with `hf upload {self.repository} {folder}`"
+                f"--push-to-hub {self.repository}: the upload failed: {first_line(error)}; the complete model is "
+                f"in {folder}; upload it with `hf upload {self.repository} {folder}`"
             ) from error
         return str(getattr(info, "repo_url", None) or f"https://huggingface.co/{self.repository}")
 

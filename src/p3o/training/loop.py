@@ -27,11 +27,11 @@ class CheckpointConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    every: int | None = Field(50, gt=0, description="Steps between checkpoints; null: only when it is stopped.")
-    keep: int = Field(2, gt=0, description="How many checkpoints of a training to keep.")
+    every: int | None = Field(50, gt=0, description="Steps between checkpoints; null: only when training is stopped.")
+    keep: int = Field(2, gt=0, description="Number of checkpoints to keep per training.")
     best: bool = Field(
         False,
-        description="Also keep the best model seen at an evaluation (RL: reward − β·KL), in the run's folder best/.",
+        description="Also keep the best model found at an evaluation (RL: by reward − β·KL), in the folder best/ of the run.",
     )
 
 
@@ -111,8 +111,8 @@ def fit(
             idle = idle + 1 if metrics.get("skipped_updates") and not metrics.get("updates") else 0
             if idle >= MAX_SKIPPED_STEPS:
                 raise NumericalError(
-                    f"{idle} steps in a row had no finite gradient, the last of them step {trainer.done}; lower the learning "
-                    "rate and look at the data"
+                    f"{idle} steps in a row, up to step {trainer.done}, had no finite gradient; lower the "
+                    f"learning rate and check the data"
                 )
             finished = callback is not None and _told(callback, trainer.done, metrics, save)
             # Whichever process was asked, all stop after the same step.
@@ -120,7 +120,7 @@ def fit(
                 save()
                 name = signal.Signals(number).name
                 raise Stopped(
-                    number, f"stopped by {name} after step {trainer.done}; everything is saved, go on with --resume"
+                    number, f"stopped by {name} after step {trainer.done}; everything is saved; continue with --resume"
                 )
             if finished:
                 return

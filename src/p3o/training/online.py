@@ -77,12 +77,13 @@ class OnlineTrainer:
     ) -> None:
         if len(prompts) < config.prompts_per_step:
             raise P3OError(
-                f"rl.training.prompts_per_step: {config.prompts_per_step} prompts a step, but there are only {len(prompts)} "
-                "training prompts; give more prompts or lower it"
+                f"rl.training.prompts_per_step: {config.prompts_per_step} prompts per step, but there are only "
+                f"{len(prompts)} training prompts; give more prompts or lower it"
             )
         if config.minibatches > config.prompts_per_step:
             raise P3OError(
-                f"rl.training.minibatches: a step of {config.prompts_per_step} prompts cannot be cut into {config.minibatches}"
+                f"rl.training.minibatches: a step of {config.prompts_per_step} prompts cannot be divided into "
+                f"{config.minibatches} minibatches; lower it or raise prompts_per_step"
             )
         if algorithm.needs_critic and critic is None:
             raise P3OError("this algorithm needs a critic")
@@ -148,7 +149,7 @@ class OnlineTrainer:
         if config.kl_target is not None:
             if algorithm.config.beta == 0:
                 raise P3OError(
-                    "rl.training.kl_target: β is 0 and would stay 0; give the algorithm a beta to start from"
+                    "rl.training.kl_target: β is 0 and would stay 0; give the algorithm a positive beta to start from"
                 )
             self.kl_controller = KLController(algorithm.config.beta, config.kl_target, config.kl_gain)
         self.done = 0

@@ -25,19 +25,24 @@ class OptimiserConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup_fraction: float = Field(0.03, ge=0, lt=1, description="Share of the updates with a rising learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Learning rate schedule after the warm-up."
+    )
+    warmup_fraction: float = Field(
+        0.03, ge=0, lt=1, description="Share of the updates spent warming up the learning rate."
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Maximum norm of the gradient; larger ones are scaled down.")
     optimiser: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw",
-        description="8-bit states need bitsandbytes; paged ones move to the CPU's memory when the GPU's is full.",
+        description="Optimiser. 8-bit ones need bitsandbytes; paged ones move their states to CPU memory when the "
+        "GPU's is full.",
     )
-    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of AdamW's two moments.")
+    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of AdamW's two moments.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's ε.")
     on_fault: FaultAction = Field(
         "stop",
-        description="Numbers that are not finite: stop; skip the update or group; rollback to the last checkpoint.",
+        description="On a number that is not finite: stop; skip the update or group; rollback to the last checkpoint.",
     )
 
 
@@ -185,7 +190,8 @@ def unseen(rows: int, batch_size: int, steps: int | None) -> str | None:
     if steps is not None or left == 0 or rows < batch_size:
         return None
     return (
-        f"{left} of {rows} rows make no whole batch of {batch_size} and are not seen; give steps for more than one pass"
+        f"{left} of {rows} rows are left out, as they do not fill a batch of {batch_size}; set steps to train for more "
+        "than one pass"
     )
 
 

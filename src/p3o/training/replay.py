@@ -145,7 +145,7 @@ def stratified_minibatches(
     groups = age.shape[0]
     if not 1 <= minibatches <= groups:
         raise ValueError(
-            f"cannot cut {groups} groups into {minibatches} minibatches; lower minibatches or sample more prompts"
+            f"cannot divide {groups} groups into {minibatches} minibatches; lower minibatches or sample more prompts"
         )
     shuffled = torch.randperm(groups, generator=generator)
     # Sorted by age (stable, so random within an age) and dealt like cards: group n goes to minibatch n mod minibatches.

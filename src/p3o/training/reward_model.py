@@ -28,19 +28,20 @@ class RewardTrainingConfig(OptimiserConfig):
     """Settings of reward-model training."""
 
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
-    steps: int | None = Field(None, gt=0, description="Updates; null: as many whole batches as there are pairs for.")
-    batch_size: int = Field(32, gt=0, description="Pairs per update, of all processes together.")
+    steps: int | None = Field(
+        None, gt=0, description="Number of updates; null: one pass over the pairs, in whole batches."
+    )
+    batch_size: int = Field(32, gt=0, description="Pairs per update, over all processes.")
     micro_batch_size: int = Field(32, gt=0, description="Pairs per forward pass.")
     evaluate_every: int | None = Field(
-        None, gt=0, description="Steps between accuracies on held-out pairs; null: at the end only."
+        None, gt=0, description="Steps between evaluations of the accuracy on held-out pairs; null: only at the end."
     )
     layout: LayoutChoice = Field(
         "auto",
-        description="Rows of one prompt, when scoring too: shared, split or padded; auto: the first that is right.",
+        description="How the rows of one prompt are laid out, also when scoring: shared, split or padded; auto: "
+        "the first that gives correct results.",
     )
-    shuffle: bool = Field(
-        True, description="Whether to train in random order; false: as the pairs stand in their file."
-    )
+    shuffle: bool = Field(True, description="Train on the pairs in random order; false: in the order of their file.")
 
 
 class RewardTrainer:

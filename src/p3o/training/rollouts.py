@@ -191,7 +191,7 @@ class Rollouts:
                 f"step {step}: the feedback on every prompt of the step is not finite; the first: {worth.faults[0]}"
             )
         if worth.faults:
-            self.notice(f"step {step}: {len(worth.faults)} of {len(texts)} groups left out: {'; '.join(worth.faults)}")
+            self.notice(f"step {step}: left out {len(worth.faults)} of {len(texts)} groups: {'; '.join(worth.faults)}")
         sampled = split_groups(draw.prompts, responses)
         groups = [sampled[i] for i in worth.kept.tolist()]
         kept = [self.prompts[chosen[i]] for i in worth.kept.tolist()]

@@ -151,6 +151,6 @@ def _finite_groups(
         faults.append(f"the {what} of a response is {values[group, at].item()}; prompt {shorten(prompts[group])}{told}")
     if faults and not drop:
         raise NumericalError(
-            f"{faults[0]}: a {what} must be a finite number (on_fault: skip drops such groups and counts them)"
+            f"{faults[0]}: a {what} must be a finite number (set on_fault: skip to drop such groups and count them)"
         )
     return finite.all(-1).nonzero().squeeze(-1), tuple(faults)

@@ -30,10 +30,14 @@ class SFTConfig(OptimiserConfig):
     """Settings of supervised fine-tuning."""
 
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW.")
-    steps: int | None = Field(None, gt=0, description="Updates; null: as many whole batches as there are rows for.")
-    batch_size: int = Field(32, gt=0, description="Demonstrations per update, of all processes together.")
+    steps: int | None = Field(
+        None, gt=0, description="Number of updates; null: one pass over the rows, in whole batches."
+    )
+    batch_size: int = Field(32, gt=0, description="Demonstrations per update, over all processes.")
     micro_batch_size: int = Field(32, gt=0, description="Demonstrations per forward pass.")
-    evaluate_every: int | None = Field(None, gt=0, description="Steps between held-out losses; null: at the end only.")
+    evaluate_every: int | None = Field(
+        None, gt=0, description="Steps between evaluations of the held-out loss; null: only at the end."
+    )
 
 
 def completion_logprobs(

@@ -101,11 +101,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             holds = any(path.iterdir())
         if holds and not overwrite:
-            raise P3OError(f"{path}: exists already and is not empty; choose another --name or pass --overwrite")
+            raise P3OError(f"{path}: already exists and is not empty; choose another --name or pass --overwrite")
         if holds and not (path / RUN_FILE).is_file():
-            raise P3OError(
-                f"{path}: not the folder of a run (no {RUN_FILE}), so it is not removed; choose another --name"
-            )
+            raise P3OError(f"{path}: not a run folder (no {RUN_FILE}), so it was not removed; choose another --name")
         record = {
             "name": name,
             "status": "running",
@@ -141,12 +139,14 @@ class RunFolder:
         path = _checked(output, name)
         if not (path / RUN_FILE).is_file():
             known = [file.parent.name for file in output.glob(f"*/{RUN_FILE}")] if output.is_dir() else []
-            advice = did_you_mean(name, known) or "check --name and --output, or begin one with --model or --config"
-            raise P3OError(f"{path}: no run there (no {RUN_FILE}); {advice}")
+            advice = (
+                did_you_mean(name, known) or "check --name and --output, or start a new run with --model or --config"
+            )
+            raise P3OError(f"{path}: there is no run (no {RUN_FILE}); {advice}")
         if is_half_replaced(path):
             raise P3OError(
-                f"{path}: half removed, p3o was ended while it put a new run in the place of this one; start the new one again "
-                "with p3o run --overwrite"
+                f"{path}: partly removed, because p3o was stopped while replacing this run with a new one; start "
+                f"the new one again with p3o run --overwrite"
             )
         with plain_os_errors(path / RUN_FILE, "read"):
             text = (path / RUN_FILE).read_bytes()
@@ -254,7 +254,7 @@ class RunFolder:
         """
         if self.done(stage) and not self._overwrite:
             raise P3OError(
-                f"{self.path}: its stage '{stage}' is done already; choose another --name or pass --overwrite"
+                f"{self.path}: its stage '{stage}' is already done; choose another --name or pass --overwrite"
             )
 
     def done(self, stage: str) -> bool:
@@ -316,7 +316,9 @@ def free_name(output: Path, name: str) -> str:
 def _checked(output: Path, name: str) -> Path:
     """``output/name``, if the name is one plain path part."""
     if not re.fullmatch(NAME, name):
-        raise P3OError(f"--name {shorten(name)}: not a run's name; use at most 200 letters, digits, '.', '-' and '_'")
+        raise P3OError(
+            f"--name {shorten(name)}: not a valid name for a run; use at most 200 letters, digits, '.', '-' and '_'"
+        )
     if not path_is_possible(output):
-        raise P3OError(f"--output {str(output)!r}: not a possible path; it holds characters that no name can hold")
+        raise P3OError(f"--output {str(output)!r}: not a valid path; it contains characters that no file name can have")
     return output / name

@@ -216,7 +216,7 @@ def test_the_limit_holds_for_all_runs_together(tmp_path: Path) -> None:
         assert len(log.requests) == 6
         for _ in range(2):
             with pytest.raises(
-                P3OError, match=r"18 questions may cost .* 0.012 is spent already, more than 0.011; nothing"
+                P3OError, match=r"18 questions may cost .* 0.012 is already spent, more than 0.011; nothing"
             ):
                 judged(url, cache, **limited)
         assert len(log.requests) == 6
@@ -306,7 +306,7 @@ def test_a_key_where_a_name_belongs_is_refused_without_repeating_it(monkeypatch:
         ({"base_url": "https://user:sk-secret-1@host/v1"}, "password"),
         ({"base_url": "https://host/v1?key=sk-secret-1"}, "query"),
         ({"base_url": None}, "OPENAI_API_KEY is not set"),
-        ({"base_url": "localhost:8000"}, "no address"),
+        ({"base_url": "localhost:8000"}, "not a valid address"),
     ):
         with pytest.raises(P3OError, match=message) as error:
             open_judge(config("http://localhost:1/v1", **more))

@@ -113,5 +113,5 @@ def test_a_template_that_cannot_work_is_told(tmp_path: Path, content: str, messa
 
 
 def test_a_template_that_is_not_there_is_told() -> None:
-    with pytest.raises(P3OError, match="neither a file nor one of ours"):
+    with pytest.raises(P3OError, match="neither a file nor a built-in template"):
         Question("tldrr")

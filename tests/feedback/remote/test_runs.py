@@ -127,7 +127,7 @@ def test_an_evaluation_counts_a_reward_that_did_not_come_like_one_that_is_not_fi
     rows = [row for row in metrics(work, "skips") if row["stage"] == "evaluate"]
     assert [(row["unscored"], row["prompts"]) for row in rows] == [(1, 4)] * len(rows)
     warnings = json.loads((work / "runs" / "skips" / "run.json").read_text())["warnings"]
-    assert any("evaluation at step 0: the reward of 1 responses is not finite, left out: " in text for text in warnings)
+    assert any("evaluation at step 0: left out 1 responses whose reward is not finite: " in text for text in warnings)
 
 
 def test_a_service_that_is_not_there_is_told_before_anything_is_trained(
@@ -140,7 +140,7 @@ def test_a_service_that_is_not_there_is_told_before_anything_is_trained(
     assert "connection failed" in capsys.readouterr().err
     assert not (work / "runs" / "dead" / "rl").exists()
     assert rl(model, "wrong", "--reward-url", "http://me:secret@host") == 2
-    assert "holds a password" in capsys.readouterr().err
+    assert "contains a password" in capsys.readouterr().err
     assert not (work / "runs" / "wrong").exists(), "an address with a secret is never written"
 
 
@@ -167,7 +167,7 @@ def test_the_command_serves_and_stops(work: Path) -> None:
         (["model", "--function", "a:b"], "either a reward model or --function"),
         (["--function", "no_such_module:f"], "no module 'no_such_module'"),
         (["--function", "run_rewards:brief", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
-        (["--function", "run_rewards:brief", "--host", "256.1.1.1"], "cannot be listened on"),
+        (["--function", "run_rewards:brief", "--host", "256.1.1.1"], "cannot listen on this address"),
     ],
 )
 def test_the_command_says_what_it_lacks(

@@ -74,7 +74,7 @@ def test_what_the_model_cannot_read_is_the_request_s_fault(folder: Path) -> None
     with running(app) as url:
         status, reply = ask(url, {"version": 1, "prompts": ["q"], "responses": ["x" * 100]})
         assert (status, reply["version"]) == (422, 1)
-        assert "takes 102 of its tokens and it reads 64 at most" in reply["error"]
+        assert "has 102 of its tokens, but it can read only 64" in reply["error"]
         with rewards_may_be_missing():
             rewards = RemoteReward(RewardServiceConfig(url=url))(["a", "b", "c"], ["fine", "x" * 100, "fine"])
     assert [math.isnan(reward) for reward in rewards] == [False, True, False]
@@ -110,7 +110,7 @@ GOOD = {"version": 1, "prompts": ["q"], "responses": ["a"]}
         (GOOD | {"messages": [[{"role": "tool", "content": "x"}]]}, 422, "messages.0.0.role"),
         (GOOD | {"prompts": [1]}, 422, "prompts.0"),
         (GOOD | {"temperature": 1}, 422, "temperature: Extra inputs"),
-        (GOOD | {"model": "another"}, 404, "what is served here is 'lengths'"),
+        (GOOD | {"model": "another"}, 404, "this server serves 'lengths'"),
         ({"version": 1, "prompts": ["q"] * 9, "responses": ["a"] * 9}, 413, "9 responses; at most 8"),
     ],
 )

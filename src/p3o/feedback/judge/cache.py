@@ -159,5 +159,5 @@ def _told(path: Path | None) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise P3OError(
-            f"{path}: the file of answers cannot be used: {error}; move it away or mend its place"
+            f"{path}: the file of saved answers cannot be used: {error}; move it away, or fix the folder"
         ) from error

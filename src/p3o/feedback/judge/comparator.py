@@ -32,16 +32,16 @@ class JudgeComparator:
         rates = verdict_rates(verdicts)
         if rates.unjudged:
             self.tell(
-                f"judge {self.judge.name}: of {rates.pairs} pairs {rates.invalid} without a choice, taken as ties, and "
-                f"{rates.failed} without an answer"
+                f"judge {self.judge.name}: of {rates.pairs} pairs, {rates.invalid} got no choice and count as "
+                f"ties, {rates.failed} got no answer"
             )
         preferences = []
         for prompt, verdict in zip(prompts, verdicts, strict=True):
             if verdict.outcome == "failed" and not may_be_missing():
                 reasons = [answer.error for answer in (verdict.forward, verdict.backward) if answer and answer.error]
                 raise P3OError(
-                    f"judge {self.judge.name}: no answer ({reasons[0]}; prompt {shorten(prompt)}); mend the endpoint and go on "
-                    "with --resume, or choose on_fault: skip, which drops such groups and counts them"
+                    f"judge {self.judge.name}: no answer ({reasons[0]}; prompt {shorten(prompt)}); fix the "
+                    f"endpoint and continue with --resume, or set on_fault: skip to drop such groups and count them"
                 )
             gap = math.nan if verdict.outcome == "failed" else 0.0
             preferences.append(gap if verdict.preference is None else verdict.preference)

@@ -26,39 +26,47 @@ class JudgeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     kind: Kind = Field(
-        description="openai (any compatible endpoint), transformers, reward_model, reward_function, function."
+        description="Kind of judge: openai (any compatible endpoint), transformers, reward_model, reward_function or function."
     )
-    model: str | None = Field(None, description="Name at the endpoint, or a folder or hub name.")
+    model: str | None = Field(None, description="Model name at the endpoint, or a folder or hub name.")
     function: str | None = Field(None, description="module:function.")
-    template: str = Field("helpfulness", description="tldr, helpfulness, or a file of your own (jinja).")
-    base_url: str | None = Field(None, description="Of the endpoint, such as http://localhost:8000/v1; null: OpenAI's.")
+    template: str = Field("helpfulness", description="Prompt template: tldr, helpfulness, or a jinja file of your own.")
+    base_url: str | None = Field(
+        None, description="Address of the endpoint, such as http://localhost:8000/v1; null: OpenAI's."
+    )
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the key.")
     answer: AnswerForm = Field(
         "sentence",
-        description="Of an endpoint: a sentence and the letter, or the letter alone, read from its log-probs.",
+        description="Answer asked of an endpoint: a sentence and the letter, or only the letter, read from its log-probs.",
     )
     contradictions: Contradictions = Field(
-        "tie", description="Of two orders that name different responses: tie, or the average of what they say."
+        "tie", description="If the two orders choose different responses: count a tie, or average the two answers."
     )
-    temperature: float | None = Field(0.0, ge=0, description="Null: not sent, for models that take none.")
-    max_tokens: int = Field(256, gt=0, description="Limit of an answer.")
-    seed: int | None = Field(None, description="Sent to endpoints that know it.")
+    temperature: float | None = Field(
+        0.0, ge=0, description="Sampling temperature; null: not sent, for models that do not accept one."
+    )
+    max_tokens: int = Field(256, gt=0, description="Maximum length of an answer in tokens.")
+    seed: int | None = Field(None, description="Random seed, for endpoints that support it.")
     extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="More fields of the request, sent as they are."
+        default_factory=dict, description="Additional fields of the request, sent unchanged."
     )
-    concurrency: int = Field(8, gt=0, le=256, description="Requests at a time.")
-    timeout: float = Field(60.0, gt=0, description="Seconds until a request counts as lost.")
-    attempts: int = Field(6, gt=0, le=20, description="Times that a question is sent before it counts as failed.")
-    backoff: float = Field(1.0, ge=0, description="Seconds before the second attempt; doubled each time, up to 60.")
-    give_up_after: int = Field(20, gt=0, description="Stop after so many questions in a row have failed.")
-    price_input: float | None = Field(None, ge=0, description="Price of a million tokens read.")
-    price_output: float | None = Field(None, ge=0, description="Price of a million tokens written.")
+    concurrency: int = Field(8, gt=0, le=256, description="Requests sent at the same time.")
+    timeout: float = Field(60.0, gt=0, description="Seconds to wait for an answer to a request.")
+    attempts: int = Field(6, gt=0, le=20, description="Attempts before a question counts as failed.")
+    backoff: float = Field(
+        1.0, ge=0, description="Seconds before the second attempt; doubled after each attempt, up to 60."
+    )
+    give_up_after: int = Field(20, gt=0, description="Stop after this many failed questions in a row.")
+    price_input: float | None = Field(None, ge=0, description="Price of a million input tokens.")
+    price_output: float | None = Field(None, ge=0, description="Price of a million output tokens.")
     max_cost: float | None = Field(
-        None, ge=0, description="Refuse to start, or stop, beyond this cost; what earlier runs have spent on it counts."
+        None, ge=0, description="Do not start, or stop, if the cost would exceed this; the cost of earlier runs counts."
     )
-    ask_invalid_again: bool = Field(False, description="Ask again what an earlier run answered without a choice.")
-    batch_size: int = Field(16, gt=0, description="Of a local model.")
-    device: str = Field("cpu", description="Of a local model: cpu, cuda, cuda:1, mps.")
+    ask_invalid_again: bool = Field(
+        False, description="Ask again the questions to which an earlier run got no valid choice."
+    )
+    batch_size: int = Field(16, gt=0, description="Batch size of a local model.")
+    device: str = Field("cpu", description="Device of a local model: cpu, cuda, cuda:1 or mps.")
 
     @property
     def answer_tokens(self) -> int:

@@ -93,7 +93,7 @@ class EndpointAsker:
                 if run.in_a_row >= self.config.give_up_after:
                     raise P3OError(
                         f"{self.identity}: {run.in_a_row} questions in a row failed, the last with: {answer.error}. "
-                        "The answers so far are kept: mend the endpoint and run again to go on"
+                        "The answers so far are saved: fix the endpoint, then run again to continue"
                     )
             except P3OError as error:
                 run.stop = run.stop or error
@@ -221,7 +221,7 @@ def _key(config: JudgeConfig) -> str:
     """The key, "" if a server of one's own needs none."""
     key = read_key(config.api_key_env)
     if not key and config.base_url is None:
-        raise P3OError(f"the environment variable {config.api_key_env} is not set; put the key there, or give base_url")
+        raise P3OError(f"the environment variable {config.api_key_env} is not set; put the key there, or set base_url")
     return key
 
 

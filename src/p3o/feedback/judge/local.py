@@ -102,5 +102,5 @@ def _letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         tokenizer(f"{ANSWER_START}{ending}", add_special_tokens=False)["input_ids"] for ending in ("", " A", " B")
     )
     if a[:-1] != start or b[:-1] != start or a == b:
-        raise P3OError("this tokenizer has no single tokens for ' A' and ' B'; take another model as judge")
+        raise P3OError("this tokenizer has no single tokens for ' A' and ' B'; use another model as judge")
     return [a[-1], b[-1]]

@@ -154,7 +154,7 @@ def _read(name: str) -> str:
     path = Path(name)
     if not path.exists():
         known = ", ".join(TEMPLATES)
-        raise P3OError(f"template {name!r}: neither a file nor one of ours ({known}); correct the name")
+        raise P3OError(f"template {name!r}: neither a file nor a built-in template ({known}); correct the name")
     with open_for_reading(path) as file:
         content = file.read()
     try:

@@ -179,7 +179,7 @@ class SideBySideJudge:
     def _check_cost(self, estimate: CostEstimate, limit: float) -> None:
         if estimate.cost is None or estimate.spent is None or estimate.spent + estimate.cost <= limit:
             return
-        before = f" and {estimate.spent:.4g} is spent already" if estimate.spent else ""
+        before = f" and {estimate.spent:.4g} is already spent" if estimate.spent else ""
         raise P3OError(
             f"max_cost: {estimate.questions} questions may cost {estimate.cost:.4g}{before}, more than {limit:g}; "
             "nothing was asked. Raise max_cost or judge fewer prompts"
@@ -191,8 +191,8 @@ class SideBySideJudge:
         limit, spent = self.config.max_cost, self.spent
         if spent is not None and spent > limit:
             raise P3OError(
-                f"max_cost: {spent:.4g} spent, more than {limit:g}; stopped. "
-                "The answers are kept: raise max_cost and run again to go on"
+                f"max_cost: {spent:.4g} spent, more than {limit:g}; stopped. The answers are saved: raise "
+                f"max_cost and run again to continue"
             )
 
 

@@ -214,8 +214,8 @@ class _Work:
         """
         if not self.lenient:
             raise P3OError(
-                f"{self.url}: {reason} (prompt {shorten(self.rows[row].prompt)}); mend the server and go on with --resume, "
-                "or choose on_fault: skip, which drops such groups and counts them"
+                f"{self.url}: {reason} (prompt {shorten(self.rows[row].prompt)}); fix the server and continue "
+                f"with --resume, or set on_fault: skip to drop such groups and count them"
             )
         self.reasons.append(reason)
 

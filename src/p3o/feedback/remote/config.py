@@ -17,21 +17,24 @@ class RewardServiceConfig(BaseModel):
 
     url: str = Field(description="Address of the server, such as http://localhost:8100.")
     interface: InterfaceName = Field(
-        "p3o", description="p3o (p3o serve-reward), or what vLLM serves reward models by: classify, pooling, score."
+        "p3o",
+        description="Interface of the server: p3o (p3o serve-reward), or one of vLLM's: classify, pooling or score.",
     )
-    model: str | None = Field(None, description="Its name at the server; null where the server has only one.")
+    model: str | None = Field(None, description="Name of the model at the server; null if the server has only one.")
     tokenizer: str | None = Field(
-        None, description="Folder or hub name: send token ids, as the model would read them here (classify, pooling)."
+        None, description="Folder or hub name of the tokenizer: send token ids instead of text (classify, pooling)."
     )
-    end: str = Field("", description="Text sent after each response where texts are sent, such as '</s>'.")
+    end: str = Field("", description="Text appended to each response when texts are sent, such as '</s>'.")
     api_key_env: str = Field("REWARD_API_KEY", description="Name of the environment variable that holds the key.")
-    batch: int = Field(64, gt=0, description="Responses in a request.")
-    concurrency: int = Field(4, gt=0, le=256, description="Requests at a time.")
-    timeout: float = Field(60.0, gt=0, description="Seconds until a request counts as lost.")
-    attempts: int = Field(6, gt=0, le=20, description="Times that a request is sent before it counts as failed.")
-    backoff: float = Field(1.0, ge=0, description="Seconds before the second attempt; doubled each time, up to 60.")
+    batch: int = Field(64, gt=0, description="Responses per request.")
+    concurrency: int = Field(4, gt=0, le=256, description="Requests sent at the same time.")
+    timeout: float = Field(60.0, gt=0, description="Seconds to wait for an answer to a request.")
+    attempts: int = Field(6, gt=0, le=20, description="Attempts before a request counts as failed.")
+    backoff: float = Field(
+        1.0, ge=0, description="Seconds before the second attempt; doubled after each attempt, up to 60."
+    )
     extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="More fields of the request, sent as they are."
+        default_factory=dict, description="Additional fields of the request, sent unchanged."
     )
 
     @field_validator("url")

@@ -151,7 +151,7 @@ def _number(value: Any) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{shorten(value)} is no number")
+        raise ValueError(f"{shorten(value)} is not a number")
     return float(value)
 
 

@@ -143,9 +143,9 @@ def make_app(score: Score, *, name: str, limits: Limits | None = None, key: str 
         if key and not secrets.compare_digest(
             request.headers.get("authorization", "").encode(), f"Bearer {key}".encode()
         ):
-            return _answer(401, error="the key is missing or another one")
+            return _answer(401, error="the key is missing or wrong")
         if waiting >= limits.waiting:
-            return _answer(503, error=f"{waiting} requests wait already", headers={"Retry-After": "1"})
+            return _answer(503, error=f"{waiting} requests are already waiting", headers={"Retry-After": "1"})
         waiting += 1
         try:
             async with asyncio.timeout(limits.timeout):
@@ -153,7 +153,7 @@ def make_app(score: Score, *, name: str, limits: Limits | None = None, key: str 
                 if isinstance(asked, JSONResponse):
                     return asked
                 if asked.model not in (None, name):
-                    return _answer(404, error=f"what is served here is {name!r}")
+                    return _answer(404, error=f"this server serves {name!r}")
                 if len(asked.prompts) > limits.rows:
                     return _answer(413, error=f"{len(asked.prompts)} responses; at most {limits.rows} in a request")
                 work = (score, asked.prompts, asked.responses, asked.conversations())

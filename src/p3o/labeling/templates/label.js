@@ -24,7 +24,7 @@ async function answered(form, body) {
     } catch {
       // No answer, or half of one: nobody knows whether it was saved, so it is sent again.
     }
-    status.textContent = "Not saved yet: the server does not answer. Trying again…";
+    status.textContent = "Not saved yet: the server is not responding. Trying again…";
     status.className = "shown";
     await pause(Math.min(SLOW_RETRY_MS, QUICK_RETRY_MS * 2 ** attempt));
   }
