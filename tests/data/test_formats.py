@@ -156,7 +156,7 @@ def test_a_missing_file_and_an_empty_folder_are_told(tmp_path: Path) -> None:
         read(tmp_path / "nowhere.jsonl", "prompts")
     with pytest.raises(P3OError, match="cannot be read: no data files in this folder"):
         read(tmp_path, "prompts")
-    with pytest.raises(P3OError, match="not a possible path"):
+    with pytest.raises(P3OError, match="not a valid path"):
         read("a\0b", "prompts")
 
 

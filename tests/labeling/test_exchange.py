@@ -108,7 +108,7 @@ def test_parquet_keeps_the_columns(store: Store, annotator: Register, tmp_path: 
     rows = export_labels(store).preferences
     write_rows(tmp_path / "p.parquet", rows)
     assert parquet.read_table(tmp_path / "p.parquet").to_pylist() == rows
-    with pytest.raises(P3OError, match=r"neither \.jsonl nor \.parquet"):
+    with pytest.raises(P3OError, match=r"must end in \.jsonl or \.parquet"):
         write_rows(tmp_path / "p.csv", rows)
 
 
@@ -147,7 +147,7 @@ def flipped(labels: list[Any]) -> list[Any]:
         ({"prompt": "p", "chosen": "x"}, "no column 'rejected'"),
         ({"prompt": "p", "chosen": "x", "rejected": "x"}, "are the same text"),
         ({"prompt": "p", "chosen": "x", "rejected": "y", "strength": 9}, "strength 9: not 1, 2 or 3"),
-        ({"prompt": "p", "chosen": "x", "rejected": "y", "time": "noon"}, "'time': 'noon' is no time"),
+        ({"prompt": "p", "chosen": "x", "rejected": "y", "time": "noon"}, "'time': 'noon' is not a valid time"),
         ({"prompt": "p", "chosen": "x", "rejected": "y", "annotator": 3}, "'annotator': 3 is not a text"),
         ({"prompt": "p", "response_a": "x", "response_b": "y", "label": "c"}, "choice 'c': not one of"),
         ("x", "not a JSON object"),

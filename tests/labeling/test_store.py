@@ -213,7 +213,7 @@ def test_sqlite_commits_to_the_disk(tmp_path: Path) -> None:
         (lambda store: store.change_settings(overlap=0), "overlap: 0 is less than 1"),
         (lambda store: Answer("c"), "choice 'c': not one of a, b, tie, bad, skip"),
         (lambda store: Answer("a", 4), "strength 4: not 1, 2 or 3"),
-        (lambda store: Answer("a", None, "x" * 2001), "2001 characters; at most 2000"),
+        (lambda store: Answer("a", None, "x" * 2001), "2001 characters; shorten it to at most 2000"),
         (lambda store: Answer("a", None, "\0"), "holds a null character"),
     ],
 )
@@ -240,7 +240,7 @@ def test_what_is_no_store_is_told(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE birds (name TEXT)")
     connection.close()
-    with pytest.raises(P3OError, match="no labelling store \\(table 'birds'\\)"):
+    with pytest.raises(P3OError, match="not a labelling store \\(table 'birds'\\)"):
         Store.open(tmp_path / "other.db")
     with pytest.raises(P3OError, match="no such folder"):
         Store.open(tmp_path / "none" / "s.db")
@@ -258,7 +258,7 @@ def test_verify_finds_a_contradiction(store: Store, annotator: Register) -> None
     store.label(ada, assigned(store, ada), "k", Answer("a"))
     with store.database.writing() as session:
         session.execute(text("UPDATE item SET labels = 2"))
-    with pytest.raises(P3OError, match="item 1 has another count"):
+    with pytest.raises(P3OError, match="the count of item 1 disagrees"):
         store.verify()
     with store.database.writing() as session:
         session.execute(text("UPDATE item SET labels = 1"))

@@ -97,7 +97,7 @@ def test_the_summary_says_what_the_numbers_say() -> None:
     )
     text = summary(data, page_palette(data.algorithms)).replace("\N{NO-BREAK SPACE}", " ")
     assert "P3O-V2 and PPO started from the same" in text
-    assert "judged on 64 held-out prompts" in text
+    assert "evaluated on 64 held-out prompts" in text
     assert "0.16 ± 0.05 for samples of the SFT model (greedy 0.78)" in text
     assert "2.50 ± 0.07 for PPO at a KL of 4.00 and 2.31 ± 0.06 for P3O-V2 at a KL of 2.00" in text
     assert "P3O-V2 80 % (71 to 87)" in text
@@ -106,7 +106,7 @@ def test_the_summary_says_what_the_numbers_say() -> None:
     assert summary(stopped, page_palette(data.algorithms)).startswith("This run has failed")
 
 
-@pytest.mark.parametrize(("proxy", "told"), [(3.0, "Over-optimisation shows"), (-1.0, "unstable training")])
+@pytest.mark.parametrize(("proxy", "told"), [(3.0, "There is over-optimisation"), (-1.0, "unstable training")])
 def test_a_fall_of_both_rewards_is_not_called_over_optimisation(proxy: float, told: str) -> None:
     data = run_of(
         evaluation("sft", 0, 0.0, 0.0, 0.0, gold_se=0.1),

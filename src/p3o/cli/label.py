@@ -300,9 +300,8 @@ def _serve_page(store: "Store", names: Sequence[str], *, host: str, port: int, n
 def _announce(address: str, links: Sequence["Link"]) -> Callable[[], None]:
     def announce() -> None:
         for link in links:
-            where = f"{address}/enter/{link.token}" if link.token is not None else "use the link printed before "
-            "(--new-links makes a new one)"
-            typer.echo(f"{link.name}: {where}")
+            again = "use the link printed before (--new-links makes a new one)"
+            typer.echo(f"{link.name}: {again if link.token is None else f'{address}/enter/{link.token}'}")
         typer.echo(f"serving {address}; stop with Ctrl-C")
 
     return announce

@@ -176,8 +176,10 @@ def _dominance(runs: RunSet, palette: Palette) -> Section:
         "policies, and seeds where there are several. A leads if the intervals of all three differences lie above 0."
     )
     if runs.measure == "reward" and len(runs.runs) > 1:
-        intro += " Proxy rewards of runs with different reward models are measured from each run's own SFT model, "
-        "in each reward model's own scale."
+        intro += (
+            " Proxy rewards of runs with different reward models are measured from each run's own SFT model, "
+            "in each reward model's own scale."
+        )
     return Section("dominance", title, intro, [TableBlock(Table(head, rows, frozenset({"A", "minus B"})))])
 
 
@@ -262,8 +264,10 @@ def _summary(runs: RunSet, palette: Palette) -> str:
         budget = number(largest_common_kl(runs))
         gains = listed([f"{palette.label(f.algorithm)} {signed(float(np.mean(f.area)))}" for f in found])
         kind = "gold" if measure == "gold" else "proxy"
-        text += f" Up to {budget} nats from the SFT model ({kind} reward {number(start)}), the mean gain along "
-        f"the frontier is {gains}."
+        text += (
+            f" Up to {budget} nats from the SFT model ({kind} reward {number(start)}), the mean gain along "
+            f"the frontier is {gains}."
+        )
     return text
 
 

@@ -125,8 +125,10 @@ def frontier_section(data: RunData, palette: Palette) -> Section:
         "nats, an upper bound of its KL."
     )
     if not data.has_gold:
-        caption += " This run has no gold reward, so these results cannot tell real improvement from exploiting "
-        "flaws of the reward."
+        caption += (
+            " This run has no gold reward, so these results cannot tell real improvement from exploiting "
+            "flaws of the reward."
+        )
     names = [f.algorithm for f in frontiers(data, "reward")]
     return Section("frontier", title, intro, [Figure(panels, names, caption, columns=len(panels)), *blocks])
 
