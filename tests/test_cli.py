@@ -212,7 +212,7 @@ def test_bench_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
             "error: --set sed=1: unknown key 'sed'; did you mean 'seed'?",
         ),
         (["run", "--config", "config.yaml", "--set", "seed"], "error: --set seed: must have the form key=value"),
-        (["run", "--config", "config.yaml", "--name", "../x"], "error: --name '../x': not a run's name"),
+        (["run", "--config", "config.yaml", "--name", "../x"], "error: --name '../x': not a valid name for a run"),
         (
             ["run", "--config", "config.yaml", "--output", "config.yaml"],
             "cannot be created: a part of the path is a file",

@@ -160,7 +160,7 @@ def test_a_data_set_smaller_than_a_batch_is_told_at_start(run: Run, sources: dic
 
 
 def test_a_single_held_out_prompt_is_told_at_start(run: Run) -> None:
-    with pytest.raises(P3OError, match=r"data\.heldout_prompts .*: one distinct prompt"):
+    with pytest.raises(P3OError, match=r"data\.heldout_prompts .*: only one distinct prompt"):
         run.read(heldout_prompts=[{"prompt": "Another?"}] * 5)
 
 

@@ -102,7 +102,7 @@ def test_templates_cannot_leave_the_sandbox(tmp_path: Path, escape: str) -> None
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "/etc", "a\\b", ".hidden", "", "a\0b", "a\n", "~"])
 def test_no_name_leaves_its_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(P3OError, match="not a run's name"):
+    with pytest.raises(P3OError, match="not a valid name for a run"):
         RunFolder.create(tmp_path / "runs", name, config="", seed=0, threads=1)
     config = tmp_path / "config.yaml"
     for text in (f"name: {json.dumps(name)}\n", f"rl: {{runs: {{{json.dumps(name)}: {{algorithm: ppo}}}}}}\n"):

@@ -26,8 +26,8 @@ class Damage:
     def named_in(self, text: str) -> bool:
         """Whether a warning names a file of this checkpoint and says that another one is used."""
         flat = "".join(text.split())  # the terminal breaks long lines
-        told = "".join(f"damaged checkpoint passed over: {self.checkpoint}/".split())
-        return told in flat and "goingonfrom" in flat
+        told = "".join(f"skipped a damaged checkpoint: {self.checkpoint}/".split())
+        return told in flat and "continuingfrom" in flat
 
 
 def newest_checkpoint(run: Path, *, at_least: int) -> Path | None:

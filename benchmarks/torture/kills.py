@@ -123,7 +123,7 @@ class Torture:
     def _with_signal(self, life: Life, damage: Damage | None) -> bool:
         """A life that a signal ends; whether the run was complete before."""
         if damage is not None:
-            life.wait(lambda: "going on after step" in life.told(), seconds=120)
+            life.wait(lambda: "continuing after step" in life.told(), seconds=120)
             if not damage.named_in(life.told()):
                 life.kill(signal.SIGKILL)
                 raise BrokenPromiseError(f"{damage}: not named; the command told:\n{life.told()}")

@@ -137,7 +137,7 @@ def test_an_exception_of_the_batch_alone_says_so() -> None:
         return [0.0]
 
     with pytest.raises(
-        P3OError, match=r"raised SystemExit: batch too large .* for a batch of 2 responses, though for none"
+        P3OError, match=r"raised SystemExit: batch too large .* for a batch of 2 responses, though not for any"
     ):
         call_reward_function(reward, ["p", "p"], ["a", "b"], name="f")
 

@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         ("a.json", "[", "not a JSON list"),
         ("b.jsonl", "{", r"b\.jsonl:1: not a complete JSON object"),
         ("c.jsonl", "", "has no rows"),
-        ("d.parquet", "x", "is no parquet file"),
+        ("d.parquet", "x", "not a readable parquet file"),
         ("e.json", '[{"data": 1, "annotations": []}]', "no 'data' object"),
     ):
         (tmp_path / name).write_text(content)

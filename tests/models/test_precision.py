@@ -49,7 +49,7 @@ def test_bad_choices_are_refused() -> None:
         choose_dtype("float16", CPU)
     with pytest.raises(P3OError, match=r"dtype: float64 is not available on Apple's GPUs"):
         choose_dtype("float64", torch.device("mps"))
-    with pytest.raises(P3OError, match=r"float16 overflows when all weights train"):
+    with pytest.raises(P3OError, match=r"float16 overflows when all weights are trained"):
         choose_precision("float16", CUDA, trains_all_weights=True)
 
 

@@ -157,7 +157,7 @@ class Listener(threading.Thread):
         code = self.process.wait(seconds)
         self.join(10)
         assert code == 0, "\n".join(self.lines)
-        return [line for line in self.lines if "engine:" in line or "going on" in line]
+        return [line for line in self.lines if "engine:" in line or "continuing" in line]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -90,9 +90,9 @@ def cut(path: Path) -> None:
 
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (flip, "content has changed|not complete JSON|does not list|instead of"),
-    (cut, "in place of|no whole JSON"),
+    (cut, "instead of|not complete JSON"),
     (Path.unlink, "is missing"),
-    (lambda path: path.write_bytes(b""), "in place of|no whole JSON"),
+    (lambda path: path.write_bytes(b""), "instead of|not complete JSON"),
 ]
 
 

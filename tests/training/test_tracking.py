@@ -182,7 +182,7 @@ def test_killed_at_any_moment_it_is_the_earlier_run_or_one_that_overwrite_takes(
             assert RunFolder.open(tmp_path, "first").done("sft")
             assert (path / "sft" / "model.safetensors").read_text() == "weights"
         elif (path / ".replacing").exists():
-            with pytest.raises(P3OError, match=r"half removed, .* p3o run --overwrite"):
+            with pytest.raises(P3OError, match=r"partly removed, .* p3o run --overwrite"):
                 RunFolder.open(tmp_path, "first")
         create(tmp_path, overwrite=True).begin()
         assert names(path) == ["config.yaml", "run.json"]
@@ -261,7 +261,7 @@ def test_overwrite_removes_only_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "/tmp/x", ".hidden", "a\0b", "a\nb", "ä b", "-x"])
 def test_a_name_is_one_plain_word(tmp_path: Path, name: str) -> None:
-    with pytest.raises(P3OError, match="not a run's name"):
+    with pytest.raises(P3OError, match="not a valid name for a run"):
         create(tmp_path, name)
     assert names(tmp_path) == []
 
