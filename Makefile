@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-VLLM_TESTS := tests/feedback/remote/test_vllm.py tests/rollouts/test_vllm.py tests/rollouts/test_vllm_ranks.py
+VLLM_TESTS := tests/feedback/remote/test_vllm.py tests/rollouts/test_vllm.py tests/rollouts/test_vllm_push.py tests/rollouts/test_vllm_ranks.py
 
 .PHONY: demo test test-slow test-engines test-ray test-hosts test-vllm torture audit check format docs release-check setup gate clean
 

@@ -19,9 +19,10 @@ from p3o.evaluation.policy import Evaluator
 from p3o.feedback.reward_model import RewardModel
 from p3o.models.heads import Critic
 from p3o.models.language import frozen_copy
+from p3o.models.layouts import LAYOUTS, LayoutName
 from p3o.models.precision import compute_in
 from p3o.models.recomputation import enable_gradient_checkpointing
-from p3o.models.tokens import encode_prompts, encode_responses, pad_id
+from p3o.models.tokens import GroupTokens, encode_prompts, encode_responses, pad_id
 from p3o.training.checkpoint import Checkpoints
 from p3o.training.loop import fit, resume
 from p3o.training.online import OnlineConfig, OnlineTrainer
@@ -157,8 +158,29 @@ def test_neither_rows_nor_passes_are_waited_for(name: str) -> None:
     assert few.total() < 60, few
 
 
+@pytest.mark.parametrize("budget", [None, 1])
+@pytest.mark.parametrize("layout", ["shared", "split", "padded"])
+def test_a_pass_waits_for_nothing_but_what_transformers_asks(layout: LayoutName, budget: int | None) -> None:
+    """Whether its mask hides anything: not of a mask of ours, once of one that does not, again where it does."""
+    groups = [GroupTokens([5, 6, 7], [[8, 9, 4], [3, 2]], [True] * 2), GroupTokens([5], [[8], [3]], [True] * 2)]
+    with pretended_device() as waits:
+        model = build_model(TOKENIZER, seed=0).eval().to(DEVICE)
+        waits.take()
+        found = LAYOUTS[layout](budget).logprobs(model, groups, temperature=0.7, time=3, fill=0)
+        found.sum().backward()
+        assert waits.places == ASKED[layout]
+
+
+ASKED: dict[str, dict[tuple[str, str], int]] = {
+    "shared": {},
+    # An empty cache, of keys and values of each of two layers, comes from the processor.
+    "split": {("read", "models/layouts.py:prefill"): 2, ("upload", "models/layouts.py:prefill"): 4},
+    "padded": {("read", "models/layouts.py:<lambda>"): 1},
+}
+
+
 def test_supervised_fine_tuning_waits_once_for_its_losses_and_once_for_the_norm() -> None:
-    """Beside transformers, which asks of every pass whether its mask hides anything."""
+    """Beside transformers, which asks in every pass whether its mask hides anything."""
     rows = list(
         zip(encode_prompts(TOKENIZER, PROMPTS), encode_responses(TOKENIZER, [p[:20] for p in PROMPTS]), strict=True)
     )
@@ -176,7 +198,7 @@ def test_supervised_fine_tuning_waits_once_for_its_losses_and_once_for_the_norm(
             assert waits.take() == {
                 ("download", "functional/devices.py:numbers"): 1,
                 ("read", "training/optimisation.py:update"): 1,
-                ("read", "models/layouts.py:<lambda>"): 2 * 3,
+                ("read", "models/layouts.py:<lambda>"): 3,
             }
         return [*found, completion_loss(model, rows, fill=pad_id(TOKENIZER), batch_size=5)]
 

@@ -5,6 +5,7 @@ Each stage's settings stand beside the stage; this module puts them together.
 
 import re
 from collections.abc import Collection, Sequence
+from math import ceil, comb
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -82,8 +83,16 @@ class RefitConfig(Section):
     """Refitting the reward model on fresh samples in the course of RL, in the runs that say so."""
 
     every: int = Field(10, gt=0, description="RL steps between refits.")
-    pairs: int = Field(1000, gt=0, description="Pairs sampled from the policy for each refit.")
+    pairs: int = Field(1000, gt=0, description="Pairs sampled from the policy for each refit, at most.")
+    responses_per_prompt: int = Field(
+        2, ge=2, description="K; all K(K-1)/2 pairs of different texts count, so that few prompts give many pairs."
+    )
     labeller: LabellerConfig = Field(default_factory=lambda: LabellerConfig())
+
+    @property
+    def prompts(self) -> int:
+        """How many give so many pairs."""
+        return ceil(self.pairs / comb(self.responses_per_prompt, 2))
 
 
 OF_ALL_RUNS = {"max_new_tokens", "temperature", "stop", "missing_eos_penalty"}

@@ -22,6 +22,7 @@ from p3o.stages.preferences import sample
 from p3o.stages.reward import reward
 from p3o.stages.rl import rl
 from p3o.stages.sft import sft
+from p3o.training.growing import drop_torn_lines
 from p3o.training.progress import Progress
 from p3o.training.trackers import open_trackers, require_trackers
 from p3o.training.tracking import RunFolder
@@ -94,7 +95,7 @@ def run(
     require_trackers(trackers, online=config.tracking_online)
     together.barrier()  # nobody has found a mistake: what is to be replaced may go
     folder.begin()
-    for told in folder.drop_torn_lines(GROWING_FILES):
+    for told in drop_torn_lines(folder.path, GROWING_FILES):
         progress.print(told)
     if set(chosen) - {"report"} and together.first:
         write_row_reports(folder.path / ROWS_FILE, context.inputs.reports)

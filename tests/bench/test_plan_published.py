@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from p3o.bench.plan_cost import METHODS, Assumptions, decode_step, push_seconds
+from p3o.bench.plan_cost import METHODS, Assumptions, broadcast_seconds, decode_step
 from p3o.bench.plan_shapes import SHAPES, Shape, Work
 from p3o.bench.plan_split import Plan, Turns, plans_of
 
@@ -40,7 +40,7 @@ def step(turns: Turns, length: int, learners: int, rollouts: int) -> Plan:
         (6.48, 1e3 * decode_step(SHAPES["8B"], Work(1, 1, 128, 128), 1, ASSUMED), "ms"),
         (75, 1 / decode_step(SHAPES["8B"], Work(1, 1, 1024, 128), 1, A100), "tokens/s"),
         (27.23, 1e3 * decode_step(MISTRAL_7B, Work(1, 1, 220, 200), 3281.19 * 0.02723, ASSUMED), "ms"),
-        (2.3, push_seconds(QWEN3_32B, 16, 16, ASSUMED), "s"),
+        (2.3, broadcast_seconds(QWEN3_32B, 16, 16, ASSUMED), "s"),
     ],
 )
 def test_the_table_says_what_the_plan_says(theirs: float, plan: float, unit: str) -> None:

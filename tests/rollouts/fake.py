@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -56,22 +57,29 @@ class FakeVLLM:
     Args:
         model: its weights at every start; never changed.
         key: asked for as bearer token.
+        workers: as of tensor parallelism: each receives all weights.
 
     Attributes:
         faults: done to the next requests for completions, one each.
         seen: how often each path was asked.
         bodies: of the requests for completions.
+        received: called with the name of every tensor that has come, in the thread of the first worker.
+        dtypes: that were announced with the last weights.
         before: called with the body of every request for completions, in its thread.
         errors: what went wrong in here, apart from what it was told to do wrong.
         drift: added to the logits of the end of sequence, for a server that is not quite the learner.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None) -> None:
-        self.original, self.tokenizer, self.key = model, tokenizer, key
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None, workers: int = 1
+    ) -> None:
+        self.original, self.tokenizer, self.key, self.workers = model, tokenizer, key, workers
         self.faults: deque[str] = deque()
         self.seen: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.before: Callable[[dict[str, Any]], None] = lambda _: None
+        self.received: Callable[[str], None] = lambda _: None
+        self.dtypes: set[str] = set()
         self.drift = 0.0
         self.ignores_weights = False
         self.port = 0
@@ -87,7 +95,7 @@ class FakeVLLM:
         self.model = copy.deepcopy(self.original)
         self.adapters: dict[str, nn.Module] = {}
         self.version, self.paused, self.updating = "default", False, False
-        self.group: GlooGroup | None = None
+        self.groups: list[GlooGroup] = []
         self.work = Work()
         self.connections: set[Any] = set()
         fake = self
@@ -122,6 +130,12 @@ class FakeVLLM:
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(2)
+        self.leave()
+
+    def leave(self) -> None:
+        """The group, with all workers."""
+        for group in self.groups:
+            group.close()
 
     def end(self) -> None:
         """Kill, and wait for the requests under way: a thread that is in torch when Python ends takes the process with it."""
@@ -175,7 +189,7 @@ class FakeVLLM:
                 "/health": lambda: b"",
                 "/v1/models": lambda: {"object": "list", "data": [{"id": name} for name in ("policy", *self.adapters)]},
                 "/weight_info": lambda: {"weight_version": self.version},
-                "/get_world_size": lambda: {"world_size": 1},
+                "/get_world_size": lambda: {"world_size": self.workers},
             }[path]()
         if path == "/v1/completions":
             return self.completion(body)
@@ -200,8 +214,22 @@ class FakeVLLM:
 
     def init_weight_transfer_engine(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         info = body["init_info"]
-        self.group = GlooGroup.join(info["address"], info["port"], 1, info["world_size"], timeout=info["timeout"])
+
+        def join(worker: int) -> GlooGroup:
+            rank = info["rank_offset"] + worker
+            return GlooGroup.join(info["address"], info["port"], rank, info["world_size"], timeout=info["timeout"])
+
+        self.leave()
+        self.groups = self.of_all_workers(join)
         return {"message": "Weight transfer initialized"}
+
+    def of_all_workers(self, action: Callable[[int], Any]) -> list[Any]:
+        """What each returns. A group that breaks off is an error of the server, as in vLLM."""
+        with ThreadPoolExecutor(self.workers) as executor:
+            try:
+                return list(executor.map(action, range(self.workers)))
+            except RuntimeError as error:
+                raise RefusalError(500, str(error)) from error
 
     def start_weight_update(self, body: dict[str, Any], query: dict[str, str]) -> Any:
         assert self.paused
@@ -211,19 +239,30 @@ class FakeVLLM:
         return {"message": "Weight update started"}
 
     def update_weights(self, body: dict[str, Any], query: dict[str, str]) -> Any:
-        if not self.updating or self.group is None:
+        if not self.updating or not self.groups:
             raise RefusalError(500, "start_weight_update must be called before update_weights.")
-        info = body["update_info"]
-        weights = {}
-        try:
+        info, groups = body["update_info"], list(self.groups)
+        self.dtypes = set(info["dtype_names"])
+
+        def receive(worker: int) -> dict[str, torch.Tensor]:
+            weights = {}
             for name, dtype_name, shape in zip(info["names"], info["dtype_names"], info["shapes"], strict=True):
                 dtype = getattr(torch, dtype_name)
                 data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-                self.group.broadcast(data)
+                groups[worker].broadcast(data)
+                if worker == 0:
+                    self.received(name)
                 weights[name] = data.view(dtype).view(shape)
-            self.load(weights)
+            return weights
+
+        try:
+            first, *others = self.of_all_workers(receive)
+            assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+            self.load(first)
         except BaseException:
             self.updating = False
+            for group in groups:
+                group.close()
             raise
         return {"message": "Weights updated"}
 

@@ -14,15 +14,15 @@ from p3o.rollouts.server import VLLMServer
 
 
 class Server(VLLMServer):
-    """Has four workers, and remembers what it was asked."""
+    """Remembers what it was asked."""
 
-    def __init__(self, refusal: str | None = None) -> None:
+    def __init__(self, refusal: str | None = None, *, workers: int = 4) -> None:
         super().__init__("http://127.0.0.1:9", timeout=1)
         self.asked: list[tuple[str, Any]] = []
-        self.refusal = refusal
+        self.refusal, self.workers = refusal, workers
 
     def world_size(self) -> int:
-        return 4
+        return self.workers
 
     def post(self, path: str, body: dict[str, Any] | None = None, **query: str) -> None:
         self.asked.append((path, body))
@@ -74,13 +74,16 @@ def nccl(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 @pytest.mark.usefixtures("nccl")
-def test_over_nccl_the_learner_is_rank_0_and_the_workers_follow() -> None:
-    server = Server()
-    link = NcclLink(server, "10.0.0.1", timeout=5.0)
-    meeting = {"master_address": "10.0.0.1", "master_port": 1234, "world_size": 5}
-    assert server.asked == [
-        ("/init_weight_transfer_engine", {"init_info": meeting | {"rank_offset": 1, "packed": False}})
-    ]
+def test_over_nccl_the_learner_is_rank_0_and_the_workers_of_all_servers_follow() -> None:
+    """As vLLM 0.32 counts them: a worker's rank is the offset and its number on its server."""
+    servers = [Server(workers=4), Server(workers=2), Server(workers=1)]
+    link = NcclLink(servers, "10.0.0.1", timeout=5.0)
+    meeting = {"master_address": "10.0.0.1", "master_port": 1234, "world_size": 8}
+    for server, offset in zip(servers, (1, 5, 7), strict=True):
+        assert server.asked == [
+            ("/shutdown_weight_transfer_engine", None),
+            ("/init_weight_transfer_engine", {"init_info": meeting | {"rank_offset": offset, "packed": False}}),
+        ]
     group = link._group
     assert group.meeting == meeting
     matrix = torch.randn(3, 2).T
@@ -93,7 +96,7 @@ def test_over_nccl_the_learner_is_rank_0_and_the_workers_follow() -> None:
 
 @pytest.mark.usefixtures("nccl")
 def test_over_nccl_a_server_that_is_gone_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    link = NcclLink(Server(), "10.0.0.1", timeout=0.05)
+    link = NcclLink([Server()], "10.0.0.1", timeout=0.05)
     monkeypatch.setattr(Cuda, "arrives", False)
     with pytest.raises(RuntimeError, match=r"not received within 0\.05 s"):
         link.send(torch.zeros(2))
@@ -104,7 +107,7 @@ def test_an_nccl_that_cannot_be_loaded_is_told(nccl: types.ModuleType) -> None:
     """vLLM's communicator then does nothing at all, and the server waits."""
     nccl.trainer_init = type("Disabled", (Group,), {"disabled": True})  # type: ignore[attr-defined]
     with pytest.raises(P3OError, match=r"rl\.rollout\.weights: nccl cannot be loaded"):
-        NcclLink(Server(), "10.0.0.1", timeout=1.0)
+        NcclLink([Server()], "10.0.0.1", timeout=1.0)
 
 
 def test_an_address_of_another_machine_is_told_for_nccl(nccl: types.ModuleType) -> None:
@@ -113,20 +116,20 @@ def test_an_address_of_another_machine_is_told_for_nccl(nccl: types.ModuleType) 
 
     nccl.trainer_init = refuse  # type: ignore[attr-defined]
     with pytest.raises(P3OError, match=r"rl\.rollout\.address: this machine has no address '203\.0\.113\.7'"):
-        NcclLink(Server(), "203.0.113.7", timeout=1.0)
+        NcclLink([Server()], "203.0.113.7", timeout=1.0)
 
 
 def test_nccl_without_vllm_is_told() -> None:
     with pytest.raises(P3OError, match="nccl needs vllm in the learner's environment"):
-        NcclLink(Server(), "127.0.0.1", timeout=1.0)
+        NcclLink([Server()], "127.0.0.1", timeout=1.0)
 
 
 def test_an_address_that_is_not_ours_is_told() -> None:
     with pytest.raises(P3OError, match=r"rl\.rollout\.address: this machine has no address '203\.0\.113\.7'"):
-        GlooLink(Server(), "203.0.113.7", timeout=1.0)
+        GlooLink([Server()], "203.0.113.7", timeout=1.0)
 
 
 def test_a_server_that_refuses_to_meet_says_why() -> None:
-    """We wait in vain for its half of the rendezvous; its reason is told and not our time-out."""
+    """Its reason is told, and not that it does not come."""
     with pytest.raises(ServerError, match="Weight transfer not configured"):
-        GlooLink(Server("Weight transfer not configured"), "127.0.0.1", timeout=1.0)
+        GlooLink([Server("Weight transfer not configured")], "127.0.0.1", timeout=1.0)

@@ -376,7 +376,7 @@ def test_a_server_that_is_always_wrong_ends_the_run(servers: Servers, sampler: S
 
 def test_a_server_that_is_always_busy_ends_the_run(servers: Servers, sampler: Samplers, policy: nn.Module) -> None:
     fake = servers()
-    ours = sampler(fake, attempts=1, patience=0.1, timeout=0.2)
+    ours = sampler(fake, attempts=1, patience=0.1, timeout=1.0)
     ours.publish(policy)
     fake.faults.extend(["429"] * 1000)
     with pytest.raises(P3OError, match=r"no responses for \d s, though servers are there"):
@@ -400,32 +400,6 @@ def test_a_key_is_sent_and_a_wrong_one_told(
         sampler(fake, api_key_env="VLLM_KEY").sample(policy, SOME)
     with pytest.raises(P3OError, match="NO_SUCH_KEY is not set"):
         sampler(fake, api_key_env="NO_SUCH_KEY")
-
-
-def test_a_push_that_breaks_off_leaves_the_server_without_work(
-    servers: Servers, sampler: Samplers, policy: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server goes away while it receives: it gets nothing to do, and the whole weights when it is back."""
-    stays, goes = servers(), servers()
-    ours = sampler(stays, goes)
-    ours.publish(policy)
-    learn(policy)
-    received = goes.load
-
-    def dies(weights: dict[str, torch.Tensor]) -> None:
-        goes.load = received  # type: ignore[method-assign]
-        raise OSError("gone")
-
-    goes.load = dies  # type: ignore[method-assign]
-    ours.publish(policy)
-    assert ours.fleet is not None
-    assert ours.fleet.pool.ready == [ours.fleet.pool.servers[0]]
-    assert goes.version != ours.version
-    assert "is lost" in ours.warnings[0]  # type: ignore[attr-defined]
-    batch = ours.sample(policy, SOME)
-    assert largest_difference(policy, batch) < 1e-5
-    ours.publish(policy)
-    assert goes.version == ours.version
 
 
 def test_a_server_whose_last_learner_died_in_the_middle_of_a_push_gets_the_weights(

@@ -60,6 +60,22 @@ def test_what_comes_is_what_was_announced_where_adapters_are_finer_than_their_ba
     assert {dtype for _, dtype, _ in announced} == {torch.bfloat16}
 
 
+def test_an_adapter_is_merged_before_it_is_rounded() -> None:
+    """Half a step of bfloat16 at 1 on the weight, and a quarter from the adapter: rounded one by one they would be 1."""
+    adapted = add_adapter(build_model(TOKENIZER, seed=0), LoraSettings(rank=1), task="CAUSAL_LM", seed=0)
+    layer = next(module for module in adapted.modules() if hasattr(module, "base_layer"))
+    step = torch.finfo(torch.bfloat16).eps
+    with torch.no_grad():
+        layer.base_layer.weight.fill_(1 + step / 2)
+        layer.lora_A["default"].weight.fill_(1.0)
+        layer.lora_B["default"].weight.fill_(1.0)
+        update = layer.get_delta_weight("default")
+        layer.lora_B["default"].weight.fill_(step / 4 / update.max().item())
+    found = {name: tensor for name, tensor in Weights(adapted, torch.bfloat16) if tensor.eq(1 + step).all()}
+    assert len(found) == 1
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+
+
 def test_shards_are_gathered(tmp_path: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -75,6 +91,12 @@ def test_shards_are_gathered(tmp_path: Path) -> None:
             assert name == wanted
             assert not hasattr(tensor, "full_tensor")
             assert torch.equal(tensor, parameter)
+        rounded = Weights(sharded, torch.bfloat16)
+        assert {shape.dtype for shape in rounded.shapes()} == {torch.bfloat16}
+        for (_, tensor), (_, parameter) in zip(rounded, plain.named_parameters(), strict=True):
+            assert not hasattr(tensor, "full_tensor")
+            assert torch.equal(tensor, parameter.bfloat16())
+        assert all(parameter.dtype == torch.float32 for parameter in sharded.parameters())
     finally:
         distributed.destroy_process_group()
 

@@ -105,3 +105,23 @@ def test_people_are_shown_messages_and_the_run_gets_its_own_prompts_back(
         conversations={talk: tuple(Message(**one) for one in TALKS[0])},
     )
     assert found.preferences == [(talk, "x", "y"), ("A text.", "v", "w")]
+
+
+def test_a_run_ends_responses_at_the_turn_s_end_and_at_the_text_s(
+    chatty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The template's end of turn is adopted, and the ends of generation_config.json stay; a letter among them is none."""
+    ends = [*chat_tokenizer().convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]), 2]
+    (chatty / "model/generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    (chatty / "reward_of_chats.py").write_text(
+        "def count(prompts, responses):\n    return [float(len(x)) for x in responses]\n"
+    )
+    asked = ["rl", "--model", "model", "--prompts", "prompts.jsonl", "--reward-function", "reward_of_chats:count"]
+    settings = ["device=cpu", "rl.training.steps=1", "rl.training.prompts_per_step=4", "rl.training.max_new_tokens=4"]
+    settings += ["evaluation.prompts=4", "evaluation.best_of=[]"]
+    assert main([*asked, "--name", "talks", *(part for text in settings for part in ("--set", text))]) == 0
+    told = capsys.readouterr().err
+    assert (
+        "rl p3o_v2: a response ends at <|im_end|> or <|endoftext|>, not at id 2 of the model's generation settings, which is "
+        "no special token\n"
+    ) in told

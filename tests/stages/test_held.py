@@ -1,6 +1,5 @@
 """The memory that `--dry-run` counts for several processes: by hand, and against tensors of two ranks in a step of PPO."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,13 +155,18 @@ def test_a_step_counts_what_each_process_has() -> None:
     low = Gathered(sampling=10**6, evaluating=10**6)
     served = OnlineWork(**(vars(work) | {"served": True}))
     evaluating = online_step(shape, models, arithmetic, served, has_critic=False, gathered=low)
-    one_layer = activation_bytes(replace(shape, layers=1), 5 * 20, arithmetic)
-    assert (evaluating.height, evaluating.pass_bytes) == ("evaluating", 2 * 5 * 7 * 50 * 4 + one_layer)
+    # The pairs of refits are sampled here all the same.
+    refits = OnlineWork(**(vars(served) | {"refit_tokens": 1000}))
+    sampling = online_step(shape, models, arithmetic, refits, has_critic=False, gathered=Gathered(sampling=10**7))
+    assert (sampling.height, sampling.pass_bytes) == ("sampling", 1000 * token)
+    # Of 10 numbers of the stream and as many normed, and of three times 30 in the feed-forward layer, four bytes each.
+    layer = 4 * (2 * 10 + 3 * 30)
+    assert (evaluating.height, evaluating.pass_bytes) == ("evaluating", 2 * 5 * 7 * 50 * 4 + 5 * 20 * layer)
     # Of two models these are more logits than may exist at once: one response is in a pass, and whole.
     long = OnlineWork(**(vars(served) | {"response_tokens": 2**20}))
-    assert divergence_bytes(shape, long, arithmetic) == 2 * 2**20 * 50 * 4 + activation_bytes(
-        replace(shape, layers=1), 13 + 2**20, arithmetic
-    )
+    assert divergence_bytes(shape, long, arithmetic) == 2 * 2**20 * 50 * 4 + (13 + 2**20) * layer
+    half = divergence_bytes(shape, long, Arithmetic(bytes=2, casts=True))
+    assert half == 2 * 2**20 * 50 * 6 + (13 + 2**20) * (4 * 2 * 10 + 2 * 3 * 30) + 2 * shape.parameters
     rows = {"rows": 9, "rows_per_pass": 4, "row_tokens": 5, "predicted_tokens": 3}
     shares = [
         supervised_step(shape, models, arithmetic, **rows, processes=processes).forward_tokens

@@ -1,6 +1,7 @@
 """The loop of online feedback, labelling of own samples, and RL from comparisons alone, through the command line."""
 
 import io
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from p3o.cli import main
+from p3o.config import RefitConfig, RunConfig
 from p3o.config_feedback import LabellerConfig
 from p3o.data.embedded import task
 from p3o.data.embedded.gold import gold_reward
@@ -22,10 +25,12 @@ from p3o.labeling.judging import label_with_judge
 from p3o.labeling.store import Store
 from p3o.stages import labelling
 from p3o.stages import refit as refit_stage
+from p3o.stages.context import RunContext
 from p3o.training.faults import NumericalError
 from p3o.training.online import OnlineTrainer
-from p3o.training.progress import Progress
+from p3o.training.progress import Nowhere, Progress
 from p3o.training.scoring import RewardFeedback
+from p3o.training.tracking import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -215,6 +220,30 @@ def test_what_is_missing_is_told(own_model: Path, setting: str, told: str, capsy
     arguments += ["--reward-function", "tests.stages.test_refit:prefer_gold", "--name", "x", "--output", str(own_model)]
     assert main([*arguments, "--set", setting]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("responses", "pairs", "asked"), [(2, 3, 3), (3, 7, 3), (4, 100, 5)])
+def test_a_refit_has_all_pairs_of_a_prompt_s_responses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, responses: int, pairs: int, asked: int
+) -> None:
+    """Of five prompts, each of which has one response twice if there are more than two: all pairs of the others."""
+    prompts, seen = [f"p{i}" for i in range(5)], []
+
+    def sampled(_run: Any, _policy: Any, given: list[str], *, responses: int, seed: int) -> list[list[str]]:
+        seen.extend(given)
+        return [[f"{prompt} {min(k, max(responses - 2, 1))}" for k in range(responses)] for prompt in given]
+
+    monkeypatch.setattr(refit_stage, "sample_texts", sampled)
+    monkeypatch.setattr(refit_stage, "label", lambda _labeller, found, **_: labelling.Labelled(found, 0, 0))
+    folder = RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
+    run = RunContext(RunConfig.model_validate({"device": "cpu"}), folder, Progress(Nowhere()))
+    run.__dict__["inputs"] = SimpleNamespace(prompts=prompts, gold=None, conversations={})
+    config = RefitConfig(pairs=pairs, responses_per_prompt=responses)
+    found = refit_stage.Refits(run, "a", config, last=9)._label(nn.Identity(), 1).preferences
+    assert len(set(seen)) == len(seen) == asked
+    distinct = {2: 2, 3: 2, 4: 3}[responses]
+    texts = {prompt: [f"{prompt} {k}" for k in range(distinct)] for prompt in seen}
+    assert found == [(p, a, b) for p in seen for a, b in itertools.combinations(texts[p], 2)][:pairs]
 
 
 class FirstIsBetter:

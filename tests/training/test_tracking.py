@@ -12,6 +12,7 @@ import pytest
 from p3o.errors import P3OError
 from p3o.files import read_jsonl
 from p3o.training import replacing, tracking
+from p3o.training.growing import drop_torn_lines
 from p3o.training.tracking import RunFolder, free_name
 
 
@@ -243,7 +244,7 @@ def test_opening_cuts_nothing_off_and_only_our_own_files_are_mended(tmp_path: Pa
     before = contents(path)
     folder = RunFolder.open(tmp_path, "first")
     assert contents(path) == before
-    [told] = folder.drop_torn_lines(["metrics.jsonl", "samples.jsonl", "not_there.jsonl"])
+    [told] = drop_torn_lines(folder.path, ["metrics.jsonl", "samples.jsonl", "not_there.jsonl"])
     assert told.startswith(f"{path}/metrics.jsonl: its last line was incomplete")
     assert told.endswith("; removed 19 bytes")
     assert read_jsonl(path / "metrics.jsonl") == [{"stage": "sft", "step": 0}]

@@ -150,8 +150,7 @@ def described(plan: Plan | None) -> dict[str, Any]:
         "computing_seconds": plan.learner.computing,
         "communicating_seconds": plan.learner.communicating,
         "push_seconds": plan.push,
-        "push_seconds_today": plan.push_today,
-        "seconds_today": plan.seconds_today,
+        "broadcast_seconds": plan.broadcast,
         "gathered_bytes": plan.learner.gathered,
         "scattered_bytes": plan.learner.scattered,
         "push_bytes": plan.push_bytes,
@@ -192,22 +191,12 @@ def calibrated(assumed: Assumptions, path: Path) -> tuple[Assumptions, str]:
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """Plans of P3O by model and GPUs; P3O beside PPO; memory of a rank."""
-    heads = (
-        "learn",
-        "sample",
-        "s/step",
-        "tokens/s",
-        "sampling s",
-        "learning s",
-        "push s",
-        "MFU",
-        "s/step, today's push",
-    )
-    caption = "push: a broadcast to all servers; today p3o sends to one server after another, in float32"
+    heads = ("learn", "sample", "s/step", "tokens/s", "sampling s", "learning s", "push s", "MFU")
+    caption = "push: in bfloat16, gathered, to the host's memory and from there to all servers at once"
     plans = Table("model", "GPUs", "turns", *heads, caption=caption)
     for row in results["plans"]:
         if row["method"] == "p3o" and row["gpus"] in (8, 64, 512):
-            figures = plan_cells(row) if row["fits"] else ["does not fit", *[""] * 8]
+            figures = plan_cells(row) if row["fits"] else ["does not fit", *[""] * 7]
             plans.add_row(row["model"], str(row["gpus"]), row["turns"], *figures)
     beside = Table(
         "model",
@@ -238,7 +227,6 @@ def plan_cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['learning_seconds']:.1f}",
         f"{row['push_seconds']:.2f}",
         f"{row['utilisation']:.0%}",
-        f"{row['seconds_today']:.1f}",
     ]
 
 

@@ -37,6 +37,8 @@ class Assumptions:
     """Of the memory's bandwidth, in decoding."""
     link_share: int | float = 0.70
     """Of a link, in collectives."""
+    host_copy: int | float = 10e9
+    """Bytes per second between a GPU and its host's memory, as it comes (pageable)."""
     usable: int | float = 0.90
     """Of a GPU's memory."""
     decode_overhead: int | float = 3e-3
@@ -280,21 +282,20 @@ def decode_step(shape: Shape, work: Work, rows: int | float, assumed: Assumption
 
 
 def push_seconds(shape: Shape, learners: int, rollouts: int, assumed: Assumptions) -> int | float:
-    """Seconds of a broadcast of the bfloat16 weights to all servers, as fast as one card sends; NVLink inside one node."""
-    return shape.parameters * BF16 / _sending_rate(learners + rollouts, assumed)
+    """Seconds of a push as ``p3o.rollouts`` makes it with ``push_dtype: bfloat16`` over nccl, one thing after another.
 
-
-def push_seconds_today(shape: Shape, method: Method, learners: int, rollouts: int, assumed: Assumptions) -> int | float:
-    """Seconds of a push as ``p3o.rollouts.publishing`` makes it: each tensor to one server after another, as the weights rest.
-
-    That is in float32 where all weights train, in bfloat16 for the base of an adapter, which is added in.
+    The learner's ranks gather the weights, the first one copies them to its host's memory, where they wait for the servers, and
+    each tensor from there to its GPU and on to all servers at once.
     """
-    servers, number = rollouts // server_gpus(shape, assumed), BF16 if method.lora else FP32
-    return servers * shape.parameters * number / _sending_rate(learners + rollouts, assumed)
+    size = shape.parameters * BF16
+    gathering, copying = size / collective_rate(learners, assumed), 2 * size / assumed.host_copy
+    return gathering + copying + broadcast_seconds(shape, learners, rollouts, assumed)
 
 
-def _sending_rate(gpus: int, assumed: Assumptions) -> int | float:
-    return (assumed.node_link if gpus <= assumed.per_node else assumed.network) * assumed.link_share
+def broadcast_seconds(shape: Shape, learners: int, rollouts: int, assumed: Assumptions) -> int | float:
+    """Of these the last: the bfloat16 weights to all servers, as fast as one card sends; NVLink inside one node."""
+    link = assumed.node_link if learners + rollouts <= assumed.per_node else assumed.network
+    return shape.parameters * BF16 / (link * assumed.link_share)
 
 
 def push_bytes(shape: Shape, rollouts: int, assumed: Assumptions) -> int | float:

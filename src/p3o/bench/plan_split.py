@@ -17,11 +17,11 @@ from p3o.bench.plan_cost import (
     Memory,
     Method,
     RolloutCost,
+    broadcast_seconds,
     learner_cost,
     learner_memory,
     push_bytes,
     push_seconds,
-    push_seconds_today,
     rollout_cost,
     server_gpus,
 )
@@ -40,8 +40,8 @@ class Plan:
         seconds: of a step.
         tokens_per_second: response tokens sampled and learned from.
         utilisation: useful operations of the learner over the peak of all GPUs and the step's seconds.
-        push: seconds of a broadcast to all servers.
-        push_today: seconds of p3o's own push, to one server after another; no part of ``seconds``.
+        push: seconds of a push to all servers.
+        broadcast: of these on the network between learner and servers.
     """
 
     gpus: int
@@ -52,16 +52,11 @@ class Plan:
     tokens_per_second: int | float
     utilisation: int | float
     push: int | float
-    push_today: int | float
+    broadcast: int | float
     push_bytes: int | float
     learner: LearnerCost
     rollout: RolloutCost
     memory: Memory
-
-    @property
-    def seconds_today(self) -> int | float:
-        """Of a step with p3o's own push."""
-        return self.seconds - self.push + self.push_today
 
     @property
     def ratio(self) -> int | float:
@@ -122,7 +117,7 @@ def _plan(
         tokens_per_second=work.sampled_tokens / seconds,
         utilisation=learner.operations / (seconds * gpus * assumed.peak),
         push=push,
-        push_today=push_seconds_today(shape, method, learners, rollouts, assumed),
+        broadcast=broadcast_seconds(shape, learners, rollouts, assumed),
         push_bytes=push_bytes(shape, rollouts, assumed),
         learner=learner,
         rollout=rollout,

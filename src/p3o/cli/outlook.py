@@ -90,11 +90,9 @@ def _divided(stage: StageOutlook) -> str:
     count, estimate = stage.processes.count, stage.estimate
     if estimate is None:
         return f"{stage.stage}: {count} processes"
+    host = f"if all run on one host, it needs {count} times this memory"
     if not stage.processes.sharded:
-        return (
-            f"{stage.stage}: each of the {count} processes holds complete copies of the models; if all run on "
-            f"one host, it needs {count} times this memory"
-        )
+        return f"{stage.stage}: each of the {count} processes holds complete copies of the models; {host}"
     parts = [f"{_memory(estimate.shared_bytes)} of shards (1/{count} of weights, gradients and moments)"]
     if estimate.unshared_bytes:
         parts.append(f"{_memory(estimate.unshared_bytes)} of reward models, which are not sharded while they score")
@@ -102,7 +100,6 @@ def _divided(stage: StageOutlook) -> str:
         f"at most, while {estimate.height}, {_memory(estimate.gathered_bytes)} of {_GATHERED[estimate.height]}"
     )
     parts.append(f"{_memory(estimate.pass_bytes)} of {_PASSES[estimate.height]}")
-    host = f"if all run on one host, it needs {count} times this memory"
     first = (
         f"the first one also holds {_memory(estimate.first_bytes)} of complete weights on its CPU, to save or send them"
     )

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from p3o.functional.devices import onto
 from p3o.functional.masked import masked_sum
 
 
@@ -100,7 +101,7 @@ def chunked_logprobs(
     Args:
         hidden: what the head reads.
         head: hidden states of some rows to their logits, which nothing else may keep.
-        rows: the row of each token, in rising order.
+        rows: the row of each token, in rising order; best on the CPU, wherever the others are.
         tokens: ids.
         temperature: τ.
         rows_at_once: rows whose logits exist at the same time; more arithmetic by one application of the head, less memory.
@@ -111,7 +112,7 @@ def chunked_logprobs(
 
     parts = []
     for start, states, chosen in _chunks(hidden, rows, rows_at_once):
-        arguments = (states, rows[chosen] - start, tokens[chosen])
+        arguments = (states, onto(rows[chosen] - start, hidden.device), tokens[chosen])
         if torch.is_grad_enabled():
             parts.append(checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:

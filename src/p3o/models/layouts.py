@@ -194,12 +194,13 @@ def attention_mask(
 ) -> Float[Tensor, "row 1 length length"]:
     """The mask as the model's attention reads one, to be added.
 
-    For sdpa it has the dtype of attention, rows whose length in memory is a multiple of 8, and −∞: then every layer
-    keeps this one tensor for its backward pass. Of a boolean mask, or of one that a GPU's kernels have to convert or to pad,
-    each would keep a copy of its own.
+    For sdpa it has the dtype that attention computes in, −∞, and rows whose length in memory is a multiple of 8: then all
+    layers keep this one tensor for the backward pass. Of a boolean mask, or of one that a GPU's kernels have to convert or to
+    pad, each would keep a copy of its own.
     """
     config: Any = model.config
-    dtype, hidden = next(model.parameters()).dtype, torch.finfo(next(model.parameters()).dtype).min
+    dtype = next(model.parameters()).dtype
+    hidden = torch.finfo(dtype).min
     if config._attn_implementation == "sdpa":  # noqa: SLF001 transformers has no public name for it
         dtype, hidden = getattr(model, "autocast_dtype", dtype), -torch.inf
     length = visible.shape[-1]

@@ -33,12 +33,14 @@ class Predictions:
         tokens: the response tokens, in the same order.
         places: where each token stands in [group, response, time], flattened.
         shape: (group, response, time).
+        here: ``rows`` on the CPU, where these are on another device, which need not be asked then where a chunk ends.
     """
 
     rows: Int[Tensor, " token"]
     tokens: Int[Tensor, " token"]
     places: Int[Tensor, " token"]
     shape: tuple[int, int, int]
+    here: Int[Tensor, " token"] | None = None
 
     def scattered(self, values: Float[Tensor, " token"]) -> Float[Tensor, "group response time"]:
         """One value per token as [group, response, time], 0 on padding."""
@@ -48,7 +50,7 @@ class Predictions:
     def to(self, device: torch.device) -> "Predictions":
         """The same on another device."""
         rows, tokens, places = (onto(tensor, device) for tensor in (self.rows, self.tokens, self.places))
-        return type(self)(rows, tokens, places, self.shape)
+        return type(self)(rows, tokens, places, self.shape, self.rows if self.here is None else self.here)
 
 
 @dataclass(frozen=True)

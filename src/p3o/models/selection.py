@@ -57,7 +57,7 @@ class Head:
             values = chunked_logprobs(
                 hidden,
                 lambda states: full_precision(head_logits(model, states)),
-                predictions.rows,
+                predictions.rows if predictions.here is None else predictions.here,
                 predictions.tokens,
                 temperature=self.temperature,
                 rows_at_once=rows_at_once,

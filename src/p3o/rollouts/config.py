@@ -21,6 +21,10 @@ class RolloutConfig(BaseModel):
     address: str = Field(
         "127.0.0.1", description="Of this machine as the servers reach it, for gloo and nccl; nothing else listens."
     )
+    push_dtype: Literal["bfloat16", "float16"] | None = Field(
+        None,
+        description="What weights are rounded to before they are sent or written: the servers' own dtype; null: as they rest.",
+    )
     folder: str | None = Field(
         None, description="For disk and lora: a folder that the servers see too; null: rollouts/ in the run's folder."
     )
@@ -55,6 +59,8 @@ class RolloutConfig(BaseModel):
             raise ValueError("engine vllm needs urls: the servers' addresses, such as [http://127.0.0.1:8000]")
         if self.engine == "local" and self.urls:
             raise ValueError("urls are for engine: vllm; name the engine or remove them")
+        if self.push_dtype is not None and self.weights == "lora":
+            raise ValueError("push_dtype: with weights: lora the adapter goes as it is; remove it")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"urls: {url!r} must begin with http:// or https://")

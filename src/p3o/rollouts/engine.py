@@ -27,13 +27,15 @@ class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     Attributes:
         address: of the learner.
         port: of its store.
-        world_size: the learner and all workers of this server.
+        world_size: the learner and all workers of all servers.
+        rank_offset: the rank of this server's first worker.
         timeout: seconds for every transfer.
     """
 
     address: str
     port: int
     world_size: int
+    rank_offset: int
     timeout: float
 
 
@@ -47,7 +49,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
-    """Receives what the learner, rank 0 of the group, broadcasts."""
+    """Receives what the learner, rank 0 of the group, broadcasts, and passes it on."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
@@ -60,7 +62,7 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
         """Join the learner's group, leaving an earlier one."""
         self.shutdown()
         parallel = self.parallel_config
-        rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         self.group = GlooGroup.join(
             init_info.address, init_info.port, rank, init_info.world_size, timeout=init_info.timeout
         )
@@ -74,12 +76,14 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As in the base class, without its wait for an accelerator: gloo's transfers are over when they return.
 
-        After a transfer that broke off the layers are closed: vLLM leaves one that had received a part as it is, and would
-        count that part as received in the next transfer, too.
+        After a transfer that broke off the group is left, so that nobody waits for what this worker would have passed on, and
+        the layers are closed: vLLM leaves one that had received a part as it is, and would count that part as received in the
+        next transfer, too.
         """
         try:
             self.receive_weights(self.parse_update_info(update_info))
         except BaseException:
+            self.shutdown()
             self.finish_weight_update()
             raise
 

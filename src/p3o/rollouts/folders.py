@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from p3o.distributed.sharding import is_sharded, settle, whole_tensors
@@ -62,19 +63,20 @@ class Disk:
 
     Args:
         place: made if needed.
+        dtype: of what is written; None: as the weights rest.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.folders = Folders(place)
+    def __init__(self, place: Path, dtype: torch.dtype | None = None) -> None:
+        self.folders, self.dtype = Folders(place), dtype
         self.plain: set[str] = set()
         """Servers without our extension of the workers, which only those on a CPU need."""
 
     def take(self, model: nn.Module, version: str) -> Push:
         """As ``Publisher.take``."""
-        path = self.folders.path(version)
+        path, weights = self.folders.path(version), Weights(model, self.dtype)
         if not is_sharded(model):
-            return partial(self._push, path, Weights(model), version)
-        for_first(Weights(model), lambda tensors: self._write(path, tensors))
+            return partial(self._push, path, weights, version)
+        for_first(weights, lambda tensors: self._write(path, tensors))
         return partial(self._push, path, None, version)
 
     def _push(self, path: Path, weights: Weights | None, version: str, servers: Sequence[VLLMServer]) -> dict[str, str]:

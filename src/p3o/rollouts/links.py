@@ -1,9 +1,11 @@
-"""Ways to broadcast tensors to the workers of one server: gloo (our plugin) and nccl (vLLM's own engine).
+"""Ways to broadcast tensors to the workers of several servers at once: gloo (our plugin) and nccl (vLLM's own engine).
 
-Each server has a group of its own with the learner, so that one that dies takes no other with it.
+The learner is rank 0 of one group, and the workers of the servers follow in the order of the servers.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from p3o.errors import P3OError
 from p3o.rollouts.group import GlooGroup, listening_store
+from p3o.rollouts.http import ServerError
 from p3o.rollouts.server import VLLMServer
 
 _LOOK = 0.0002
@@ -20,13 +23,13 @@ _LOOK = 0.0002
 
 @runtime_checkable
 class Link(Protocol):
-    """The learner's end of a group with one server."""
+    """The learner's end of a group with servers."""
 
     def send(self, tensor: Tensor) -> None:
         """Broadcast a whole tensor.
 
         Raises:
-            RuntimeError: if the server is gone or too slow.
+            RuntimeError: if a server is gone or too slow.
         """
 
     def close(self) -> None:
@@ -34,33 +37,28 @@ class Link(Protocol):
 
 
 class GlooLink:
-    """A group of ``p3o.rollouts.group`` with a server that runs our plugin.
+    """A group of ``p3o.rollouts.group`` with servers that run our plugin.
 
     Args:
-        server: started with the backend ``p3o_gloo``.
-        address: of this machine, as the server reaches it.
+        servers: started with the backend ``p3o_gloo``; they must reach this machine and one another.
+        address: of this machine, as the servers reach it.
         timeout: seconds for every transfer.
 
     Raises:
-        ServerError: if the server refuses.
-        RuntimeError: if it does not come in time.
+        ServerError: if a server refuses or is gone.
+        RuntimeError: if one does not come in time.
         P3OError: if this machine has no such address.
     """
 
-    def __init__(self, server: VLLMServer, address: str, *, timeout: float) -> None:
-        size = 1 + server.world_size()
+    def __init__(self, servers: Sequence[VLLMServer], address: str, *, timeout: float) -> None:
+        offsets, size = _ranks(servers)
         try:
             store = listening_store(address, timeout=timeout)
         except OSError as error:
             raise _no_such_address(address, error) from error
-        # The server blocks in its half of the rendezvous until we are in ours.
-        with ThreadPoolExecutor(1) as executor:
-            joined = executor.submit(
-                server.post,
-                "/init_weight_transfer_engine",
-                {"init_info": {"address": address, "port": store.port, "world_size": size, "timeout": timeout}},
-            )
-            self._group = _meet(joined, lambda: GlooGroup(store, address, 0, size, timeout=timeout))
+        meeting = {"address": address, "port": store.port, "world_size": size, "timeout": timeout}
+        with _invited(servers, offsets, meeting) as joined:
+            self._group = GlooGroup.host(store, address, size, timeout=timeout, watch=lambda: _refusal(joined))
 
     def send(self, tensor: Tensor) -> None:
         """Broadcast a whole tensor, as bytes: every dtype goes the same way."""
@@ -72,22 +70,23 @@ class GlooLink:
 
 
 class NcclLink:
-    """A group of vLLM's own nccl engine: between GPUs, no plugin on the server, vLLM importable here.
+    """A group of vLLM's own nccl engine: between GPUs, no plugin on the servers, vLLM importable here.
 
-    Written after the protocol of vLLM 0.32; never run, for want of two GPUs. Tensors go one by one (``packed`` off).
+    Written after the protocol of vLLM 0.32; never run, for want of two GPUs. Tensors go one by one (``packed`` off). vLLM's end
+    has no time limit: a server that waits for a tensor when another one dies waits until it is started again.
 
     Args:
-        server: started with the backend ``nccl``.
-        address: of this machine, as the server reaches it.
+        servers: started with the backend ``nccl``.
+        address: of this machine, as the servers reach it.
         timeout: seconds for every transfer; the rendezvous has vLLM's own limit.
 
     Raises:
-        ServerError: if the server refuses.
-        RuntimeError: if it does not come in time.
+        ServerError: if a server refuses or is gone.
+        RuntimeError: if one does not come in time.
         P3OError: if vLLM or nccl cannot be used here, or this machine has no such address.
     """
 
-    def __init__(self, server: VLLMServer, address: str, *, timeout: float) -> None:
+    def __init__(self, servers: Sequence[VLLMServer], address: str, *, timeout: float) -> None:
         try:
             from vllm.distributed.weight_transfer.nccl_common import trainer_init
             from vllm.utils.network_utils import get_open_port
@@ -96,19 +95,18 @@ class NcclLink:
                 "rl.rollout.weights: nccl needs vllm in the learner's environment, too; install it there, or use disk"
             ) from error
         self._timeout = timeout
-        size, port = 1 + server.world_size(), get_open_port()
-        meeting = {"master_address": address, "master_port": port, "world_size": size}
-        with ThreadPoolExecutor(1) as executor:
-            joined = executor.submit(
-                server.post,
-                "/init_weight_transfer_engine",
-                {"init_info": meeting | {"rank_offset": 1, "packed": False}},
-            )
+        offsets, size = _ranks(servers)
+        meeting = {"master_address": address, "master_port": get_open_port(), "world_size": size}
+        with _invited(servers, offsets, meeting | {"packed": False}, leaving=True) as joined:
             try:
-                self._group: Any = _meet(joined, lambda: trainer_init(meeting))
+                self._group: Any = trainer_init(meeting)
             except OSError as error:
-                server.cut()  # it waits for us in vain
+                for server in servers:
+                    server.cut()  # they wait for us in vain
                 raise _no_such_address(address, error) from error
+            except RuntimeError:
+                _refusal(joined)
+                raise
         if self._group.disabled:  # vLLM goes on without a word, and sends nothing
             raise P3OError("rl.rollout.weights: nccl cannot be loaded in the learner's environment; use disk")
 
@@ -134,12 +132,44 @@ def _no_such_address(address: str, error: OSError) -> P3OError:
     return P3OError(f"rl.rollout.address: this machine has no address {address!r} to be reached at ({error})")
 
 
-def _meet(joined: "Future[Any]", open_here: Any) -> Any:
-    """Our half of the rendezvous while the server's request runs; the server's reason, if it has one, is the better one."""
+def _ranks(servers: Sequence[VLLMServer]) -> tuple[list[int], int]:
+    """The rank of each server's first worker, and the size of the group."""
+    offsets, size = list[int](), 1
+    for server in servers:
+        offsets.append(size)
+        size += server.world_size()
+    return offsets, size
+
+
+@contextlib.contextmanager
+def _invited(
+    servers: Sequence[VLLMServer], offsets: Sequence[int], meeting: Mapping[str, Any], *, leaving: bool = False
+) -> Iterator["list[Future[Any]]"]:
+    """The servers' halves of the rendezvous while we are in ours: each blocks until all are there."""
+
+    def invite(server: VLLMServer, offset: int) -> None:
+        if leaving:
+            _leave(server)
+        server.post("/init_weight_transfer_engine", {"init_info": {**meeting, "rank_offset": offset}})
+
+    with ThreadPoolExecutor(len(servers)) as executor:
+        joined = [executor.submit(invite, *pair) for pair in zip(servers, offsets, strict=True)]
+        yield joined
+    for reply in joined:
+        reply.result()
+
+
+def _refusal(joined: "Sequence[Future[Any]]") -> None:
+    """Raise what the first server said that will not come, if there is one: it is the better reason."""
+    for reply in joined:
+        if reply.done() and (error := reply.exception()) is not None:
+            raise error
+
+
+def _leave(server: VLLMServer) -> None:
+    """Let it give up an earlier group: vLLM (0.32) keeps the buffers of one that is merely followed by another."""
     try:
-        group = open_here()
-    except RuntimeError:
-        joined.result()
-        raise
-    joined.result()
-    return group
+        server.post("/shutdown_weight_transfer_engine")
+    except ServerError as error:
+        if error.kind != "broken":  # refused while an update is open, which a learner before us left: then it stays
+            raise

@@ -57,6 +57,7 @@ def check_weights(
         raise P3OError(
             f"{server.url}: with weights {version} the log-prob of token {at} of the fixed text is {theirs[at - 1]:.4f}, the "
             f"learner's {own[at - 1]:.4f}; they differ by {largest:.2g} and may by {tolerance:g} (rl.rollout.probe_tolerance): "
-            "the server has another model, another dtype, or did not take the weights; see its log"
+            "the server has another model, another dtype (rl.rollout.push_dtype rounds, too), or did not take the weights; see "
+            "its log"
         )
     return largest

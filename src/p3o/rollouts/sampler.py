@@ -207,12 +207,13 @@ class VLLMSampler:
 
 def _publisher(config: RolloutConfig, folder: Path) -> Publisher:
     place = Path(config.folder) if config.folder is not None else folder
+    dtype = None if config.push_dtype is None else getattr(torch, config.push_dtype)
     if config.weights == "disk":
-        return Disk(place)
+        return Disk(place, dtype)
     if config.weights == "lora":
         return Adapter(place)
     link: type[GlooLink | NcclLink] = GlooLink if config.weights == "gloo" else NcclLink
-    return Broadcast(lambda server: link(server, config.address, timeout=config.timeout))
+    return Broadcast(lambda servers: link(servers, config.address, timeout=config.timeout), dtype)
 
 
 def _key(variable: str | None) -> str | None:

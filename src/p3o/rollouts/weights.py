@@ -34,24 +34,27 @@ class Weights:
 
     Args:
         model: of transformers, plain or with an adapter of peft on it, whole or sharded by FSDP2.
+        dtype: to round to; None leaves the weights as they rest. It is what a server of this dtype would do itself on loading.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self.model, self.dtype = model, dtype
 
     def shapes(self) -> list[Shape]:
         """What iterating gives, without gathering anything."""
-        return [Shape(name, weight.dtype, tuple(weight.shape)) for name, weight, _ in self._named()]
+        return [Shape(name, self.dtype or weight.dtype, tuple(weight.shape)) for name, weight, _ in self._named()]
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight, layer in self._named():
-            full = whole(weight)
-            if layer is not None:
+            dtype = self.dtype or weight.dtype
+            if layer is None:
+                full = whole(weight.to(dtype))  # rounded before it is gathered: fewer bytes
+            else:
                 # What merging would do, for one matrix: W + the update of each active adapter.
                 # Adapters may be of float32 on a base of bfloat16; what is sent has the dtype that was announced.
-                full = full + sum(whole(layer.get_delta_weight(adapter)) for adapter in layer.active_adapters)
-                full = full.to(weight.dtype)
+                full = whole(weight) + sum(whole(layer.get_delta_weight(adapter)) for adapter in layer.active_adapters)
+                full = full.to(dtype)
             yield name, full.detach()
 
     def _named(self) -> Iterator[tuple[str, Tensor, Any]]:

@@ -27,6 +27,7 @@ from p3o.stages.models import Models
 from p3o.stages.shardable import refuse_unshardable
 from p3o.training.checkpoint import Checkpoints, State
 from p3o.training.faults import NumericalError, Watch
+from p3o.training.growing import drop_rows, lengths_of, rewind
 from p3o.training.loop import Callback, Trainer, fit, resume
 from p3o.training.progress import Advance, Progress
 from p3o.training.sft import EncodedPair
@@ -173,7 +174,7 @@ class RunContext:
         )
         found = resume(trainer, checkpoints) if self.resume else None
         if found is not None:
-            self.folder.rewind(found["lengths"])
+            rewind(self.folder.path, found["lengths"])
             self.progress.print(f"{name}: continuing after step {trainer.done}")
             advance(trainer.done)
             resumed(trainer.done)
@@ -182,14 +183,14 @@ class RunContext:
             if world().first:  # the best of an earlier training, perhaps on other data, is none of this one's
                 remove(self.folder.path / BEST / _BEST_OF.get(name, name))
             for file in GROWING_FILES:
-                self.folder.drop_rows(file, owns)
+                drop_rows(self.folder.path / file, owns)
             start()
 
         def roll_back(fault: NumericalError, attempt: int) -> None:
             state = resume(trainer, checkpoints)
             if state is None:
                 raise fault
-            self.folder.rewind(state["lengths"])
+            rewind(self.folder.path, state["lengths"])
             resumed(trainer.done)
             self.warn(f"{name}: {fault}; rolled back to step {trainer.done} (attempt {attempt})")
 
@@ -200,7 +201,7 @@ class RunContext:
                 self.warn(f"{name}, step {step}: {sign}")
             return callback(step, metrics)
 
-        lengths: Callable[[], State] = lambda: {"lengths": self.folder.lengths(GROWING_FILES)}  # noqa: E731
+        lengths: Callable[[], State] = lambda: {"lengths": lengths_of(self.folder.path, GROWING_FILES)}  # noqa: E731
         fit(
             trainer,
             watched,
@@ -258,11 +259,12 @@ class RunContext:
             raise P3OError(f"{path}: does not exist yet; run `{command}` on this run first")
         return str(path)
 
-    def check(self, *, load_models: bool = True) -> None:
+    def check(self, *, load_models: bool = True, ask_judge: bool = True) -> None:
         """Read everything that the user gave for these stages, so that a mistake shows now and not after hours of training.
 
         Args:
             load_models: whether a reward model of the user's is loaded as well.
+            ask_judge: whether a judge is tried as well, as a comparison function is.
 
         Raises:
             P3OError: for the first mistake.
@@ -279,16 +281,18 @@ class RunContext:
             for function in self.feedback.functions():
                 # One call on made-up responses: a function that cannot work is found before the first stage.
                 function(sample, made_up)
-            comparator = self.feedback.comparator()
+            reward = self.config.reward
+            # A judge's answers may cost money, and it keeps them in the run's folder.
+            comparator = self.feedback.comparator() if ask_judge or reward.judge is None else None
             if comparator is not None:
                 comparator(sample, made_up, made_up[::-1])
-            for name, run in self.config.rl.runs.items() if "rl" in self.stages and comparator is not None else ():
+            for name, run in self.config.rl.runs.items() if "rl" in self.stages and reward.is_relative else ():
                 if not make_algorithm(run.algorithm, **run.settings).accepts_comparisons:
                     raise P3OError(
                         f"rl.runs.{name}: {run.algorithm} needs a reward for every response and cannot learn from comparisons "
                         "alone; use one of the P3O family, online_dpo or rebel, or give a reward"
                     )
-            if comparator is None and not self.config.reward.is_trained and load_models:
+            if load_models and not reward.is_relative and not reward.is_trained:
                 self.scorer  # noqa: B018 - loading is the check
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:

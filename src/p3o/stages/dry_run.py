@@ -89,9 +89,9 @@ def dry_run(run: RunContext) -> DryRun:
     """Look ahead. The context's folder need not be there.
 
     Raises:
-        P3OError: for what a run would refuse at its start, but for reward models, which are not loaded.
+        P3OError: for what a run would refuse at its start. Reward models are not loaded, though, and judges not asked.
     """
-    run.check(load_models=False)
+    run.check(load_models=False, ask_judge=False)
     if set(run.stages) <= {"report"}:
         return DryRun(run.folder.path, str(run.device), False, None, [], [StageOutlook("report", "report.html")], None)
     base, rows = _base(run), {what: encoded for what, encoded in _encoded(run) if encoded}
@@ -217,13 +217,15 @@ class _Outlook:
         has_critic = make_algorithm(entry.algorithm, **entry.settings).needs_critic
         processes, served = memory.processes, self.run.config.rl.rollout.engine != "local"
         heldout = self.rows.get(HELDOUT_PROMPTS, [])
-        batch = min(self.run.config.evaluation.batch_size, -(-len(heldout) // processes.count))
+        at_once, longest = self.run.config.evaluation.batch_size, _longest(self.rows[PROMPTS])
+        refit = self.run.config.rl.refit
+        candidates = min(at_once, refit.prompts) * refit.responses_per_prompt if entry.refit else 0
         work = OnlineWork(
             prompts=training.prompts_per_step,
             responses=training.responses_per_prompt,
             minibatch=-(-training.prompts_per_step * (1 + training.replay_batches) // training.minibatches),
             epochs=training.epochs,
-            prompt_tokens=_longest(self.rows[PROMPTS]),
+            prompt_tokens=longest,
             response_tokens=training.max_new_tokens,
             pass_tokens=training.micro_batch_tokens or TOKENS.get(self.run.device.type, 16384),
             pass_prompts=training.micro_batch_prompts,
@@ -232,8 +234,9 @@ class _Outlook:
             ahead=training.max_staleness > 0,
             served=served,
             sampling_prompts=training.sampling_prompts,
-            evaluated=batch,
+            evaluated=min(at_once, -(-len(heldout) // processes.count)),
             evaluated_prompt_tokens=_longest(heldout),
+            refit_tokens=candidates * (longest + training.max_new_tokens),
             processes=processes.count,
         )
         # Shards of the past are kept for its log-probs alone.

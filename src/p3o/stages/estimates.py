@@ -6,8 +6,8 @@ Weights, gradients and moments are counted (``footprints``). What grows with a f
     c · 4 · attention width        queries, keys, values and what attention makes of them; c bytes a number
     c · 4 · width of the MLP       gate, its activation, the other branch and their product
 
-which is what transformers' Llama and Qwen2 keep for the backward pass, to a few percent (a test measures it); GPT-2 keeps a
-little more, models whose MLP has no gate (GPT-NeoX, OPT) up to half less. Then logits in float32: one buffer for the
+which is what transformers' Llama and Qwen2 keep for the backward pass, to a few percent (a test measures it); models whose MLP
+has no gate keep less, OPT less than half. Then logits in float32: one buffer for the
 predicted tokens, cut into chunks above ``LOGITS_BUDGET``. While sampling, keys and values of all tokens. An estimate of the
 order, not a promise: allocators keep more.
 
@@ -15,7 +15,7 @@ Of several processes, bytes are those of each; rows, tokens and samples of a ste
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -207,6 +207,7 @@ class OnlineWork:
         sampling_prompts: sampled together at most; None: all of the step's.
         evaluated: responses of a batch of the evaluation, on each process.
         evaluated_prompt_tokens: of the longest held-out prompt.
+        refit_tokens: of a batch of pairs for a refit, which the first process samples whoever writes the others; 0: none.
         processes: among which prompts and minibatches are divided; the budgets of a pass are of each.
     """
 
@@ -224,6 +225,7 @@ class OnlineWork:
     sampling_prompts: int | None = None
     evaluated: int = 0
     evaluated_prompt_tokens: int = 0
+    refit_tokens: int = 0
     processes: int = 1
 
     @property
@@ -265,13 +267,14 @@ def online_step(
     responses = min(share, work.sampling_prompts or share) * work.responses
     cache = 0 if work.served else responses * (work.prompt_tokens + work.response_tokens) * token
     cast = shape.parameters * arithmetic.bytes if arithmetic.casts else 0
-    beside = cache + cast if work.ahead else 0
+    beside = cache + cast if work.ahead and not work.served else 0
     moments: dict[Moment, tuple[int, int]] = {
         "training": (training + beside, gathered.passes),
         "evaluating": (divergence_bytes(shape, work, arithmetic) + beside, gathered.evaluating),
     }
-    if not work.served:
-        here = max(0 if work.ahead else cache, work.evaluated_tokens * token)
+    if not work.served or work.refit_tokens:
+        evaluated = 0 if work.served else work.evaluated_tokens * token
+        here = max(0 if work.ahead else cache, evaluated, work.refit_tokens * token)
         moments["sampling"] = (here + cast + beside, gathered.sampling)
     return _step(models, gathered, moments, forward_tokens=inputs, tokens=work.epochs * sampled, sampled_tokens=sampled)
 
@@ -282,8 +285,7 @@ def activation_bytes(shape: ModelShape, inputs: int, arithmetic: Arithmetic) -> 
     layer += arithmetic.bytes * (_ATTENTION * shape.attention_width + _MLP * shape.mlp_width)
     # Of a layer that is computed again, its input is kept; one layer at a time is whole.
     kept = shape.layers * _FLOAT * shape.hidden + layer if arithmetic.recomputes else shape.layers * layer
-    weights = shape.parameters * arithmetic.bytes if arithmetic.casts else 0
-    return round(inputs * (kept + _FLOAT * _LAST_NORM * shape.hidden)) + weights
+    return round(inputs * (kept + _FLOAT * _LAST_NORM * shape.hidden)) + _cast_bytes(shape, arithmetic)
 
 
 def logits_bytes(shape: ModelShape, predicted: int, arithmetic: Arithmetic) -> int:
@@ -294,13 +296,21 @@ def logits_bytes(shape: ModelShape, predicted: int, arithmetic: Arithmetic) -> i
 
 
 def divergence_bytes(shape: ModelShape, work: OnlineWork, arithmetic: Arithmetic) -> int:
-    """Of the passes of an evaluation that measure the KL: the logits of both models, and one layer at work, without a graph."""
+    """Of the passes of an evaluation that measure the KL: the logits of both models, and what lives in a layer without a graph.
+
+    That is the stream and its norm, and queries, keys, values and output, or activated gate, other branch and product.
+    """
     most = LOGITS_BUDGET // (2 * _FLOAT * shape.vocabulary)
     responses = min(work.evaluated, max(1, most // work.response_tokens))  # a response is never cut
     number = _FLOAT if arithmetic.bytes == _FLOAT else _FLOAT + arithmetic.bytes
     logits = 2 * responses * work.response_tokens * shape.vocabulary * number
     inputs = responses * (work.evaluated_prompt_tokens + work.response_tokens)
-    return logits + activation_bytes(replace(shape, layers=1), inputs, arithmetic)
+    layer = 2 * _FLOAT * shape.hidden + arithmetic.bytes * max(_ATTENTION * shape.attention_width, 3 * shape.mlp_width)
+    return logits + inputs * layer + _cast_bytes(shape, arithmetic)
+
+
+def _cast_bytes(shape: ModelShape, arithmetic: Arithmetic) -> int:
+    return shape.parameters * arithmetic.bytes if arithmetic.casts else 0
 
 
 def _step(

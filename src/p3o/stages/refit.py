@@ -6,6 +6,7 @@ reward model on all labels so far. A reward model that stays as it was is exploi
 """
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -114,12 +115,17 @@ class Refits:
         return self.run.seed(f"refit {self.name} {number}")
 
     def _candidates(self, policy: nn.Module, number: int) -> list[Pair]:
-        """Prompts with two different responses of the policy each."""
+        """Prompts, each with two different responses of the policy."""
         run, seed = self.run, self._seed(number)
         order = torch.randperm(len(run.inputs.prompts), generator=torch.Generator().manual_seed(seed))
-        prompts = [run.inputs.prompts[i] for i in order[: self.config.pairs].tolist()]
-        groups = sample_texts(run, policy, prompts, responses=2, seed=seed)
-        return [(prompt, a, b) for prompt, (a, b) in zip(prompts, groups, strict=True) if a != b]
+        responses = self.config.responses_per_prompt
+        prompts = [run.inputs.prompts[i] for i in order[: self.config.prompts].tolist()]
+        groups = sample_texts(run, policy, prompts, responses=responses, seed=seed)
+        return [
+            (prompt, a, b)
+            for prompt, group in zip(prompts, groups, strict=True)
+            for a, b in combinations(dict.fromkeys(group), 2)
+        ][: self.config.pairs]
 
     def _label(self, candidates: list[Pair], number: int) -> Labelled:
         run, embedded = self.run, self.run.config.embedded

@@ -160,7 +160,7 @@ def random_state() -> State:
         "numpy": [str(name), [int(key) for key in np.asarray(keys)], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # a run on the processor of a machine with GPUs leaves them alone
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

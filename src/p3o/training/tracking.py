@@ -11,11 +11,10 @@ as they were until ``begin``, which is called when everything that the new one n
 """
 
 import json
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -27,15 +26,13 @@ from p3o.errors import P3OError, did_you_mean, shorten
 from p3o.files import (
     append_jsonl,
     atomic_directory,
-    drop_torn_line,
     path_is_possible,
     plain_os_errors,
-    read_jsonl,
     write_json,
-    write_jsonl,
     write_text,
 )
 from p3o.training.environment import machine, versions
+from p3o.training.growing import drop_rows
 from p3o.training.replacing import begun_to_replace, is_half_replaced, replace_content, want_to_replace
 from p3o.training.trackers import Tracker
 
@@ -223,9 +220,8 @@ class RunFolder:
         self.refuse_if_done(name)
         self.begin()
         if not resume:
-            self.drop_rows(
-                METRICS_FILE, owns or (lambda row: row["stage"] == name or row["stage"].startswith(f"{name}_"))
-            )
+            mine = owns or (lambda row: row["stage"] == name or row["stage"].startswith(f"{name}_"))
+            drop_rows(self.path / METRICS_FILE, mine)
         self.record["seconds"].pop(name, None)
         self._save()
         begun_to_replace(self.path)
@@ -301,61 +297,6 @@ class RunFolder:
         self.begin()
         with atomic_directory(self.path / name, replace=True) as temporary:
             yield temporary
-
-    def drop_torn_lines(self, files: Sequence[str]) -> list[str]:
-        """Cut off the last line of each of these files where it has no end: a process was killed while it wrote it.
-
-        Only for files that this package appends to: a file of the user's may well end without a line feed. Returns what was
-        done, a line for each file that was cut.
-        """
-        told = []
-        for name in files:
-            path = self.path / name
-            if path.exists() and (cut := drop_torn_line(path)):
-                told.append(
-                    f"{path}: its last line was incomplete, because a process was killed while writing it; removed {cut} bytes"
-                )
-        return told
-
-    def drop_rows(self, file: str, owned: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Remove these rows from a JSONL file of the folder."""
-        path = self.path / file
-        if path.exists():
-            rows = read_jsonl(path)
-            kept = [row for row in rows if not owned(row)]
-            if len(kept) < len(rows):
-                write_jsonl(path, kept)
-
-    def lengths(self, files: Sequence[str]) -> dict[str, int]:
-        """How many bytes these files have, seen on the disk: what ``rewind`` goes back to."""
-        found = {}
-        for name in files:
-            path = self.path / name
-            if path.exists():
-                with plain_os_errors(path, "written"), path.open("rb+") as file:
-                    os.fsync(file.fileno())
-                found[name] = path.stat().st_size
-            else:
-                found[name] = 0
-        return found
-
-    def rewind(self, lengths: Mapping[str, int]) -> None:
-        """Cut these files to the lengths that they had at a checkpoint: what came after it is done again.
-
-        Raises:
-            P3OError: if a file is shorter than it was.
-        """
-        for name, length in lengths.items():
-            path = self.path / name
-            size = path.stat().st_size if path.exists() else 0
-            if size < length:
-                raise P3OError(
-                    f"{path}: has {size} bytes, but had {length} when the checkpoint was written; it was changed "
-                    f"since, so the run cannot be resumed: restore the file or start again with --overwrite"
-                )
-            if size > length:
-                with plain_os_errors(path, "written"):
-                    os.truncate(path, length)
 
     def _write(self, folder: Path) -> None:
         write_text(folder / CONFIG_FILE, str(self._config))
