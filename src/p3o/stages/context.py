@@ -259,12 +259,11 @@ class RunContext:
             raise P3OError(f"{path}: does not exist yet; run `{command}` on this run first")
         return str(path)
 
-    def check(self, *, load_models: bool = True, ask_judge: bool = True) -> None:
+    def check(self, *, load_models: bool = True) -> None:
         """Read everything that the user gave for these stages, so that a mistake shows now and not after hours of training.
 
         Args:
             load_models: whether a reward model of the user's is loaded as well.
-            ask_judge: whether a judge is tried as well, as a comparison function is.
 
         Raises:
             P3OError: for the first mistake.
@@ -281,18 +280,16 @@ class RunContext:
             for function in self.feedback.functions():
                 # One call on made-up responses: a function that cannot work is found before the first stage.
                 function(sample, made_up)
-            reward = self.config.reward
-            # A judge's answers may cost money, and it keeps them in the run's folder.
-            comparator = self.feedback.comparator() if ask_judge or reward.judge is None else None
+            comparator = self.feedback.comparator()
             if comparator is not None:
                 comparator(sample, made_up, made_up[::-1])
-            for name, run in self.config.rl.runs.items() if "rl" in self.stages and reward.is_relative else ():
+            for name, run in self.config.rl.runs.items() if "rl" in self.stages and comparator is not None else ():
                 if not make_algorithm(run.algorithm, **run.settings).accepts_comparisons:
                     raise P3OError(
                         f"rl.runs.{name}: {run.algorithm} needs a reward for every response and cannot learn from comparisons "
                         "alone; use one of the P3O family, online_dpo or rebel, or give a reward"
                     )
-            if load_models and not reward.is_relative and not reward.is_trained:
+            if comparator is None and not self.config.reward.is_trained and load_models:
                 self.scorer  # noqa: B018 - loading is the check
 
     def encode(self, rows: Sequence[tuple[str, str]]) -> list[EncodedPair]:

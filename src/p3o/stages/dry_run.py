@@ -89,9 +89,9 @@ def dry_run(run: RunContext) -> DryRun:
     """Look ahead. The context's folder need not be there.
 
     Raises:
-        P3OError: for what a run would refuse at its start. Reward models are not loaded, though, and judges not asked.
+        P3OError: for what a run would refuse at its start, but for reward models, which are not loaded.
     """
-    run.check(load_models=False, ask_judge=False)
+    run.check(load_models=False)
     if set(run.stages) <= {"report"}:
         return DryRun(run.folder.path, str(run.device), False, None, [], [StageOutlook("report", "report.html")], None)
     base, rows = _base(run), {what: encoded for what, encoded in _encoded(run) if encoded}

@@ -193,10 +193,6 @@ def test_a_served_judge_is_what_a_run_learns_from(model: Path, work: Path, capsy
     with server(lambda question, _: prefer_longer(question)) as (url, log):
         assert rl(model, "judged", *judge(url)) == 0
         assert rl(model, "ppo", "--algorithm", "ppo", *judge(url)) == 2
-        asked_before = len(log.requests)
-        assert rl(model, "dry", *judge(url), "--dry-run") == 0
-        assert rl(model, "dry", "--algorithm", "ppo", *judge(url), "--dry-run") == 2
-        assert len(log.requests) == asked_before, "an answer may cost money"
     assert metrics(work, "judged") == metrics(work, "function")
     assert "ppo needs a reward for every response" in capsys.readouterr().err
     heldout = {row["prompt"] for row in read_jsonl(work / "runs" / "judged" / "samples.jsonl")}
