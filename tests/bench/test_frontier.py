@@ -34,6 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     METHODS.update(methods)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_main_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frontier.main(tmp_path / "frontier.json", full=False, output=tmp_path / "out")

@@ -24,7 +24,8 @@ def test_log_probs_gradients_and_tokens_are_held_to_the_processors(tmp_path: Pat
     assert (code, results["device"], results["quick"]) == (0, "cpu", True)
     part = results["parts"]["right"]
     assert part["greedy_tokens_agree"] == 1.0
-    assert part["float32, chosen"] == part["bfloat16, chosen"] == "layout shared"
+    assert part["float32, chosen"] == part["bfloat16, chosen"]
+    assert part["float32, chosen"].startswith("layout shared")
     compared = {name: row for name, row in part.items() if isinstance(row, dict)}
     assert len(compared) == 12
     for name, row in compared.items():

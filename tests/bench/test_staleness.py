@@ -112,6 +112,7 @@ def test_variants_are_all_lags_corrected_and_not() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_without_a_lag_the_number_is_that_of_the_frontier_benchmark() -> None:
     """The committed run of `p3o bench frontier`, seed by seed."""
     committed = json.loads((Path(__file__).parents[2] / "benchmarks/results/frontier.json").read_text(encoding="utf-8"))

@@ -59,6 +59,7 @@ def test_swapping_the_two_mirrors_the_rate() -> None:
     assert back.length_effect == pytest.approx(there.length_effect)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     rng, covered, trials = np.random.default_rng(0), 0, 300
     truth = 1 / (1 + np.exp(-0.3))

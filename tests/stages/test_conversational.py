@@ -123,5 +123,5 @@ def test_a_run_ends_responses_at_the_turn_s_end_and_at_the_text_s(
     told = capsys.readouterr().err
     assert (
         "rl p3o_v2: a response ends at <|im_end|> or <|endoftext|>, not at id 2 of the model's generation settings, which is "
-        "no special token\n"
+        "not a special token\n"
     ) in told

@@ -234,12 +234,11 @@ def test_a_refit_has_all_pairs_of_a_prompt_s_responses(
         return [[f"{prompt} {min(k, max(responses - 2, 1))}" for k in range(responses)] for prompt in given]
 
     monkeypatch.setattr(refit_stage, "sample_texts", sampled)
-    monkeypatch.setattr(refit_stage, "label", lambda _labeller, found, **_: labelling.Labelled(found, 0, 0))
     folder = RunFolder.create(tmp_path, "x", config="", seed=0, threads=1)
     run = RunContext(RunConfig.model_validate({"device": "cpu"}), folder, Progress(Nowhere()))
     run.__dict__["inputs"] = SimpleNamespace(prompts=prompts, gold=None, conversations={})
     config = RefitConfig(pairs=pairs, responses_per_prompt=responses)
-    found = refit_stage.Refits(run, "a", config, last=9)._label(nn.Identity(), 1).preferences
+    found = refit_stage.Refits(run, "a", config, last=9)._candidates(nn.Identity(), 1)
     assert len(set(seen)) == len(seen) == asked
     distinct = {2: 2, 3: 2, 4: 3}[responses]
     texts = {prompt: [f"{prompt} {k}" for k in range(distinct)] for prompt in seen}
