@@ -237,7 +237,7 @@ def _answers() -> Iterator[None]:
     except RuntimeError as error:
         raise LostProcessError(
             "another process of this training has stopped, or did not respond within parallel.timeout_minutes; "
-            "its output says why ({str(error).splitlines()[0][:200]})"
+            f"its output says why ({str(error).splitlines()[0][:200]})"
         ) from error
 
 
