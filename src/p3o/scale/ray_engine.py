@@ -320,12 +320,12 @@ def _explained(error: BaseException, engine: EngineConfig) -> BaseException:
 
 
 def _lost_a_peer(error: BaseException) -> bool:
-    """Whether a worker failed because another one had gone."""
-    return any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
+    """Whether a worker failed because another one had gone. Ray sends the error itself, or its traceback."""
+    return isinstance(error, LostProcessError) or any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
 
 
 _SIGNS_OF_A_LOST_PEER = (
-    LostProcessError.__name__,  # in the traceback that Ray sends
+    LostProcessError.__name__,
     "onnection closed by peer",
     "onnection reset by peer",
     "Timed out waiting",
